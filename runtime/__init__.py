@@ -1,0 +1,1 @@
+"""Opens any artefact and runs, measures and compares it.  Needs numpy and a backend, never torch."""

@@ -1,0 +1,289 @@
+"""ViTRM: one k-layer block f, applied again and again.
+
+    x = tokens(image) + pos                          x ∈ R^{N×D}, once per image             (1)
+    z ← f([x; y; z])[−K:]      n times               z ∈ R^{K×D}, the latent update           (2)
+    y ← f([y; z])[:1]                                y ∈ R^{1×D}, the answer update           (3)
+    logits = W_c y + b_c,  halt = σ(w_h·y + b_h)     the chance that the answer is right      (4)
+
+(2) and (3) make a recursion, T recursions a step.  The model is three pure functions, and every
+exported shape is assembled from them:
+
+    embed(images) → x        step(x, y, z) → y, z        heads(y) → logits, halt
+
+Two savings are exact, so this one implementation trains, evaluates and exports with them:
+
+  * What layer 1 projects from x (LayerNorm, Q, K, V) never changes: `embed` computes it, once per
+    image.  What it projects from y is shared by the n latent updates and the answer update.
+  * In the last layer only the rows that f keeps (z in (2), y in (3)) need a query, an output
+    projection and a feed-forward network: the others are dead.
+
+y and z at depth 0 are learned (y₀, z₀).  f is pre-norm: h + Attention(LN h), then h + FFN(LN h).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrm.config import ViTRMConfig
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values of some tokens in one layer, each [B, heads, tokens, D / heads]; q is already scaled."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Embedded(NamedTuple):
+    """What the recursion needs of an image: its tokens x [B, N, D], and layer 1's projection of them."""
+
+    x: Tensor
+    first: Projected
+
+
+class State(NamedTuple):
+    """The recursion's state: the answer y [B, 1, D] and the latents z [B, K, D]."""
+
+    y: Tensor
+    z: Tensor
+
+
+class Output(NamedTuple):
+    """What a run of the recursion gives."""
+
+    logits: Tensor  # [B, classes] float
+    halt_prob: Tensor  # [B] float in [0, 1]: the model's own chance of being right
+    steps_used: Tensor  # [B] int64
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ) v, for queries scaled beforehand; [B, heads, tokens, D / heads]."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    # Spelled out elsewhere: on a CPU its bfloat16 backward is several times faster than the fused
+    # kernel's, and the exported graph is the MatMul–Softmax–MatMul that TensorRT fuses.
+    return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+class GELU(nn.Module):
+    """W₂ GELU(W₁ h)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(h)))
+
+
+class SwiGLU(nn.Module):
+    """W₂ (SiLU(W_g h) ⊙ W₁ h) (Shazeer, 2020)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer, cut in two where the savings need it: `project`, then `finish`."""
+
+    def __init__(self, config: ViTRMConfig) -> None:
+        super().__init__()
+        d = config.dim
+        self.heads = config.heads
+        self.scale = (d // config.heads) ** -0.5
+        self.norm1 = nn.LayerNorm(d)
+        self.q = nn.Linear(d, d)
+        self.k = nn.Linear(d, d)
+        self.v = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+        self.norm2 = nn.LayerNorm(d)
+        self.ffn = (GELU if config.ffn == "gelu" else SwiGLU)(d, config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _split(self, h: Tensor) -> Tensor:
+        return h.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, tokens, D] → [B, heads, tokens, D / heads]
+
+    def project(self, h: Tensor, queries: slice = slice(None)) -> Projected:
+        """LayerNorm and Q, K, V of h [B, tokens, D]; only the tokens in `queries` get a query."""
+        h = self.norm1(h)
+        # The query is scaled, not the scores: that is the pattern TensorRT fuses.
+        return Projected(
+            self._split(self.q(h[:, queries]) * self.scale), self._split(self.k(h)), self._split(self.v(h))
+        )
+
+    def finish(self, h: Tensor, p: Projected) -> Tensor:
+        """Attention and feed-forward network for the rows h [B, tokens, D] whose queries are p.q."""
+        mixed = attend(*p).transpose(1, 2).flatten(2)  # [B, heads, tokens, D / heads] → [B, tokens, D]
+        h = h + self.dropout(self.out(mixed))
+        return h + self.dropout(self.ffn(self.norm2(h)))
+
+
+class PatchTokenizer(nn.Module):
+    """The paper's: one linear projection of each P × P patch."""
+
+    def __init__(self, config: ViTRMConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)  # [B, D, H/P, W/P] → [B, N, D]
+
+
+class ConvTokenizer(nn.Module):
+    """Convolutions to the same grid of tokens (Hassani et al., 2021: compact transformers learn faster with them).
+
+    Each 3 × 3 convolution is followed by ReLU and a max-pooling that halves the image, until one
+    token is left per P × P patch.
+    """
+
+    def __init__(self, config: ViTRMConfig) -> None:
+        super().__init__()
+        halvings = config.patch_size.bit_length() - 1
+        widths = [3, *(config.conv_width << i for i in range(halvings - 1)), config.dim]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+
+    def forward(self, images: Tensor) -> Tensor:
+        for conv in self.convs:
+            images = F.max_pool2d(F.relu(conv(images)), 3, stride=2, padding=1)
+        return images.flatten(2).transpose(1, 2)
+
+
+class ViTRM(nn.Module):
+    """The model of this module's docstring.  Images are float [B, 3, H, W] in [0, 1]; normalisation is inside."""
+
+    recursive = True
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ViTRMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.tokenizer = (PatchTokenizer if config.tokenizer == "patch" else ConvTokenizer)(config)
+        self.pos = nn.Parameter(torch.empty(1, config.tokens, config.dim))
+        self.y0 = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.z0 = nn.Parameter(torch.empty(1, config.latents, config.dim))
+        self.block = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.classifier = nn.Linear(config.dim, config.classes)
+        self.halt = nn.Linear(config.dim, 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for parameter in (self.pos, self.y0, self.z0):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    # The three functions ----------------------------------------------------------------------
+
+    def embed(self, images: Tensor) -> Embedded:
+        """Eq. 1, and layer 1's projection of it: images [B, 3, H, W] in [0, 1] → x [B, N, D] with its Q, K, V."""
+        x = self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos)
+        return Embedded(x, self._first.project(x))
+
+    def step(self, embedded: Embedded, state: State) -> State:
+        """T recursions: each n applications of eq. 2, then eq. 3."""
+        x, of_x = embedded
+        y, z = state
+        k = self.config.latents
+        for _ in range(self.config.recursions):
+            of_y = self._first.project(y)
+            for _ in range(self.config.n):
+                z = self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, self._first.project(z)), slice(-k, None))
+            y = self._f(torch.cat([y, z], 1), _join(of_y, self._first.project(z)), slice(0, 1))
+        return State(y, z)
+
+    def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 4: y [B, 1, D] → logits [B, classes], halt_prob [B]."""
+        logits, halt_logit = self.head_logits(y)
+        return logits, halt_logit.sigmoid()
+
+    # ------------------------------------------------------------------------------------------
+
+    def head_logits(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 4 before the sigmoid, for losses: logits [B, classes] and the halting logit [B]."""
+        y = y[:, 0]
+        return self.classifier(y), self.halt(y)[:, 0]
+
+    def initial_state(self, batch: int) -> State:
+        """y₀ and z₀ for `batch` images."""
+        return State(self.y0.expand(batch, -1, -1), self.z0.expand(batch, -1, -1))
+
+    def forward(self, images: Tensor, steps: int, halt_threshold: float = 2.0) -> Output:
+        """Runs at most `steps` steps; a sample halts after the first step with halt_prob > `halt_threshold`.
+
+        A halted sample keeps the logits and halt_prob it had, whatever its batch mates do; a threshold of 1
+        or more never halts.  images [B, 3, H, W] in [0, 1]; raises ValueError for steps < 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, expected at least 1")
+        embedded = self.embed(images)
+        state = self.initial_state(len(images))
+        active = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        steps_used = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        output: tuple[Tensor, Tensor] | None = None
+        for _ in range(steps):
+            state = self.step(embedded, state)
+            fresh = self.heads(state.y)
+            if output is None:
+                logits, halt_prob = fresh
+            else:
+                logits = torch.where(active[:, None], fresh[0], output[0])
+                halt_prob = torch.where(active, fresh[1], output[1])
+            output = logits, halt_prob
+            steps_used = steps_used + active
+            if halt_threshold < 1:
+                active = active & ~(halt_prob > halt_threshold)
+                if not active.any():
+                    break
+        return Output(logits, halt_prob, steps_used)
+
+    def trajectory(self, images: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The heads after every step: logits [steps, B, classes], halt_prob [steps, B]."""
+        embedded = self.embed(images)
+        state = self.initial_state(len(images))
+        outputs = []
+        for _ in range(steps):
+            state = self.step(embedded, state)
+            outputs.append(self.heads(state.y))
+        logits, halt_prob = zip(*outputs, strict=True)
+        return torch.stack(logits), torch.stack(halt_prob)
+
+    @property
+    def _first(self) -> Layer:
+        layer = self.block[0]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def _f(self, h: Tensor, first: Projected, keep: slice) -> Tensor:
+        """f(h)[keep] for h [B, tokens, D], given layer 1's projection of h."""
+        last = len(self.block) - 1
+        for i, layer in enumerate(self.block):
+            assert isinstance(layer, Layer)
+            if i == 0:
+                p = Projected(first.q[:, :, keep], first.k, first.v) if i == last else first
+            else:
+                p = layer.project(h, keep if i == last else slice(None))
+            h = layer.finish(h[:, keep] if i == last else h, p)
+        return h
+
+
+def _join(*parts: Projected) -> Projected:
+    return Projected(*(torch.cat(tensors, 2) for tensors in zip(*parts, strict=True)))
