@@ -1,0 +1,94 @@
+"""What an artefact says of itself: the contract between vitrm.export, which writes it, and vitrm.runtime.
+
+In an ONNX file each field is one entry `vitrm.FIELD` of `metadata_props`, its value JSON; beside a
+TensorRT plan the same fields stand in `NAME.plan.json`.  Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrm.errors import UserError
+
+PREFIX = "vitrm."
+FORMAT = 1
+GRAPHS = ("unrolled", "loop", "stepwise", "single")
+
+# Graph inputs and outputs.  Hugging Face's names, so exported folders load in its pipelines.
+PIXELS = "pixel_values"  # float32 [batch, 3, H, W] in [0, 1]
+LOGITS = "logits"  # float32 [batch, classes]
+HALT_PROB = "halt_prob"  # float32 [batch]
+STEPS_USED = "steps_used"  # int64 [batch]
+STEPS = "steps"  # int64 scalar, input of `loop`
+HALT_THRESHOLD = "halt_threshold"  # float32 scalar, input of `loop`
+STEP_LOGITS = "step_logits"  # float32 [steps, batch, classes], optional output of `unrolled`
+STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of `unrolled`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """An artefact's own description."""
+
+    format: int = FORMAT
+    model: dict[str, Any]  # vitrm.config.to_dict of the model's config: kind, classes, n, recursions, mean, std …
+    classes: list[str]  # class names, by label
+    data: dict[str, Any]  # the data set trained on: name, and what else identifies it
+    graph: str  # unrolled, loop or stepwise; single for a baseline without recursion
+    steps: int  # depth: fixed in unrolled, the default in loop and stepwise, 1 in single
+    halt_threshold: float  # baked into unrolled, the default in loop and stepwise; 1 or more never halts
+    precision: str  # fp32, fp16 or int8
+    target: str = "any"  # the runtime it is made for: any, cpu or tensorrt
+    weights_sha256: str  # Checkpoint.weights_id of the weights inside
+    run: str  # the run folder or bundled name it was exported from
+    calibration_id: str | None = None
+    parity: dict[str, float] = field(default_factory=dict)  # largest differences from eager found at export
+    versions: dict[str, str] = field(default_factory=dict)  # package → version
+
+    def to_props(self) -> dict[str, str]:
+        """As ONNX metadata_props."""
+        return {PREFIX + k: json.dumps(v) for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], where: str) -> Metadata:
+        """From ONNX metadata_props.  Raises `UserError` when `where` was not written by vitrm-export."""
+        ours = {k[len(PREFIX) :]: v for k, v in props.items() if k.startswith(PREFIX)}
+        if not ours:
+            raise UserError(f"{where} was not written by vitrm-export (no vitrm metadata): export it with vitrm-export")
+        try:
+            return cls.from_dict({k: json.loads(v) for k, v in ours.items()}, where)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: damaged vitrm metadata ({error}): export it again") from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Metadata:
+        """From a mapping of fields.  Raises `UserError` for another format, or missing or unknown fields."""
+        if values.get("format") != FORMAT:
+            raise UserError(
+                f"{where}: metadata format {values.get('format')!r}, this vitrm reads {FORMAT}: export it again with this version"
+            )
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        required = {
+            n
+            for n, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
+        if missing or unknown:
+            raise UserError(
+                f"{where}: vitrm metadata lacks {missing or 'nothing'}, has unknown {unknown or 'nothing'}: export it again"
+            )
+        return cls(**values)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the input, pixels."""
+        return int(self.model["image_size"])
+
+    @property
+    def recursive(self) -> bool:
+        """Whether the model has steps (a baseline has none)."""
+        return self.graph != "single"
