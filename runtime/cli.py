@@ -1,0 +1,217 @@
+"""`vitrm-bench`: parse, measure, print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrm.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from vitrm.runtime.bench import Progress
+    from vitrm.runtime.results import BenchResult
+
+_EPILOG = """\
+examples:
+  vitrm-bench model.onnx                           against the eager model, on the test images it was trained for
+  vitrm-bench a.onnx b.onnx --batch 1,8,64 --report bench.html
+  vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
+  vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
+
+exit status: 0 measured; 2 an artefact could not be measured, a gate failed or the input was wrong; 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point; returns its exit status."""
+    return run_command(_main, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitrm-bench",
+        description="Measure exported files: latency, accuracy, and agreement with the eager model they came from.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("artefacts", nargs="+", metavar="ARTEFACT", help="file written by vitrm-export (.onnx)")
+    parser.add_argument("--run", help="checkpoint to compare with (default: the one the artefact was exported from)")
+    parser.add_argument(
+        "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artefact's)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
+    parser.add_argument("--batch", type=_batches, default=(1, 32), metavar="N,N", help="batch sizes (default: 1,32)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
+    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: cpu")
+    parser.add_argument("--compile", action="store_true", help="add a row for torch.compile")
+    parser.add_argument("--no-eager", action="store_true", help="measure the artefacts alone, without torch")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
+    parser.add_argument(
+        "--min-agreement",
+        type=_share,
+        metavar="X",
+        help="fail (exit 2) if an artefact gives another answer than eager on more than 1 − X of the images",
+    )
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv)
+    if args.compile and args.no_eager:
+        raise UserError("--compile compares with torch and --no-eager leaves it out: choose one")
+    if args.min_agreement is not None and args.no_eager:
+        raise UserError("--min-agreement needs the eager model: leave out --no-eager")
+    for path in (args.json, args.report):
+        if path:
+            check_writable(path)
+    if args.json and args.report and Path(args.json).resolve() == Path(args.report).resolve():
+        raise UserError(f"--json and --report both name {args.json}: give them different names")
+
+    from dataclasses import replace
+
+    from vitrm.runtime.bench import bench
+
+    with _progress() as progress:
+        result = bench(
+            args.artefacts,
+            run=args.run,
+            data=args.data,
+            data_dir=args.data_dir,
+            batches=args.batch,
+            threads=args.threads,
+            seconds=args.seconds,
+            limit=args.limit,
+            eager=not args.no_eager,
+            compile=args.compile,
+            depths=bool(args.report),
+            device=args.device,
+            progress=progress,
+        )
+    result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
+    _print(result)
+    _write(result, args.json, args.report)
+    _judge(result, args.min_agreement)
+    return 0
+
+
+def _print(result: BenchResult) -> None:
+    from rich.console import Console
+
+    from vitrm.runtime.table import print_result
+
+    # A pipe or a log has no width of its own: give the one wide table there.
+    print_result(result, Console(width=None if sys.stdout.isatty() else 180))
+
+
+def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> None:
+    from vitrm.files import write_json, write_text
+
+    if json_path:
+        write_json(json_path, result.to_dict())
+        print(f"wrote {json_path}")
+    if report_path:
+        from vitrm.runtime.report import render
+
+        write_text(report_path, render(result))
+        print(f"wrote {report_path}")
+
+
+def _judge(result: BenchResult, min_agreement: float | None) -> None:
+    """Raises `UserError` for artefacts that failed, and for a gate that was not met."""
+    complaints = [f"{row.name} could not be measured: {row.status}" for row in result.failed]
+    if min_agreement is not None:
+        failed = {row.name for row in result.failed}
+        for row in {r.name: r for r in result.rows if r.kind == "artefact" and r.name not in failed}.values():
+            if row.agreement is None:
+                complaints.append(
+                    f"{row.name}'s agreement could not be measured, --min-agreement {min_agreement} asks for it"
+                )
+            elif row.agreement < min_agreement:
+                complaints.append(
+                    f"{row.name} agrees with eager on {row.agreement:.6g} of {row.images} images, --min-agreement asks for {min_agreement}"
+                )
+    if complaints:
+        raise UserError("; ".join(complaints))
+
+
+def check_writable(path: str) -> None:
+    """Raises `UserError` now rather than after minutes of measuring, if `path` could not be written."""
+    target = Path(path)
+    if target.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise UserError(f"{path} is not a regular file: results are written beside it and renamed, name a file")
+    folder = target.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{path} cannot be written: {folder} is a file, expected a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: no permission in {folder}; choose another place")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """A progress bar on a terminal's standard error, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("opening", total=1.0)
+        current = "opening"
+
+        def update(stage: str, fraction: float) -> None:
+            nonlocal current
+            if stage != current:
+                bar.reset(task, description=stage, total=1.0)
+                current = stage
+            bar.update(task, completed=fraction)
+
+        yield update
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(_positive(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of batch sizes such as 1,32") from None
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

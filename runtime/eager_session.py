@@ -1,0 +1,112 @@
+"""The eager PyTorch model as one more backend, and `torch.compile` of it.
+
+This is what an artefact is compared with, so it has the same checks and the same `Result`.  The only
+module of the runtime that needs torch; it is imported when a comparison asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitrm.checkpoint import Checkpoint
+from vitrm.config import to_dict
+from vitrm.errors import UserError
+from vitrm.model import ViTRM
+from vitrm.runtime import machine
+from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.session import Result, Session
+
+
+class EagerSession(Session):
+    """A checkpoint's model in PyTorch, float32."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        steps: int = 1,
+        halt_threshold: float = 2.0,
+        device: str = "cpu",
+        threads: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        """`steps` and `halt_threshold` are the defaults of `infer`; `device` is "cpu", "cuda" or "auto"."""
+        has_cuda = torch.cuda.is_available()
+        if device == "cuda" and not has_cuda:
+            raise UserError(
+                f"device cuda was asked for, but torch {torch.__version__} sees no CUDA device: use --device cpu"
+            )
+        self.device_kind = "cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu"
+        self.device = torch.cuda.get_device_name() if self.device_kind == "cuda" else machine.cpu_name()
+        self.backend = f"{'torch.compile' if compile else 'pytorch'}-{self.device_kind}"
+        self.threads = threads or machine.physical_cores()
+        self.path = None
+        self.size_bytes = sum(t.numel() * t.element_size() for t in checkpoint.weights.values())
+        model = checkpoint.build()
+        self.model = model.to(self.device_kind)
+        self.metadata = Metadata(
+            model=to_dict(checkpoint.model),
+            classes=list(checkpoint.data.get("classes", [])),
+            data=checkpoint.data,
+            graph="loop" if model.recursive else "single",
+            steps=steps if model.recursive else 1,
+            halt_threshold=halt_threshold,
+            precision="fp32",
+            weights_sha256=checkpoint.weights_id,
+            run=checkpoint.source,
+        )
+        self._compiled = compile
+        self._batches: set[int] = set()  # sizes compiled so far
+        self._forward: Callable[..., object] = torch.compile(self.model) if compile else self.model
+
+    @property
+    def takes_depth(self) -> bool:
+        return self.metadata.recursive
+
+    def _runner(
+        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
+    ) -> Callable[[], Result]:
+        count = len(images)
+        if self._compiled:
+            # A last, smaller batch rides in a size that is compiled already: compiling again takes a minute.
+            size = min((b for b in self._batches if b >= count), default=count)
+            self._batches.add(size)
+            images = np.concatenate([images, np.repeat(images[-1:], size - count, 0)])
+        depth: tuple[int | float, ...] = ()
+        if self.metadata.recursive:
+            own = self.metadata
+            depth = (
+                own.steps if steps is None else int(steps),
+                own.halt_threshold if halt_threshold is None else float(halt_threshold),
+            )
+        forward, kind = self._forward, self.device_kind
+
+        def run() -> Result:
+            if (
+                torch.get_num_threads() != self.threads
+            ):  # a setting of the whole process, so another may have changed it
+                torch.set_num_threads(self.threads)
+            with torch.inference_mode():
+                output = forward(torch.from_numpy(images).to(kind), *depth)
+                if isinstance(output, torch.Tensor):
+                    return Result(output[:count].cpu().numpy(), None, None)
+                logits, halt_prob, steps_used = (t[:count].cpu().numpy() for t in output)  # type: ignore[attr-defined]
+            return Result(logits, halt_prob, steps_used)
+
+        return run
+
+    def trajectory(self, images: NDArray[np.float32], steps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The answers after every step: logits [steps, B, classes] and halt_prob [steps, B].
+
+        Raises `UserError` for a baseline, which has no steps.
+        """
+        if not isinstance(self.model, ViTRM):
+            raise UserError(f"{self.name} is a {self.metadata.model['kind']}: it has no steps")
+        self._check_images(images)
+        with torch.inference_mode():
+            logits, halt_prob = self.model.trajectory(torch.from_numpy(images).to(self.device_kind), steps)
+        return logits.cpu().numpy(), halt_prob.cpu().numpy()

@@ -1,0 +1,156 @@
+"""Latency of several things, measured in one interleaved run.
+
+A machine's clock, temperature and other load drift, and a figure taken now does not compare with one
+taken a minute later.  So time is cut into rounds, in each round everything has one turn, in random
+order, and a ratio is the median over rounds of the ratio *within* a round.
+
+Times are from the host's arrays to the host's arrays (a GPU's copies included), with the garbage
+collector off.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Run = Callable[[], object]
+ROUNDS = 10
+_WARM_UP_RUNS = 3
+# Worker threads of the previous turn spin for some milliseconds after their last job; wait for them to sleep,
+# then bring caches and clock back up with runs that do not count.
+_SETTLE_S = 0.005
+_REHEARSE_S = 0.005
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The distribution of one thing's times, milliseconds per run."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    min: float
+    max: float
+    n: int  # timed runs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one thing's turns took."""
+
+    rounds: tuple[NDArray[np.float64], ...]  # milliseconds of each run, by round
+    warm_up: int  # runs before the first round
+
+    @property
+    def samples(self) -> NDArray[np.float64]:
+        """Every timed run, milliseconds."""
+        return np.concatenate(self.rounds)
+
+    @property
+    def latency(self) -> Latency:
+        return summarise(self.samples)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as a reference: the median over rounds, and the range its middle 80 % lie in."""
+
+    median: float
+    low: float
+    high: float
+
+
+def summarise(samples: NDArray[np.float64]) -> Latency:
+    """Percentiles (linear between samples) and moments of times in milliseconds."""
+    p50, p90, p99 = (float(v) for v in np.percentile(samples, [50, 90, 99]))
+    return Latency(p50, p90, p99, float(samples.mean()), float(samples.min()), float(samples.max()), len(samples))
+
+
+def speedup(reference: Timing, own: Timing) -> Ratio:
+    """How many times as fast `own` is as `reference`, from rounds they ran side by side."""
+    ratios = [float(np.median(r) / np.median(o)) for r, o in zip(reference.rounds, own.rounds, strict=True)]
+    low, median, high = (float(v) for v in np.percentile(ratios, [10, 50, 90]))
+    return Ratio(median, low, high)
+
+
+def interleave(
+    things: Mapping[str, Sequence[Run]],
+    *,
+    seconds: float,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Timing]:
+    """Measures every thing for about `seconds`, and at least once in each of `rounds` rounds.
+
+    A thing is one function or several that it cycles through (the same work on other inputs).  `progress` is
+    called with the fraction that is done.  Whatever a function raises ends the measurement.
+    """
+    if not things:
+        return {}
+    warm_up = {name: _warm_up(runs, seconds) for name, runs in things.items()}
+    turn_ns = int(seconds / rounds * 1e9)
+    slow = {name: took > _REHEARSE_S for name, (_, took) in warm_up.items()}
+    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in things}
+    position = dict.fromkeys(things, 0)
+    order = list(things)
+    shuffle = random.Random(seed).shuffle
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            shuffle(order)
+            for name in order:
+                runs = things[name]
+                _settle(runs[position[name] % len(runs)], rehearse=not slow[name])
+                samples, position[name] = _turn(runs, position[name], turn_ns)
+                taken[name].append(samples)
+            if progress:
+                progress((i + 1) / rounds)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(tuple(taken[name]), warm_up[name][0]) for name in things}
+
+
+def _warm_up(runs: Sequence[Run], seconds: float) -> tuple[int, float]:
+    """Runs untimed for a while; returns the number of runs and the shortest one's seconds."""
+    end = time.perf_counter() + min(0.5, seconds / 4)
+    count, shortest = 0, float("inf")
+    while count < _WARM_UP_RUNS or time.perf_counter() < end:
+        start = time.perf_counter()
+        runs[count % len(runs)]()
+        shortest = min(shortest, time.perf_counter() - start)
+        count += 1
+    return count, shortest
+
+
+def _settle(run: Run, *, rehearse: bool) -> None:
+    time.sleep(_SETTLE_S)
+    end = time.perf_counter() + _REHEARSE_S
+    while rehearse and time.perf_counter() < end:
+        run()
+
+
+def _turn(runs: Sequence[Run], position: int, turn_ns: int) -> tuple[NDArray[np.float64], int]:
+    """Timed runs until `turn_ns` have passed, at least one; returns milliseconds, and where the cycle stands."""
+    clock = time.perf_counter_ns
+    marks = []
+    end = clock() + turn_ns
+    while True:
+        run = runs[position % len(runs)]
+        start = clock()
+        run()
+        stop = clock()
+        marks.append(stop - start)
+        position += 1
+        if stop >= end:
+            return np.asarray(marks, np.float64) / 1e6, position

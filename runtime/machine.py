@@ -1,0 +1,87 @@
+"""What a measurement ran on: cores, processor, versions, and how busy the machine was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use: of its CPU affinity, without hyper-threads, within a container's quota."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    count = len(cores)
+    quota = _cgroup_quota()
+    if quota is not None:
+        count = min(count, max(1, int(quota)))
+    return max(1, count)
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs granted to this container, or None without a limit."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else float(limit) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's or board's own name."""
+    try:  # an ARM board says who it is in the device tree; its cpuinfo has no name
+        return Path("/proc/device-tree/model").read_text().strip("\0 \n")
+    except (OSError, UnicodeDecodeError):
+        pass
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def gpu_name() -> str:
+    """The first GPU's name, as its driver gives it."""
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        ).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    return found[0].strip() if found else "CUDA device"
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Python's version and those of the `packages` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def system() -> str:
+    """Operating system and architecture."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}" if sys.platform != "darwin" else "macOS"
+
+
+def load_average() -> float | None:
+    """Runnable processes over the last minute, or None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None

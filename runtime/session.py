@@ -1,0 +1,158 @@
+"""One interface to every backend: images in, `Result` out.
+
+A session is an artefact opened on a device.  What all of them promise is checked here, once: the
+images' shape, type and range, and whether the depth that was asked for is one the artefact can run.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.errors import UserError
+from vitrm.runtime.metadata import Metadata
+
+DEVICES = ("cpu", "cuda", "auto")
+# Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalised pixels do by far more.
+_RANGE_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model says of B images."""
+
+    logits: NDArray[np.float32]  # [B, classes]
+    halt_prob: NDArray[np.float32] | None  # [B] in [0, 1]: the model's own chance of being right; None for a baseline
+    steps_used: NDArray[np.int64] | None  # [B]; None for a baseline
+
+
+class Session(ABC):
+    """An artefact, opened on a device."""
+
+    metadata: Metadata
+    backend: str  # what runs it: "onnxruntime-cpu", "pytorch-cpu" …
+    device: str  # in words: "AMD EPYC 9B14", "NVIDIA H100"
+    device_kind: str  # "cpu" or "cuda"
+    threads: int  # CPU threads of one inference
+    path: Path | None  # the artefact's file; None for a model in memory
+    size_bytes: int  # of the weights and graph as stored
+    notes: tuple[str, ...] = ()  # what a reader of its figures should know
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return str(self.path) if self.path else self.metadata.run
+
+    @property
+    @abstractmethod
+    def takes_depth(self) -> bool:
+        """Whether `infer` can be told `steps` and `halt_threshold`; otherwise they are built in."""
+
+    @abstractmethod
+    def _runner(
+        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
+    ) -> Callable[[], Result]:
+        """A function that runs on `images`, which have been checked; None: the artefact's own depth."""
+
+    def infer(
+        self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
+    ) -> Result:
+        """Runs on `images`, float32 [B, 3, H, W] in [0, 1].
+
+        `steps` and `halt_threshold` replace the artefact's own where its graph takes them (a threshold of 1 or
+        more never halts).  Raises `UserError` for images of another shape, type or range, and for a depth that the
+        artefact cannot run.
+        """
+        return self.prepare(images, steps=steps, halt_threshold=halt_threshold)()
+
+    def prepare(
+        self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
+    ) -> Callable[[], Result]:
+        """Does `infer`'s checks and returns its work as a function without arguments, for measuring."""
+        self._check_images(images)
+        self._check_depth(steps, halt_threshold)
+        return self._runner(np.ascontiguousarray(images), steps, halt_threshold)
+
+    def _check_images(self, images: NDArray[np.float32]) -> None:
+        size = self.metadata.image_size
+        expected = f"expected float32 [batch, 3, {size}, {size}] in [0, 1]"
+        if not isinstance(images, np.ndarray):
+            raise UserError(f"images are a {type(images).__name__}, {expected}: pass a numpy array")
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            hint = "move the channels to axis 1" if images.ndim == 4 and images.shape[-1] == 3 else "resize or reshape"
+            if images.ndim == 3:
+                hint = "add a batch axis: images[None]"
+            raise UserError(f"images have shape {list(images.shape)}, {expected}: {hint}")
+        if images.dtype != np.float32:
+            hint = "images.astype('float32') / 255" if images.dtype.kind in "iu" else "images.astype('float32')"
+            raise UserError(f"images are {images.dtype}, {expected}: {hint}")
+        if len(images) == 0:
+            raise UserError(f"the batch is empty (shape {list(images.shape)}), expected at least one image")
+        low, high = float(images.min()), float(images.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise UserError(f"images hold NaN or infinity, {expected}")
+        if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
+            raise UserError(
+                f"pixels range from {low:.3g} to {high:.3g}, {expected}: divide by 255, and leave out any "
+                "normalisation (it is inside the model)"
+            )
+
+    def _check_depth(self, steps: int | None, halt_threshold: float | None) -> None:
+        own = self.metadata
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1):
+            raise UserError(f"steps is {steps!r}, expected a whole number of at least 1")
+        if halt_threshold is not None and not float(halt_threshold) >= 0:
+            raise UserError(f"halt_threshold is {halt_threshold!r}, expected 0 or more (1 or more never halts)")
+        if self.takes_depth:
+            return
+        if not own.recursive and (steps not in (None, 1) or halt_threshold is not None):
+            raise UserError(f"{self.name} is a {own.model.get('kind')}: it has no steps to choose")
+        if steps is not None and steps != own.steps:
+            raise UserError(
+                f"{self.name} has its {own.steps} steps built in (graph {own.graph}), asked for {steps}: "
+                f"export it with --steps {steps}, or with --graph loop to choose at run time"
+            )
+        if halt_threshold is not None and not _same_threshold(float(halt_threshold), own.halt_threshold):
+            raise UserError(
+                f"{self.name} has its halting threshold {own.halt_threshold:g} built in (graph {own.graph}), asked for "
+                f"{halt_threshold:g}: export it with that threshold, or with --graph loop to choose at run time"
+            )
+
+
+def _same_threshold(a: float, b: float) -> bool:
+    return a == b or (a >= 1 and b >= 1)  # from 1 on, every threshold means "never"
+
+
+def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None) -> Session:
+    """`vitrm.runtime.open`: chooses the backend by what `path` is."""
+    if device not in DEVICES:
+        raise UserError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
+    file = Path(path)
+    if file.is_dir():
+        if (file / "model.safetensors").exists():
+            raise UserError(f"{file} is a run folder, expected an exported file: export it with vitrm-export {file}")
+        raise UserError(f"{file} is a folder, expected an exported file (.onnx)")
+    if not file.exists():
+        raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
+    suffix = file.suffix.lower()
+    if suffix == ".onnx":
+        from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
+
+        return OnnxRuntimeSession(file, device=device, threads=threads)
+    if suffix in (".plan", ".engine"):
+        raise UserError(
+            f"{file} is a TensorRT plan, which this version cannot run yet: export an .onnx for ONNX Runtime"
+        )
+    if suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+        raise UserError(
+            f"{file} holds weights, expected an exported file (.onnx): export the run with vitrm-export RUN"
+        )
+    raise UserError(f"{file} is not an artefact this version knows, expected an .onnx file written by vitrm-export")

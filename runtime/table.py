@@ -1,0 +1,169 @@
+"""A bench as text: one table where the terminal is wide enough for it, else one for speed and one for answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vitrm.runtime.results import BenchResult, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_WIDE = 150  # columns that the one table needs
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
+    if share is None:
+        return "–"
+    text = f"{share * 100:.{digits}f}"
+    if share < 1 and float(text) >= 100:
+        text = f"{100 - 10.0**-digits:.{digits}f}"
+    return f"{text} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "–"
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 1
+        else f"{value:.3f}"
+    )
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, as file managers and registries count."""
+    if count is None:
+        return "–"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def number(value: float | None) -> str:
+    """A count or rate, with thousands apart."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    return "–" if value is None else f"{value:.2f} ×"
+
+
+def difference(row: Row) -> str:
+    """The largest |Δlogit|, or why there is none."""
+    if row.max_logit_difference is None:
+        return "not finite" if row.agreement is not None else "–"
+    return f"{row.max_logit_difference:.1e}"
+
+
+def flips(row: Row) -> str:
+    """Gained and lost."""
+    return f"+{row.flips.gained} −{row.flips.lost}" if row.flips else "–"
+
+
+def depth(row: Row) -> str:
+    """Steps, and the mean that was used where samples halt."""
+    if row.steps is None:
+        return "–"
+    if row.halt_threshold is not None and row.halt_threshold < 1 and row.mean_steps_used is not None:
+        return f"{row.mean_steps_used:.1f} of {row.steps}"
+    return str(row.steps)
+
+
+def print_result(result: BenchResult, console: Console) -> None:
+    """Prints the table and, below it, what it was measured on."""
+    if console.width >= _WIDE:
+        console.print(_table(result, _COLUMNS))
+    else:
+        console.print(_table(result, [c for c in _COLUMNS if c[0] in _SPEED], title="Speed"))
+        console.print(_table(result, [c for c in _COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
+    for line in footer(result):
+        console.print(line, markup=False, highlight=False, style="dim" if not line.startswith("✗") else "red")
+
+
+_COLUMNS = [
+    ("artefact", lambda r: r.name),
+    ("backend", lambda r: r.backend or "–"),
+    ("precision", lambda r: r.precision or "–"),
+    ("steps", depth),
+    ("batch", lambda r: str(r.batch)),
+    ("p50 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p50)),
+    ("p90 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p90)),
+    ("p99 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p99)),
+    ("images/s", lambda r: number(r.images_per_s)),
+    ("× eager", lambda r: times(r.speedup) if r.kind != "eager" else "1"),
+    ("accuracy", lambda r: percent(r.accuracy)),
+    ("agreement", lambda r: percent(r.agreement)),
+    ("flips", flips),
+    ("max Δlogit", difference),
+    ("size", lambda r: size(r.bytes)),
+]
+_SPEED = {"artefact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
+_ANSWERS = {"artefact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
+_LEFT = {"artefact", "backend", "precision"}
+
+
+def _table(result: BenchResult, columns: list, title: str | None = None, once: bool = False) -> Table:  # type: ignore[type-arg]
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for name, _ in columns:
+        table.add_column(
+            name, justify="left" if name in _LEFT else "right", no_wrap=name != "artefact", overflow="fold"
+        )
+    first = result.rows[0].batch if result.rows else None
+    rows = [r for r in result.rows if not once or r.batch == first]
+    for i, row in enumerate(rows):
+        cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in columns]
+        cells[0] = row.name
+        if not row.ok:
+            cells[1] = "failed"
+        style = "red" if not row.ok else "dim" if row.kind != "artefact" else ""
+        last_of_batch = i + 1 < len(rows) and rows[i + 1].batch != row.batch
+        table.add_row(*(Text(c) for c in cells), style=style, end_section=last_of_batch)
+    return table
+
+
+def footer(result: BenchResult) -> list[str]:
+    """What the figures were measured on, one fact a line; a row that failed starts with ✗."""
+    lines = [
+        f"✗ {name}: {status}" for name, status in dict.fromkeys((r.name, r.status) for r in result.rows if not r.ok)
+    ]
+    devices = dict.fromkeys(r.device for r in result.rows if r.device)
+    counts = [r.latency_ms.n for r in result.rows if r.latency_ms]
+    lines.append(
+        f"{', '.join(d for d in devices if d)} · {result.threads} thread{'s' if result.threads > 1 else ''} · "
+        + " · ".join(f"{k} {v}" for k, v in result.versions.items())
+    )
+    if counts:
+        low, high = min(counts), max(counts)
+        line = (
+            f"latency: {low if low == high else f'{low}–{high}'} timed runs a row in {result.rounds} interleaved rounds, after at "
+            f"least {result.warm_up} to warm up; host to host; × eager is the median over rounds"
+        )
+        lines.append(line + ("; with under 100 runs p99 is close to the slowest" if low < 100 else ""))
+    for data in result.data:
+        if data["labelled"]:
+            part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
+            lines.append(f"accuracy and agreement: {part} {data['split']} images of {data['name']}")
+    lines += result.notes
+    for note, names in _row_notes(result).items():
+        lines.append(f"{', '.join(names)}: {note}")
+    return lines
+
+
+def _row_notes(result: BenchResult) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for row in result.rows:
+        for note in row.notes:
+            if row.name not in notes.setdefault(note, []):
+                notes[note].append(row.name)
+    return notes

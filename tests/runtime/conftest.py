@@ -1,0 +1,97 @@
+"""Real artefacts for the runtime's tests: a `tiny` ViTRM with random weights, exported once for all of them."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from vitrm import checkpoint as checkpoints
+from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.config import preset, to_dict
+from vitrm.runtime.metadata import HALT_PROB, LOGITS, PIXELS, STEPS_USED, Metadata
+
+STEPS = 3
+
+
+def make_checkpoint(name: str, seed: int = 0, **changes: object) -> Checkpoint:
+    torch.manual_seed(seed)
+    config = preset(name, image_size=32, **changes)
+    model = build_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # random weights of a size that makes answers differ between images
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    data = {"name": "digits", "classes": [str(i) for i in range(10)]}
+    return Checkpoint(model=config, data=data, weights=model.state_dict(), source="test")
+
+
+class _Unrolled(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module, steps: int) -> None:
+        super().__init__()
+        self.model, self.steps = model, steps
+
+    def forward(self, pixel_values: torch.Tensor) -> object:
+        if not self.model.recursive:
+            return self.model(pixel_values)
+        return tuple(self.model(pixel_values, self.steps))
+
+
+def export_stopgap(checkpoint: Checkpoint, path: Path, run: Path, steps: int = STEPS, **metadata: object) -> Path:
+    model = checkpoint.build()
+    recursive = model.recursive
+    outputs = [LOGITS, HALT_PROB, STEPS_USED] if recursive else [LOGITS]
+    program = torch.onnx.export(
+        _Unrolled(model, steps),
+        (torch.rand(2, 3, 32, 32),),
+        input_names=[PIXELS],
+        output_names=outputs,
+        dynamic_shapes={"pixel_values": {0: "batch"}},
+        opset_version=20,
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(str(path))
+    proto = onnx.load(str(path))
+    described = Metadata(
+        **{
+            "model": to_dict(checkpoint.model),
+            "classes": checkpoint.data["classes"],
+            "data": checkpoint.data,
+            "graph": "unrolled" if recursive else "single",
+            "steps": steps if recursive else 1,
+            "halt_threshold": 2.0,
+            "precision": "fp32",
+            "weights_sha256": checkpoint.weights_id,
+            "run": str(run),
+            **metadata,
+        }
+    )
+    for key, value in described.to_props().items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("artefacts")
+
+
+@pytest.fixture(scope="session")
+def run(folder: Path) -> Path:
+    """A run folder of a tiny ViTRM."""
+    checkpoints.save(folder / "run", make_checkpoint("tiny"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def artefact(folder: Path, run: Path) -> Path:
+    """The run exported with three steps."""
+    return export_stopgap(checkpoints.load(run), folder / "tiny.onnx", run)
