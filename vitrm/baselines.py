@@ -1,4 +1,4 @@
-"""The models ViTRM is compared with: torchvision's ResNet and VisionTransformer, with our input contract.
+"""The models ViTRM is compared with, under the same input contract: ResNet (torchvision's) and ViT.
 
 Images are float [B, 3, H, W] in [0, 1], normalised inside.  There is no recursion, so no depth and no halting.
 """
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.config import ResNetConfig, ViTConfig
+from vitrm.model import Layer, initialise
 
 
 class Baseline(nn.Module):
-    """A torchvision network behind the normalisation of its config; forward gives logits [B, classes]."""
+    """A network behind the normalisation of its config; forward gives logits [B, classes]."""
 
     recursive = False
     mean: Tensor
@@ -23,29 +24,45 @@ class Baseline(nn.Module):
         self.config = config
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-        self.net = _network(config)
+        self.net = _resnet(config) if isinstance(config, ResNetConfig) else ViT(config)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net((images - self.mean) / self.std)
 
 
-def _network(config: ResNetConfig | ViTConfig) -> nn.Module:
-    # torchvision is heavy and only the baselines and data sets need it.
+class ViT(nn.Module):
+    """Vision Transformer (Dosovitskiy et al., 2021): class token, learned positions, pre-norm layers, final LayerNorm.
+
+    Its layers are ViTRM's own, so that a comparison of the two compares recursion with depth and nothing else.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        tokens = (config.image_size // config.patch_size) ** 2
+        self.proj = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+        self.cls = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.pos = nn.Parameter(torch.empty(1, 1 + tokens, config.dim))
+        self.layers = nn.ModuleList(
+            Layer(dim=config.dim, heads=config.heads, ffn="gelu", hidden=config.mlp, dropout=config.dropout)
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.classes)
+        self.dropout = nn.Dropout(config.dropout)
+        initialise(self, self.cls, self.pos)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.proj(images).flatten(2).transpose(1, 2)  # [B, D, H/P, W/P] → [B, N, D]
+        h = self.dropout(torch.cat([self.cls.expand(h.shape[0], -1, -1), h], 1) + self.pos)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            h = layer.finish(h, layer.project(h))
+        return self.head(self.norm(h[:, 0]))
+
+
+def _resnet(config: ResNetConfig) -> nn.Module:
+    # torchvision takes a second to import, and only ResNets and CIFAR need it.
     from torchvision import models
 
-    if isinstance(config, ResNetConfig):
-        build = {18: models.resnet18, 34: models.resnet34, 50: models.resnet50}[config.depth]
-        return build(weights=None, num_classes=config.classes)
-    net = models.VisionTransformer(
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        num_layers=config.layers,
-        num_heads=config.heads,
-        hidden_dim=config.dim,
-        mlp_dim=config.mlp,
-        dropout=config.dropout,
-        num_classes=config.classes,
-    )
-    # torchvision starts the head at zero, which gives the first training step no gradient below it.
-    nn.init.trunc_normal_(net.heads.head.weight, std=0.02)
-    return net
+    build = {18: models.resnet18, 34: models.resnet34, 50: models.resnet50}[config.depth]
+    return build(weights=None, num_classes=config.classes)

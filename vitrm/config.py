@@ -107,7 +107,7 @@ class ResNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """A Vision Transformer (Dosovitskiy et al., 2021): torchvision's, sized for small images."""
+    """A Vision Transformer (Dosovitskiy et al., 2021), sized for small images."""
 
     kind: ClassVar[str] = "vit"
 

@@ -30,7 +30,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise UserError(f"{target} is a folder: name a file")
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        # The suffix stays: whoever checks the file before it gets its name may go by it.
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
         # mkstemp gives 0600; the file should have the rights any other new file gets.
         umask = os.umask(0)
         os.umask(umask)

@@ -99,19 +99,18 @@ class SwiGLU(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer, cut in two where the savings need it: `project`, then `finish`."""
 
-    def __init__(self, config: ViTRMConfig) -> None:
+    def __init__(self, *, dim: int, heads: int, ffn: str, hidden: int, dropout: float) -> None:
         super().__init__()
-        d = config.dim
-        self.heads = config.heads
-        self.scale = (d // config.heads) ** -0.5
-        self.norm1 = nn.LayerNorm(d)
-        self.q = nn.Linear(d, d)
-        self.k = nn.Linear(d, d)
-        self.v = nn.Linear(d, d)
-        self.out = nn.Linear(d, d)
-        self.norm2 = nn.LayerNorm(d)
-        self.ffn = (GELU if config.ffn == "gelu" else SwiGLU)(d, config.hidden)
-        self.dropout = nn.Dropout(config.dropout)
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.norm1 = nn.LayerNorm(dim)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = (GELU if ffn == "gelu" else SwiGLU)(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
 
     def _split(self, h: Tensor) -> Tensor:
         return h.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, tokens, D] → [B, heads, tokens, D / heads]
@@ -161,6 +160,16 @@ class ConvTokenizer(nn.Module):
         return images.flatten(2).transpose(1, 2)
 
 
+def initialise(model: nn.Module, *embeddings: nn.Parameter) -> None:
+    """ViT's initialisation: embeddings and linear weights from a truncated normal of σ 0.02, biases 0."""
+    for parameter in embeddings:
+        nn.init.trunc_normal_(parameter, std=0.02)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
 class ViTRM(nn.Module):
     """The model of this module's docstring.  Images are float [B, 3, H, W] in [0, 1]; normalisation is inside."""
 
@@ -177,37 +186,30 @@ class ViTRM(nn.Module):
         self.pos = nn.Parameter(torch.empty(1, config.tokens, config.dim))
         self.y0 = nn.Parameter(torch.empty(1, 1, config.dim))
         self.z0 = nn.Parameter(torch.empty(1, config.latents, config.dim))
-        self.block = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.block = nn.ModuleList(
+            Layer(dim=config.dim, heads=config.heads, ffn=config.ffn, hidden=config.hidden, dropout=config.dropout)
+            for _ in range(config.layers)
+        )
         self.classifier = nn.Linear(config.dim, config.classes)
         self.halt = nn.Linear(config.dim, 1)
         self.dropout = nn.Dropout(config.dropout)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for parameter in (self.pos, self.y0, self.z0):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise(self, self.pos, self.y0, self.z0)
 
     # The three functions ----------------------------------------------------------------------
 
     def embed(self, images: Tensor) -> Embedded:
         """Eq. 1, and layer 1's projection of it: images [B, 3, H, W] in [0, 1] → x [B, N, D] with its Q, K, V."""
         x = self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos)
-        return Embedded(x, self._first.project(x))
+        return Embedded(x, self.project(x))
 
     def step(self, embedded: Embedded, state: State) -> State:
-        """T recursions: each n applications of eq. 2, then eq. 3."""
-        x, of_x = embedded
+        """T recursions: each n latent updates, then one answer update."""
         y, z = state
-        k = self.config.latents
         for _ in range(self.config.recursions):
-            of_y = self._first.project(y)
+            of_y = self.project(y)
             for _ in range(self.config.n):
-                z = self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, self._first.project(z)), slice(-k, None))
-            y = self._f(torch.cat([y, z], 1), _join(of_y, self._first.project(z)), slice(0, 1))
+                z = self.update_latents(embedded, y, of_y, z)
+            y = self.update_answer(y, of_y, z)
         return State(y, z)
 
     def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +217,20 @@ class ViTRM(nn.Module):
         logits, halt_logit = self.head_logits(y)
         return logits, halt_logit.sigmoid()
 
-    # ------------------------------------------------------------------------------------------
+    # What a step is made of ---------------------------------------------------------------------
+
+    def project(self, h: Tensor) -> Projected:
+        """Layer 1's projection of some tokens h [B, tokens, D]."""
+        return self._first.project(h)
+
+    def update_latents(self, embedded: Embedded, y: Tensor, of_y: Projected, z: Tensor) -> Tensor:
+        """Eq. 2: z ← f([x; y; z])[−K:], given layer 1's projection of y; z [B, K, D]."""
+        x, of_x = embedded
+        return self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, self.project(z)), slice(-self.config.latents, None))
+
+    def update_answer(self, y: Tensor, of_y: Projected, z: Tensor) -> Tensor:
+        """Eq. 3: y ← f([y; z])[:1], given layer 1's projection of y; y [B, 1, D]."""
+        return self._f(torch.cat([y, z], 1), _join(of_y, self.project(z)), slice(0, 1))
 
     def head_logits(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4 before the sigmoid, for losses: logits [B, classes] and the halting logit [B]."""

@@ -1,0 +1,44 @@
+# make demo   install, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
+# make test   install, run the test suite
+# make lint   ruff and mypy
+# A virtual environment is made in .venv unless one is active (or VENV names another).
+
+PYTHON ?= python3
+VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.vitrm-installed
+DEMO ?= runs/demo
+
+.PHONY: install demo test lint tree clean
+
+install: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,tensorrt-rtx,dev]'
+	@touch $@
+
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/vitrm-train --data digits --model nano --out $(DEMO)
+	$(BIN)/vitrm-export $(DEMO) --steps 6 -o $(DEMO)/nano-6.onnx
+	$(BIN)/vitrm-bench $(DEMO)/nano-6.onnx --batch 1,32 --report $(DEMO)/report.html --json $(DEMO)/bench.json
+	@echo "report: $(DEMO)/report.html"
+
+test: install
+	$(BIN)/python -m pytest -q --durations=8
+
+tree:
+	@rm -rf build/tree && mkdir -p build/tree
+	@cp -rs $(CURDIR)/vitrm build/tree/vitrm
+	@for room in export runtime calib; do cp -rs $(CURDIR)/$$room build/tree/vitrm/$$room; done
+
+lint: install tree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,228 @@
+"""export(): from a checkpoint to a verified file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from vitrm.baselines import Baseline
+from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
+from vitrm.checkpoint import Checkpoint
+from vitrm.config import to_dict
+from vitrm.data import load, photo_crops
+from vitrm.errors import UserError
+from vitrm.export import shapes
+from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
+from vitrm.export.half import to_half
+from vitrm.export.verification import BATCHES, Parity, verify
+from vitrm.files import atomic_path
+from vitrm.model import ViTRM
+from vitrm.runtime.metadata import Metadata
+
+GRAPHS = ("unrolled",)
+PRECISIONS = ("fp32", "fp16")
+MAX_UNROLLED = 256  # steps; each adds nodes to the file
+NEVER = 2.0  # a halt_threshold no probability exceeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export made, and the evidence for it."""
+
+    path: Path
+    metadata: Metadata
+    parity: Parity
+    bytes: int  # of the file
+    weights: int  # weight tensors, each stored once
+    half_weights: int  # of them float16
+    nodes: int  # of the main graph
+    headroom: Headroom | None  # of float16 activations; None for fp32
+    verified_on: str  # the images, in words
+    seconds: float  # for all of it
+
+
+def export(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    graph: str = "unrolled",
+    precision: str = "fp32",
+    halt_threshold: float = NEVER,
+    every_step: bool = False,
+    images: NDArray[np.float32] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Exported:
+    """Exports `checkpoint` to the ONNX file `path`, verified against eager before the file gets its name.
+
+    `steps` is the depth (6 where nothing is said; a baseline has none), `halt_threshold` below 1 bakes per-sample
+    halting in, `every_step` adds the heads of each step as outputs.  `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity
+    is checked on: by default the validation part of the run's data set, or natural photo crops where that is not
+    at hand.  Raises `UserError` for impossible requests, a failed verification or an unwritable `path`; no file
+    is left behind then and an earlier one stays as it was.
+    """
+    start = time.perf_counter()
+    path = Path(path)
+    model = checkpoint.build()
+    steps = _check(model, path, steps, graph, precision, halt_threshold, every_step)
+    if images is None:
+        images, verified_on = verification_images(checkpoint, data_dir)
+    else:
+        verified_on = "the given images"
+    if len(images) < max(BATCHES):
+        raise UserError(f"verification needs at least {max(BATCHES)} images, got {len(images)}")
+
+    headroom = None
+    if precision == "fp16":
+        progress("measuring float16 headroom")
+        headroom = float16_headroom(model, torch.from_numpy(images[:64]), steps)
+        if headroom.factor < 1:
+            raise UserError(
+                f"activations reach {headroom.where}, float16 ends at {FLOAT16_MAX:.0f}: export without --fp16, or fewer steps"
+            )
+    progress("tracing")
+    traced: Fragment | Fragments = trace_vitrm(model) if isinstance(model, ViTRM) else trace_baseline(model)
+    if precision == "fp16":
+        traced = _half(traced)
+    progress("assembling")
+    if isinstance(traced, Fragment):
+        ir_model = shapes.single(traced, model.config.image_size)
+        graph = "single"
+    else:
+        assert isinstance(model, ViTRM)
+        ir_model = shapes.unrolled(shapes.Recursion(model.config, traced), steps, halt_threshold, every_step)
+    metadata = Metadata(
+        model=to_dict(checkpoint.model),
+        classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
+        data={k: v for k, v in checkpoint.data.items() if k != "classes"},
+        graph=graph,
+        steps=steps,
+        halt_threshold=halt_threshold,
+        precision=precision,
+        weights_sha256=checkpoint.weights_id,
+        run=Path(checkpoint.source).name,
+        versions=_versions(),
+    )
+    with atomic_path(path) as temporary:
+        progress("verifying")
+        _save(ir_model, metadata, temporary)
+        onnx.checker.check_model(str(temporary), full_check=True)
+        parity = verify(temporary, model, images, steps=steps, halt_threshold=halt_threshold, precision=precision)
+        metadata = replace(
+            metadata,
+            parity={
+                "logits": parity.logits,
+                "halt_prob": parity.halt_prob,
+                "agreement": parity.agreement,
+                "images": parity.images,
+            },
+        )
+        _save(ir_model, metadata, temporary)
+    weights = [v for k, v in ir_model.graph.initializers.items() if not k.startswith("const.")]
+    return Exported(
+        path=path,
+        metadata=metadata,
+        parity=parity,
+        bytes=path.stat().st_size,
+        weights=len(weights),
+        half_weights=sum(v.dtype == ir.DataType.FLOAT16 for v in weights),
+        nodes=len(list(ir_model.graph)),
+        headroom=headroom,
+        verified_on=verified_on,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def verification_images(
+    checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None, count: int = 64
+) -> tuple[NDArray[np.float32], str]:
+    """Real images to check parity on, float32 [count, 3, H, W] in [0, 1], and what they are, in words.
+
+    The validation part of the checkpoint's data set; natural photo crops where the set is not at hand.
+    """
+    size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
+    try:
+        part = load(name, "validation", data_dir=data_dir, size=size)
+        if len(part) >= max(BATCHES):
+            return part.floats(slice(0, count)), f"{name}'s validation images"
+        reason = f"{name} has only {len(part)} validation images"
+    except UserError as error:
+        if data_dir is not None:
+            raise
+        reason = str(error).split(":")[0]
+    return photo_crops(count, size).astype(np.float32) / np.float32(255), f"crops of photographs ({reason})"
+
+
+def _check(
+    model: ViTRM | Baseline,
+    path: Path,
+    steps: int | None,
+    graph: str,
+    precision: str,
+    halt_threshold: float,
+    every_step: bool,
+) -> int:
+    """The depth to export at; raises `UserError` for what cannot be exported."""
+    if path.suffix == ".plan" or path.suffix == ".engine":
+        raise UserError(
+            f"{path}: this version writes .onnx files; build the plan from one with: trtexec --onnx=FILE.onnx --saveEngine={path}"
+        )
+    if path.suffix != ".onnx":
+        raise UserError(f"{path}: expected a file name ending in .onnx")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    if graph not in GRAPHS:
+        raise UserError(f"graph is {graph!r}, expected one of {', '.join(GRAPHS)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if not halt_threshold > 0:
+        raise UserError(f"halt threshold is {halt_threshold}, expected a number above 0 (1 or more never halts)")
+    if isinstance(model, Baseline):
+        if steps not in (None, 1) or every_step or halt_threshold < 1:
+            raise UserError(
+                f"a {model.config.kind} has no recursion: leave out --steps, --every-step and --halt-threshold, or name a vitrm run"
+            )
+        return 1
+    steps = 6 if steps is None else steps
+    if not 1 <= steps <= MAX_UNROLLED:
+        raise UserError(f"steps is {steps}, expected 1 to {MAX_UNROLLED}: an unrolled graph grows with every step")
+    return steps
+
+
+def _half(traced: Fragment | Fragments) -> Fragment | Fragments:
+    if isinstance(traced, Fragment):
+        return to_half(traced)
+    return replace(
+        traced,
+        embed=to_half(traced.embed),
+        project=to_half(traced.project),
+        latents=to_half(traced.latents),
+        answer=to_half(traced.answer),
+    )
+
+
+def _save(model: ir.Model, metadata: Metadata, path: Path) -> None:
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata.to_props())
+    ir.save(model, path)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("vitrm", "torch", "onnx", "onnx-ir", "onnxscript"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,139 @@
+"""vitrm-export: a run → a file for a device."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitrm import __version__
+from vitrm.errors import run_command
+
+EXAMPLES = """examples:
+  vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
+  vitrm-export runs/mine --steps 16 -o mine.onnx
+  vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of vitrm-export."""
+    p = argparse.ArgumentParser(
+        prog="vitrm-export",
+        description="Exports a trained model to ONNX and verifies the file against PyTorch on real images.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="run folder or bundled checkpoint (default: the run trained last in ./runs, else the bundled one)",
+    )
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write, .onnx (default: named after run, depth and precision)",
+    )
+    shape = p.add_argument_group("shape")
+    shape.add_argument("--steps", type=int, metavar="N", help="recursion steps (default: 6)")
+    shape.add_argument(
+        "--graph",
+        choices=["unrolled"],
+        default="unrolled",
+        help="unrolled: the step N times, weights stored once (default)",
+    )
+    shape.add_argument(
+        "--halt-threshold",
+        type=float,
+        metavar="P",
+        help="keep a sample's answer once its halt_prob exceeds P (default: never)",
+    )
+    shape.add_argument(
+        "--every-step",
+        action="store_true",
+        help="also output logits and halt_prob of each step (step_logits, step_halt_prob)",
+    )
+    precision = p.add_argument_group("precision")
+    precision.add_argument(
+        "--fp16",
+        dest="precision",
+        action="store_const",
+        const="fp16",
+        default="fp32",
+        help="float16 inside, float32 inputs and outputs",
+    )
+    checks = p.add_argument_group("verification")
+    checks.add_argument(
+        "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
+    )
+    p.add_argument("--version", action="version", version=f"vitrm {__version__}")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_command(_export, argv)
+
+
+def _export(argv: Sequence[str] | None) -> int:
+    args = parser().parse_args(argv)
+    from vitrm import checkpoint as checkpoints
+    from vitrm.errors import UserError
+    from vitrm.export.artefact import MAX_UNROLLED, NEVER, export
+
+    if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
+        raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")
+    checkpoint = checkpoints.load(args.run)
+    name = Path(checkpoint.source).name
+    depth = f"-{args.steps or 6}steps" if checkpoint.model.kind == "vitrm" else ""
+    path = args.output or Path(f"{name}{depth}-{args.precision}.onnx")
+    print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
+    with _status() as progress:
+        made = export(
+            checkpoint,
+            path,
+            steps=args.steps,
+            graph=args.graph,
+            precision=args.precision,
+            halt_threshold=NEVER if args.halt_threshold is None else args.halt_threshold,
+            every_step=args.every_step,
+            data_dir=args.data_dir,
+            progress=progress,
+        )
+    m, parity = made.metadata, made.parity
+    depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
+    half = f", {made.half_weights} of them float16" if m.precision == "fp16" else ""
+    print(
+        f"  graph    {m.graph}{depth}, {m.precision}: {made.nodes} nodes, {made.weights} weight tensors stored once{half}"
+    )
+    if made.headroom is not None:
+        print(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
+    halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""
+    print(
+        f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}), "
+        f"top-1 agreement {parity.agreement:.1%} on {parity.images} of {made.verified_on}"
+    )
+    print(f"  file     {made.path}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
+    print(f"next: vitrm-bench {made.path}")
+    return 0
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A spinner with the present stage on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda message: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading") as status:
+        yield lambda message: status.update(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

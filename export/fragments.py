@@ -1,0 +1,268 @@
+"""The model's functions as ONNX fragments, each traced once.
+
+    embed(pixel_values) → x, q, k, v, y₀, z₀            once per image
+    project(y) → q, k, v                                once per recursion: what both updates share of y
+    latents(x, q, k, v, y, q, k, v, z) → z              eq. 2
+    answer(y, q, k, v, z) → y                           eq. 3
+    heads(y) → logits, halt_prob                        eq. 4
+
+Whatever shape is assembled from them, at whatever depth, the tracer's cost and the weights are paid
+once.  A fragment's weights carry their names in the checkpoint (`block.0.q.weight`), its nodes the
+module they came from (`block.0.q/MatMul`), so that a profile or a quantiser can tell sites apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from ast import literal_eval
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from vitrm.baselines import Baseline
+from vitrm.model import Embedded, Projected, ViTRM
+
+OPSET = 18  # JetPack 6's TensorRT takes up to 20; nothing here needs more than 18
+# Name → a function of tensors, and example inputs.
+Functions = Mapping[str, tuple[Callable[..., tuple[Tensor, ...]], Sequence[Tensor]]]
+
+BATCH = "batch"  # the dynamic axis, everywhere
+_TRACE_BATCH = 2  # a batch of 1 would be traced as a constant
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A traced function: nodes in topological order between named inputs and outputs.
+
+    `weights` are the initialisers with a name in the checkpoint (transposed ones end in `.T`),
+    `constants` the small unnamed ones.
+    """
+
+    name: str
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    nodes: tuple[ir.Node, ...]
+    weights: dict[str, ir.Value]
+    constants: tuple[ir.Value, ...]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """All fragments of a ViTRM."""
+
+    embed: Fragment
+    project: Fragment
+    latents: Fragment
+    answer: Fragment
+    heads: Fragment
+
+
+def trace_vitrm(model: ViTRM) -> Fragments:
+    """Traces a ViTRM on the CPU; the batch stays dynamic."""
+    size = model.config.image_size
+
+    def embed(images: Tensor) -> tuple[Tensor, ...]:
+        x, first = model.embed(images)
+        return x, *first, *model.initial_state(images.shape[0])
+
+    def project(y: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model.project(y))
+
+    def latents(
+        x: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, qy: Tensor, ky: Tensor, vy: Tensor, z: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (model.update_latents(Embedded(x, Projected(q, k, v)), y, Projected(qy, ky, vy), z),)
+
+    def answer(y: Tensor, qy: Tensor, ky: Tensor, vy: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        return (model.update_answer(y, Projected(qy, ky, vy), z),)
+
+    def heads(y: Tensor) -> tuple[Tensor, ...]:
+        return model.heads(y)
+
+    with torch.no_grad():
+        images = torch.rand(_TRACE_BATCH, 3, size, size)
+        *embedded, y, z = embed(images)
+        of_y = project(y)
+    functions: Functions = {
+        "embed": (embed, [images]),
+        "project": (project, [y]),
+        "latents": (latents, [*embedded, y, *of_y, z]),
+        "answer": (answer, [y, *of_y, z]),
+        "heads": (heads, [y]),
+    }
+    return Fragments(**trace(model, functions))
+
+
+def trace_baseline(model: Baseline) -> Fragment:
+    """Traces a whole baseline as one fragment, pixel_values → logits."""
+    size = model.config.image_size
+
+    def net(images: Tensor) -> tuple[Tensor, ...]:
+        return (model(images),)
+
+    return trace(model, {"net": (net, [torch.rand(_TRACE_BATCH, 3, size, size)])})["net"]
+
+
+def trace(model: nn.Module, functions: Functions) -> dict[str, Fragment]:
+    """Traces functions of `model`, given with example inputs that all have the batch first, in one run of torch's exporter.
+
+    The exporter costs a second before it looks at the first operator, so the functions go in side by side, on
+    inputs of their own, and the graph that comes out falls apart into theirs.
+    """
+    # A batch axis for each function: with one for all, the size of one's batch may be read off another's input.
+    axes = [
+        torch.export.Dim(f"{BATCH}_{name}", min=1, max=1 << 16) for name, (_, args) in functions.items() for _ in args
+    ]
+    # Every input is its own contiguous tensor, as it will be when one fragment's output feeds another.
+    inputs = [t.clone(memory_format=torch.contiguous_format) for _, args in functions.values() for t in args]
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            _SideBySide(model, functions).eval(),
+            tuple(inputs),
+            dynamo=True,
+            dynamic_shapes=(tuple({0: axis} for axis in axes),),
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        graph = program.model.graph
+        # Before the optimizer, which would fold them too, but lose the weights' names.
+        fold_weight_transposes(graph)
+        program.optimize()
+    parameters = {f"model.{n}" for n, _ in (*model.named_parameters(), *model.named_buffers())}
+    fragments: dict[str, Fragment] = {}
+    inputs_left, outputs_left = list(graph.inputs), list(graph.outputs)
+    for name, (function, args) in functions.items():
+        count = len(function(*args))
+        own_inputs, inputs_left = inputs_left[: len(args)], inputs_left[len(args) :]
+        own_outputs, outputs_left = outputs_left[:count], outputs_left[count:]
+        fragments[name] = _cut(name, graph, own_inputs, own_outputs, parameters)
+    return fragments
+
+
+def _cut(
+    name: str, graph: ir.Graph, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], parameters: set[str]
+) -> Fragment:
+    """The part of `graph` that makes `outputs`."""
+    wanted, stack = set[ir.Node](), [v.producer() for v in outputs]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in wanted:
+            wanted.add(node)
+            stack.extend(v.producer() for v in node.inputs if v is not None)
+    nodes = [node for node in graph if node in wanted]
+    for own in (*inputs, *(out for node in nodes for out in node.outputs)):
+        if own.shape is not None:
+            own.shape = ir.Shape([BATCH if d == f"{BATCH}_{name}" else d for d in own.shape])
+    taken: set[str] = set()
+    weights: dict[str, ir.Value] = {}
+    constants: dict[ir.Value, ir.Value] = {}  # the shared graph's → the fragment's own
+    for node in nodes:
+        node.name = _unique(f"{_site(node)}/{node.op_type}", taken)
+        node.metadata_props.clear()
+        node.doc_string = None
+        for i, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            if value not in constants:
+                constants[value] = ir.Value(
+                    name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+                )
+            node.replace_input_with(i, constants[value])
+    for value in list(constants):
+        if value.name is not None and value.name.removesuffix(".T") in parameters:
+            weights[_own_name(value.name)] = constants.pop(value)
+    return Fragment(name, tuple(inputs), tuple(outputs), tuple(nodes), weights, tuple(constants.values()))
+
+
+def fold_weight_transposes(graph: ir.Graph) -> bool:
+    """Replaces Transpose(weight) by the transposed weight, named `weight.T`; returns whether anything changed.
+
+    torch writes a Linear as MatMul(h, Transpose(W)).  Quantisers look for a MatMul with a constant
+    on its right and pass over this one in silence.
+    """
+    changed = False
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or source.name is None or source.name not in graph.initializers:
+            continue
+        assert source.const_value is not None
+        permutation = node.attributes["perm"].as_ints()
+        array = np.ascontiguousarray(np.transpose(source.const_value.numpy(), permutation))
+        folded = graph.initializers.get(f"{source.name}.T")
+        if folded is None:
+            tensor = ir.tensor(array, name=f"{source.name}.T")
+            folded = ir.Value(
+                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            graph.register_initializer(folded)
+        node.outputs[0].replace_all_uses_with(folded)
+        graph.remove(node, safe=True)
+        if not source.uses():
+            del graph.initializers[source.name]
+        changed = True
+    return changed
+
+
+def _site(node: ir.Node) -> str:
+    """The module a node was traced from, e.g. `block.0.ffn.up`."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
+    try:
+        names = literal_eval(scopes)
+    except (ValueError, SyntaxError):
+        names = json.loads(scopes)
+    inner = [
+        _own_name(n) for n in names[:-1] if not n.startswith("_")
+    ]  # torch marks unknown origins with an underscore
+    return next((n for n in reversed(inner) if n), "model")
+
+
+def _own_name(name: str) -> str:
+    return name.removeprefix("model").removeprefix(".")
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, i = name, 1
+    while candidate in taken:
+        candidate, i = f"{name}.{i}", i + 1
+    taken.add(candidate)
+    return candidate
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter warns of things that are as they should be here (shared batch names, unset metadata)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+class _SideBySide(nn.Module):
+    """Functions of one model, each on its own inputs, as one module."""
+
+    def __init__(self, model: nn.Module, functions: Functions) -> None:
+        super().__init__()
+        self.model = model
+        self.functions = list(functions.values())
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs: list[Tensor] = []
+        at = 0
+        for function, args in self.functions:
+            outputs.extend(function(*inputs[at : at + len(args)]))
+            at += len(args)
+        return tuple(outputs)

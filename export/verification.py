@@ -1,0 +1,85 @@
+"""An exported file against the eager model, on real images, before the file gets its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitrm.baselines import Baseline
+from vitrm.errors import UserError
+from vitrm.model import ViTRM
+
+BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
+LIMITS = {"fp32": 1e-4, "fp16": 3e-2}  # largest |Δ| of logits allowed, × the logits' own size where that exceeds 1
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences found between an artefact and eager."""
+
+    logits: float  # max |Δ logit|
+    halt_prob: float  # max |Δ halt_prob|; 0 for a baseline
+    agreement: float  # share of images with the same top-1 class
+    steps_used_wrong: int  # samples that halted after a step at which eager would not have
+    images: int  # images compared
+    limit: float  # what |Δ logit| may be
+
+
+def verify(
+    path: Path,
+    model: ViTRM | Baseline,
+    images: NDArray[np.float32],
+    *,
+    steps: int,
+    halt_threshold: float,
+    precision: str,
+) -> Parity:
+    """Compares the file at `path` with `model` on float32 images [≥ 7, 3, H, W], in batches of 1, 2 and 7.
+
+    Each sample is compared with eager after the step that the file says it used; that step must be the one after which
+    eager's halt_prob passes the threshold, give or take the precision's limit.
+    Raises `UserError` when logits or halt_prob differ by more than the limit, or steps_used is not explained by eager.
+    """
+    import vitrm.runtime
+
+    images = images[: max(BATCHES)]
+    with torch.no_grad():
+        tensor = torch.from_numpy(images)
+        if isinstance(model, ViTRM):
+            logits, halts = (t.numpy() for t in model.trajectory(tensor, steps))  # [steps, n, classes], [steps, n]
+        else:
+            logits, halts = model(tensor).numpy()[None], None
+    tolerance = LIMITS[precision]
+    limit = tolerance * max(1.0, float(np.abs(logits).max()))
+    session = vitrm.runtime.open(path)
+    worst_logits = worst_halt = 0.0
+    same = count = wrong = 0
+    for batch in BATCHES:
+        result = session.infer(images[:batch])
+        rows, last = np.arange(batch), np.zeros(batch, np.int64)
+        if halts is not None:
+            if result.halt_prob is None or result.steps_used is None:
+                raise ValueError("the exported graph lacks halt_prob or steps_used")
+            last = result.steps_used - 1
+            if ((last < 0) | (last >= steps)).any():
+                raise ValueError(f"the exported graph says steps_used {result.steps_used}, at a depth of {steps}")
+            worst_halt = max(worst_halt, float(np.abs(result.halt_prob - halts[last, rows]).max()))
+            earlier = np.arange(steps)[:, None] < last
+            halted_earlier = (earlier & (halts[:, :batch] > halt_threshold + tolerance)).any(0)
+            not_halted = (last < steps - 1) & (halts[last, rows] < halt_threshold - tolerance)
+            wrong += int((halted_earlier | not_halted).sum())
+        expected = logits[last, rows]
+        worst_logits = max(worst_logits, float(np.abs(result.logits - expected).max()))
+        same += int((result.logits.argmax(1) == expected.argmax(1)).sum())
+        count += batch
+    # `not <=` also catches NaN.
+    if not worst_logits <= limit or not worst_halt <= tolerance or wrong:
+        raise UserError(
+            f"the exported graph differs from the eager model: logits by {worst_logits:.3g} (limit {limit:.3g}), "
+            f"halt_prob by {worst_halt:.3g}, steps_used in {wrong} of {count} samples; no file was written"
+        )
+    return Parity(worst_logits, worst_halt, same / count, wrong, len(images), limit)

@@ -1,0 +1,42 @@
+"""The equations of ViTRM written down plainly, on the weights of the real model: what vitrm.model must equal.
+
+No saving of any kind: every token goes through every layer, x is projected anew in each application of f.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrm.model import ViTRM
+
+
+def f(model: ViTRM, h: Tensor) -> Tensor:
+    """The shared block: k pre-norm layers over all tokens h [B, tokens, D]."""
+    b, t, d = h.shape
+    for layer in model.block:
+        n = layer.norm1(h)
+        q, k, v = (p(n).view(b, t, layer.heads, d // layer.heads).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
+        a = torch.softmax(q @ k.transpose(2, 3) / (d // layer.heads) ** 0.5, dim=-1) @ v
+        h = h + layer.out(a.transpose(1, 2).reshape(b, t, d))
+        n = layer.norm2(h)
+        if model.config.ffn == "gelu":
+            h = h + layer.ffn.down(F.gelu(layer.ffn.up(n)))
+        else:
+            h = h + layer.ffn.down(F.silu(layer.ffn.gate(n)) * layer.ffn.up(n))
+    return h
+
+
+def run(model: ViTRM, images: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """(logits, halt_prob) after each of `steps` steps, by equations 1 to 4."""
+    config = model.config
+    x = model.tokenizer((images - model.mean) / model.std) + model.pos  # (1)
+    y = model.y0.expand(len(images), 1, config.dim)
+    z = model.z0.expand(len(images), config.latents, config.dim)
+    outputs = []
+    for _ in range(steps):
+        for _ in range(config.recursions):
+            for _ in range(config.n):
+                z = f(model, torch.cat([x, y, z], 1))[:, -config.latents :]  # (2)
+            y = f(model, torch.cat([y, z], 1))[:, :1]  # (3)
+        outputs.append((model.classifier(y[:, 0]), torch.sigmoid(model.halt(y[:, 0]))[:, 0]))  # (4)
+    return outputs
