@@ -1,0 +1,248 @@
+"""vitrm-train: trains a model into a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrm.checkpoint import RUNS
+from vitrm.config import PRESETS, ModelConfig, preset
+from vitrm.data import DATASETS
+from vitrm.errors import run_command
+from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
+from vitrm.run_config import RunConfig, read
+
+if TYPE_CHECKING:
+    from vitrm.train import Splits
+
+DEFAULT_DATA = "digits"
+DEFAULT_MODEL = "nano"
+_MODEL_FLAGS = (
+    "image_size",
+    "patch_size",
+    "tokenizer",
+    "dim",
+    "heads",
+    "layers",
+    "ffn",
+    "latents",
+    "n",
+    "recursions",
+    "dropout",
+)
+_RECIPE_FLAGS = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "n_sup",
+    "supervision",
+    "free_steps",
+    "flip",
+    "ema_decay",
+    "patience",
+)
+_EPILOG = """\
+examples:
+  vitrm-train                                             nano on scikit-learn's digits, a few minutes on a CPU
+  vitrm-train --data cifar10 --download --epochs 4        nano on CIFAR-10
+  vitrm-train --data photos/ --image-size 64              a folder of images, one folder per class
+  vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
+  vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.run_config)
+  vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
+
+The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
+validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="vitrm-train",
+        description="Trains a ViTRM, or a baseline to compare it with, into a run folder.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--config", metavar="FILE", help="settings in TOML; flags win over it")
+    p.add_argument("--out", metavar="DIR", help=f"run folder (default: {RUNS}/MODEL-DATA)")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; its settings are taken from it, those given must agree",
+    )
+    p.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
+
+    g = p.add_argument_group("data")
+    g.add_argument(
+        "--data",
+        metavar="NAME|DIR",
+        help=f"digits, cifar10, cifar100 or a folder of class folders (default: {DEFAULT_DATA})",
+    )
+    g.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
+    g.add_argument(
+        "--download", action=argparse.BooleanOptionalAction, help="fetch CIFAR into --data-dir if it is not there"
+    )
+    g.add_argument("--limit-train", type=int, metavar="N", help="train on N images only, drawn from all classes")
+
+    g = p.add_argument_group("model", "the preset's values hold where no flag is given")
+    g.add_argument("--model", metavar="PRESET", help=f"{', '.join(PRESETS)} (default: {DEFAULT_MODEL})")
+    g.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width that images are brought to")
+    g.add_argument("--patch-size", type=int, metavar="PIXELS", help="one token per patch of this size")
+    g.add_argument("--tokenizer", choices=("patch", "conv"), help="linear patches (the paper) or convolutions")
+    g.add_argument("--dim", type=int, metavar="D", help="token width")
+    g.add_argument("--heads", type=int, help="attention heads")
+    g.add_argument("--layers", type=int, metavar="K", help="layers of the shared block")
+    g.add_argument("--ffn", choices=("gelu", "swiglu"), help="feed-forward network")
+    g.add_argument("--latents", type=int, metavar="K", help="latent tokens")
+    g.add_argument("--n", type=int, help="latent updates per recursion")
+    g.add_argument("--recursions", type=int, metavar="T", help="recursions per step")
+    g.add_argument("--dropout", type=float, metavar="P", help="in [0, 1)")
+
+    g = p.add_argument_group("recipe", "the recipe's values hold where no flag is given")
+    g.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"{' or '.join(RECIPES)} (default: paper for the paper's models and the baselines, else fast)",
+    )
+    g.add_argument("--epochs", type=int, help="passes over the training images, at most")
+    g.add_argument("--batch-size", type=int, metavar="IMAGES", help="images per batch")
+    g.add_argument("--lr", type=float, help="peak learning rate")
+    g.add_argument("--weight-decay", type=float, metavar="W", help="AdamW's weight decay")
+    g.add_argument("--n-sup", type=int, metavar="STEPS", help="supervised steps per batch")
+    g.add_argument("--supervision", metavar="HOW", help="sequential (an update per step) or joint (one per batch)")
+    g.add_argument("--free-steps", type=int, metavar="R", help="up to R steps without gradient before those")
+    g.add_argument("--flip", metavar="WHEN", help="mirror images: auto, on or off (auto: not digits)")
+    g.add_argument("--ema-decay", type=float, metavar="D", help="decay of the averaged weights")
+    g.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without gain; 0: never")
+
+    g = p.add_argument_group("execution", "may differ from run to run, and when resuming")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    g.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16 (default: auto)")
+    g.add_argument("--compile", action="store_true", help="torch.compile the model: minutes at the start")
+    g.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: torch's choice)")
+    g.add_argument("--save-every", type=float, default=60.0, metavar="SECONDS", help="within an epoch (default: 60)")
+    return p
+
+
+def from_flags(args: argparse.Namespace) -> RunConfig:
+    """What the flags say of the run."""
+
+    def given(pairs: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in pairs.items() if v is not None}
+
+    return RunConfig(
+        data=given(
+            {"name": args.data, "dir": args.data_dir, "download": args.download, "limit_train": args.limit_train}
+        ),
+        model=given({"preset": args.model, **{k: getattr(args, k) for k in _MODEL_FLAGS}}),
+        recipe=given({"name": args.recipe, **{k: getattr(args, k) for k in _RECIPE_FLAGS}}),
+        seed=args.seed,
+    )
+
+
+def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
+    """The model's config and the recipe that the settings name, with their changes.  Raises `UserError`."""
+    changes = dict(settings.model)
+    name = changes.pop("preset", DEFAULT_MODEL)
+    model = preset(name, **changes)
+    changes = dict(settings.recipe)
+    return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
+
+
+def load_data(settings: RunConfig, image_size: int) -> Splits:
+    """The three splits that the settings name.  Raises `UserError`."""
+    from vitrm import data
+    from vitrm.train import Splits, limited
+
+    name = settings.data.get("name", DEFAULT_DATA)
+    parts = {
+        split: data.load(
+            name,
+            split,
+            data_dir=settings.data.get("dir"),
+            size=image_size,
+            download=settings.data.get("download", False),
+        )
+        for split in data.SPLITS
+    }
+    if "limit_train" in settings.data:
+        parts["train"] = limited(parts["train"], settings.data["limit_train"])
+    return Splits(parts["train"], parts["validation"], parts["test"])
+
+
+def default_out(settings: RunConfig) -> Path:
+    """runs/MODEL-DATA."""
+    data = Path(settings.data.get("name", DEFAULT_DATA)).name or "data"
+    return RUNS / f"{settings.model.get('preset', DEFAULT_MODEL)}-{data}"
+
+
+def command(argv: Sequence[str] | None) -> int | None:
+    """Parses, calls, prints."""
+    args = parser().parse_args(argv)
+    settings = from_flags(args)
+    if args.config:
+        settings = settings.over(read(args.config))
+    for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
+        if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
+            settings.data[key] = str(Path(settings.data[key]).resolve())
+    out = Path(args.out) if args.out else default_out(settings)
+    if not args.resume:
+        resolve(settings)  # a mistyped setting should not wait for torch
+
+    from vitrm.execution import Execution
+    from vitrm.progress import reporter
+    from vitrm.train import check_folder, train
+    from vitrm.training_state import STATE_FILE, read_header
+
+    check_folder(out, args.resume)
+    if args.resume:
+        settings = settings.over(RunConfig(**read_header(out / STATE_FILE)["settings"]))
+    model, chosen = resolve(settings)
+    execution = Execution(
+        device=args.device,
+        precision=args.precision,
+        compile=args.compile,
+        threads=args.threads,
+        save_every=args.save_every,
+    )
+    device, bf16 = execution.resolve()
+    data = load_data(settings, model.image_size)
+    print(
+        f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
+        f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
+        f"{device} {'bf16' if bf16 else 'fp32'}, into {out}",
+        flush=True,
+    )
+    result = train(
+        model,
+        chosen,
+        data,
+        out,
+        seed=settings.seed or 0,
+        resume=args.resume,
+        execution=execution,
+        reporter=reporter(chosen.epochs),
+        settings=dataclasses.asdict(settings),
+    )
+    tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
+    depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
+    print(
+        f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
+        f"test accuracy{depths}: {tested} % ({len(data.test)} images)\nthe checkpoint is {out}"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of vitrm-train."""
+    return run_command(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""Training: from a model's config, a recipe and images to a run folder.
+
+    config.json, model.safetensors   the checkpoint: averaged weights of the best validation result
+    metrics.jsonl, curve.png         one line per epoch, and its picture
+    state.safetensors                what --resume continues from
+
+The order of the images, the augmentation and the dropout of a batch depend on (seed, epoch, batch)
+alone, never on what ran before.  A run continued from its state, even in mid-epoch, thus computes what
+the uninterrupted one would have; on a CPU bit for bit.
+
+Validation selects the weights; the test images are looked at once, when the run has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrm import __version__, checkpoint, curves, training_state
+from vitrm.augment import augment
+from vitrm.config import ModelConfig, to_dict
+from vitrm.data import Images, normalisation
+from vitrm.errors import UserError
+from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
+from vitrm.execution import Execution, compile_learner
+from vitrm.files import write_text
+from vitrm.interrupt import Interruption
+from vitrm.progress import Reporter, Ticker
+from vitrm.recipe import Recipe
+from vitrm.supervision import BatchResult, Learner
+from vitrm.training_state import STATE_FILE, Progress
+
+METRICS_FILE = "metrics.jsonl"
+CURVE_FILE = "curve.png"
+TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set, of one image size."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run found."""
+
+    out: Path  # the run folder
+    epochs: int  # epochs run
+    best_epoch: int  # whose weights were kept, counted from 1
+    validation_accuracy: float  # of the kept weights, in [0, 1]
+    test_accuracy: list[float]  # of the kept weights at the depths 1, 2, …, in [0, 1]
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+# Called after each batch with the epoch and batch (from 0) and the losses of the batch's supervised steps.
+OnBatch = Callable[[int, int, list[float]], None]
+
+
+def fit_config(config: ModelConfig, images: Images) -> ModelConfig:
+    """`config` with the classes, image size and normalisation of `images`."""
+    norm = normalisation(images)
+    return dataclasses.replace(
+        config, classes=len(images.classes), image_size=images.pixels.shape[-1], mean=norm.mean, std=norm.std
+    )
+
+
+def train(
+    model_config: ModelConfig,
+    recipe: Recipe,
+    data: Splits,
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    execution: Execution | None = None,
+    reporter: Reporter | None = None,
+    on_batch: OnBatch | None = None,
+    settings: dict[str, Any] | None = None,
+) -> TrainingResult:
+    """Trains a model into the folder `out`, or with `resume` continues the run in it.
+
+    `model_config` takes its classes, image size and normalisation from the data.  `settings` is any JSON
+    object, kept in the state for the command that resumes the run.  SIGINT and SIGTERM
+    (in the main thread) save the state before `KeyboardInterrupt` is raised.  Raises `UserError` for a
+    folder that holds something else, a state of another run, a loss that is not finite, or a full disk;
+    what was saved before stays as it was.
+    """
+    if seed < 0:
+        raise UserError(f"seed is {seed}, expected 0 or more")
+    out = Path(out)
+    check_folder(out, resume)
+    with torch.random.fork_rng(devices=[]):
+        run = Run(model_config, recipe, data, out, seed, execution or Execution(), reporter or Reporter(), on_batch)
+        run.settings = settings or {}
+        with run.reporter:
+            return run.run(resume)
+
+
+def limited(images: Images, count: int) -> Images:
+    """`count` of `images`, drawn from all classes: the same ones every time.  Raises `UserError` for too few or many."""
+    if not 2 <= count <= len(images):
+        raise UserError(f"limit_train is {count}, expected 2 … {len(images)}, the number of training images")
+    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:count]))
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raises `UserError` unless a run may be started (or, with `resume`, continued) in `out`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run: name another --out")
+    if resume:
+        training_state.read_header(out / STATE_FILE)
+    elif (out / STATE_FILE).exists() or (out / checkpoint.CONFIG_FILE).exists():
+        raise UserError(f"{out} already holds a run: continue it with --resume, or name another folder with --out")
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run: name another folder with --out")
+
+
+class Run:
+    """One training run; `run` does it."""
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        recipe: Recipe,
+        data: Splits,
+        out: Path,
+        seed: int,
+        execution: Execution,
+        reporter: Reporter,
+        on_batch: OnBatch | None,
+    ) -> None:
+        self.config = fit_config(model_config, data.train)
+        self.recipe, self.data, self.out, self.seed = recipe, data, out, seed
+        self.execution, self.reporter, self.on_batch = execution, reporter, on_batch
+        self.device, self.bf16 = execution.resolve()
+        self.batch_size = min(recipe.batch_size, len(data.train))
+        self.batches = len(data.train) // self.batch_size
+        self.flip = recipe.flips(data.train.name)
+        self.identity = {
+            "model": to_dict(self.config),
+            "recipe": dataclasses.asdict(recipe),
+            "data": {"name": data.train.name, "train": len(data.train), "id": data.train.id},
+            "seed": seed,
+        }
+        torch.manual_seed(seed)
+        self.learner = Learner(checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16)
+        self.progress = Progress()
+        self.settings: dict[str, Any] = {}
+
+    @property
+    def _eval_depth(self) -> int:
+        return self.recipe.trained_depth if self.learner.model.recursive else 1
+
+    def run(self, resume: bool) -> TrainingResult:
+        """Trains from the start or from the state in the folder, measures the test accuracy, and says so."""
+        state_path = self.out / STATE_FILE
+        if resume:
+            self.progress = training_state.restore(state_path, self.learner, self.identity)
+            self.reporter.say(f"resuming {self.out} at epoch {self.progress.epoch + 1}, batch {self.progress.batch}")
+        if self.progress.test_accuracy is None:
+            if self.progress.sums is None:
+                self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+            with Interruption() as self.interruption:
+                # Compiled only now: restoring replaced weights, and a failed start should fail fast.
+                if self.execution.compile:
+                    compile_learner(self.learner, self.config.image_size, self.batch_size, self.reporter.say)
+                if not resume:
+                    self._save()
+                self._write_metrics()
+                try:
+                    self._epochs()
+                    self._test()
+                except KeyboardInterrupt:
+                    if self.interruption.asked == 1:  # raised between batches, where the state is whole
+                        self._save()
+                        raise KeyboardInterrupt(f"the state is saved, --resume continues {self.out}") from None
+                    raise
+        best = self.progress.best
+        assert best is not None
+        assert self.progress.test_accuracy is not None
+        return TrainingResult(
+            out=self.out,
+            epochs=self.progress.epoch,
+            best_epoch=best["epoch"],
+            validation_accuracy=best["accuracy"],
+            test_accuracy=self.progress.test_accuracy,
+            history=self.progress.history,
+        )
+
+    def _epochs(self) -> None:
+        pixels = torch.from_numpy(self.data.train.pixels).to(self.device)
+        labels = torch.from_numpy(self.data.train.labels).to(self.device)
+        save_due = Ticker(self.execution.save_every)
+        drawn, drawing = 0.0, 0.0  # when the picture was last drawn, and how long that took
+        while self.progress.epoch < self.recipe.epochs and not self._out_of_patience():
+            self._epoch(pixels, labels, save_due)
+            self._end_epoch()
+            self._save()
+            save_due.reset()
+            self._write_metrics()
+            # The picture may cost one per cent of the time, whatever the length of an epoch.
+            if time.monotonic() - drawn > 100 * drawing:
+                drawn = time.monotonic()
+                self._draw()
+                drawing = time.monotonic() - drawn
+        self._draw()
+
+    def _epoch(self, pixels: Tensor, labels: Tensor, save_due: Ticker) -> None:
+        """Trains on what is left of the current epoch."""
+        progress, recipe = self.progress, self.recipe
+        assert progress.sums is not None
+        # The third number keeps the streams apart: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same.
+        order = np.random.default_rng((self.seed, progress.epoch, 0)).permutation(len(labels))
+        report_due = Ticker(self.reporter.interval)
+        before, started = progress.seconds, time.monotonic()
+        for i in range(progress.batch, self.batches):
+            self.interruption.check()
+            rng = np.random.default_rng((self.seed, progress.epoch, 1 + i))
+            index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size]).to(self.device)
+            batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng)
+            free_steps = int(rng.integers(recipe.free_steps + 1))
+            torch.manual_seed(int(rng.integers(2**63)))  # of the dropout
+            lr = recipe.lr_at((progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches))
+            result = self.learner.batch(batch, lr, free_steps)
+            progress.sums += _summary(result)
+            progress.batch = i + 1
+            progress.seconds = before + time.monotonic() - started
+            if self.on_batch is not None:
+                self.on_batch(progress.epoch, i, [float(loss) for loss in result.losses])
+            # On a GPU, reading a number waits for all work queued: only where somebody looks at it.
+            if report_due.due():
+                self._report()
+            elif self.device.type == "cpu":
+                self._check_finite()
+            if save_due.due():
+                self._save()
+
+    def _end_epoch(self) -> None:
+        """Validates, keeps the weights if they are the best so far, and opens the next epoch."""
+        progress = self.progress
+        self._check_finite()
+        loss, right, halt, steps = self._means()
+        found = accuracy_by_depth(
+            self.learner.ema.model,  # type: ignore[arg-type]
+            self.data.validation,
+            self._eval_depth,
+            bf16=self.bf16,
+            between_batches=self.interruption.check,
+        )
+        seen = self.batches * self.batch_size
+        line = {
+            "epoch": progress.epoch + 1,
+            "train_loss": loss,
+            "train_accuracy": right,
+            "validation_accuracy": found.accuracy,
+            "validation_loss": found.loss,
+            "halt": halt,
+            "validation_halt": found.halt,
+            "steps": steps,
+            "lr": self.recipe.lr_at((progress.epoch + 1) / self.recipe.epochs),
+            "images_per_s": seen / max(progress.seconds, 1e-9),
+            "seconds": progress.seconds,
+        }
+        best = progress.best
+        if best is None or _score(found) > (best["accuracy"], -best["loss"]):
+            accuracy, negative_loss = _score(found)
+            progress.best = {"epoch": progress.epoch + 1, "accuracy": accuracy, "loss": -negative_loss}
+            self._save_checkpoint()
+        progress.history.append(line)
+        progress.epoch += 1
+        progress.batch, progress.seconds = 0, 0.0
+        assert progress.sums is not None
+        progress.sums.zero_()
+        self.reporter.epoch(line, self.recipe.epochs, (self.recipe.epochs - progress.epoch) * line["seconds"])
+
+    def _out_of_patience(self) -> bool:
+        best = self.progress.best
+        return bool(self.recipe.patience and best and self.progress.epoch - best["epoch"] >= self.recipe.patience)
+
+    def _test(self) -> None:
+        """Measures the kept weights on the test images, in float32, and writes that into the checkpoint."""
+        kept = checkpoint.load(self.out)
+        depth = max(TEST_DEPTH, self.recipe.trained_depth)
+        found = accuracy_by_depth(
+            kept.build().to(self.device), self.data.test, depth, between_batches=self.interruption.check
+        )
+        training = {**kept.training, "epochs_run": self.progress.epoch, "test_accuracy": found.accuracy}
+        if found.halt:
+            training["test_halt"] = found.halt
+        checkpoint.save(self.out, dataclasses.replace(kept, training=training))
+        self.progress.test_accuracy = found.accuracy
+        self._save()
+
+    def _save_checkpoint(self) -> None:
+        best = self.progress.best
+        assert best is not None
+        data = self.data
+        description = {
+            "name": data.train.name,
+            "classes": list(data.train.classes),
+            "image_size": self.config.image_size,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "train_id": data.train.id,
+        }
+        training = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "epochs_run": self.progress.epoch + 1,
+            "best_epoch": best["epoch"],
+            "validation_accuracy": best["accuracy"],
+            "train_size": len(data.train),
+            "device": self.device.type,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "versions": {"vitrm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        weights = self.learner.ema.model.state_dict()
+        checkpoint.save(
+            self.out, checkpoint.Checkpoint(model=self.config, data=description, training=training, weights=weights)
+        )
+
+    def _save(self) -> None:
+        training_state.save(self.out / STATE_FILE, self.learner, self.progress, self.identity, self.settings)
+
+    def _write_metrics(self) -> None:
+        # Written whole from the state's own history, so the file can neither lag behind it nor repeat an epoch.
+        write_text(self.out / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.history))
+
+    def _draw(self) -> None:
+        curves.draw(self.progress.history, self.out / CURVE_FILE, f"{self.out.name}: {self.data.train.name}")
+
+    def _means(self) -> tuple[float, float, float, float]:
+        """Of the epoch so far: loss, accuracy, halting probability, supervised steps per batch."""
+        assert self.progress.sums is not None
+        loss, right, halt, steps = self.progress.sums.tolist()
+        batches = max(self.progress.batch, 1)
+        return loss / batches, right / batches / self.batch_size, halt / batches, steps / batches
+
+    def _check_finite(self) -> None:
+        if not math.isfinite(self._means()[0]):
+            raise UserError(
+                f"the loss is not finite in epoch {self.progress.epoch + 1}, batch {self.progress.batch}: lower the "
+                f"learning rate (--lr, now {self.recipe.lr:g}); the last good state is kept in {self.out}"
+            )
+
+    def _report(self) -> None:
+        self._check_finite()
+        loss, right, _, _ = self._means()
+        progress = self.progress
+        done = progress.epoch + progress.batch / self.batches
+        rate = progress.batch * self.batch_size / max(progress.seconds, 1e-9)
+        left = (self.recipe.epochs - done) * self.batches * self.batch_size / rate
+        self.reporter.batch(done, loss, right, rate, left, progress.epoch + 1)
+
+
+def _summary(result: BatchResult) -> Tensor:
+    """A batch's contribution to `Progress.sums`, float64 [4]."""
+    loss = torch.stack(result.losses).mean()
+    steps = torch.full_like(loss, len(result.losses))
+    return torch.stack([loss, result.correct.to(loss.dtype), result.halt, steps]).double()
+
+
+def _score(found: DepthAccuracy) -> tuple[float, float]:
+    """What selection maximises: the mean accuracy over the trained depths; the loss decides ties.
+
+    Small validation sets tie often, and the earliest of the best is then seldom the best of them.
+    """
+    return sum(found.accuracy) / len(found.accuracy), -sum(found.loss) / len(found.loss)
