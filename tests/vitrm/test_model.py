@@ -1,0 +1,90 @@
+"""vitrm.model: equal to a plain transcription of the equations, values and gradients; halting per sample."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+
+from vitrm.config import ViTRMConfig, preset
+from vitrm.model import ViTRM
+
+CONFIGS = {
+    "gelu": {},
+    "swiglu": {"ffn": "swiglu"},
+    "two recursions a step": {"recursions": 2, "n": 1},
+    "one layer": {"layers": 1},
+    "three layers, conv tokenizer": {"layers": 3, "tokenizer": "conv", "conv_width": 8},
+}
+
+
+def make(**changes: object) -> ViTRM:
+    """A small model with weights large enough that every part of it matters."""
+    torch.manual_seed(0)
+    config = preset("tiny", **changes)
+    assert isinstance(config, ViTRMConfig)
+    model = ViTRM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.08)
+    return model
+
+
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
+def test_equals_the_equations_at_every_step(changes):
+    model, images = make(**changes), torch.rand(3, 3, 32, 32)
+    logits, halts = model.trajectory(images, 3)
+    for s, (plain_logits, plain_halt) in enumerate(reference.run(model, images, 3)):
+        torch.testing.assert_close(logits[s], plain_logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(halts[s], plain_halt, atol=1e-5, rtol=1e-5)
+    assert logits.std(1).min() > 1e-3, "the images should matter, or equality says nothing"
+
+
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
+def test_gradients_equal_the_equations(changes):
+    model, images = make(**changes).double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+
+    def gradients(outputs):
+        loss = sum(logits.square().sum() + halt.sum() for logits, halt in outputs)
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    ours = gradients(zip(*model.trajectory(images, 2), strict=True))
+    plain = gradients(reference.run(model, images, 2))
+    for (name, _), a, b in zip(model.named_parameters(), ours, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        assert b.abs().max() > 0, f"{name} takes no part in the loss"
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_heads_matter(heads):
+    # An implementation that ignored the head count would equal itself; the reference shows it does not here.
+    model, images = make(heads=heads), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(images, 1).logits, reference.run(model, images, 1)[0][0], atol=1e-5, rtol=1e-5)
+
+
+def test_halting_freezes_a_sample_and_ignores_its_batch_mates():
+    model, images = make(), torch.rand(16, 3, 32, 32)
+    logits, halts = model.trajectory(images, 6)
+    threshold = float(halts[:3].max(0).values.median())  # so that some halt early, some late, some never
+    output = model(images, 6, threshold)
+    for i in range(16):
+        first = next((s for s in range(6) if halts[s, i] > threshold), 5)
+        assert output.steps_used[i] == first + 1
+        torch.testing.assert_close(output.logits[i], logits[first, i])
+        torch.testing.assert_close(output.halt_prob[i], halts[first, i])
+        alone = model(images[i : i + 1], 6, threshold)
+        assert alone.steps_used[0] == output.steps_used[i]
+        torch.testing.assert_close(alone.logits[0], output.logits[i], atol=1e-5, rtol=1e-5)
+    assert len(output.steps_used.unique()) > 1
+
+
+def test_never_halts_without_a_threshold_and_refuses_depth_zero():
+    model, images = make(), torch.rand(2, 3, 32, 32)
+    assert model(images, 4).steps_used.tolist() == [4, 4]
+    with pytest.raises(ValueError, match="steps is 0"):
+        model(images, 0)
+
+
+def test_depth_changes_the_answer():
+    model, images = make(), torch.rand(2, 3, 32, 32)
+    assert (model(images, 1).logits - model(images, 2).logits).abs().max() > 1e-3
