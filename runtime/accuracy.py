@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.runtime.session import Session
+from vitrm.runtime.session import Result, Session
 
 NO_ANSWER = -1  # the prediction where a logit is NaN or infinite: agrees with nothing, is never right
 
@@ -30,16 +30,19 @@ class Predictions:
     @property
     def top1(self) -> NDArray[np.int64]:
         """The predicted labels [N]; NO_ANSWER where a logit is not finite."""
-        finite = np.isfinite(self.logits).all(1)
-        return np.where(finite, self.logits.argmax(1), NO_ANSWER)
+        return np.where(self._finite, self.logits.argmax(1), NO_ANSWER)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """softmax(logits) [N, classes]; zeros where a logit is not finite."""
-        finite = np.isfinite(self.logits).all(1)
-        logits = np.where(finite[:, None], self.logits, 0).astype(np.float64)
+        finite = self._finite[:, None]
+        logits = np.where(finite, self.logits, 0).astype(np.float64)
         exponents = np.exp(logits - logits.max(1, keepdims=True))
-        return exponents / exponents.sum(1, keepdims=True) * finite[:, None]
+        return exponents / exponents.sum(1, keepdims=True) * finite
+
+    @property
+    def _finite(self) -> NDArray[np.bool_]:
+        return np.asarray(np.isfinite(self.logits).all(1))
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,14 @@ def predict(
     progress: Callable[[float], None] | None = None,
 ) -> Predictions:
     """Runs `session` over uint8 pixels [N, 3, H, W]; `progress` is called with the fraction that is done."""
-    results = []
+    results: list[Result] = []
     for start in range(0, len(pixels), batch):
         images = pixels[start : start + batch].astype(np.float32) / np.float32(255)
-        results.append(session.infer(images, steps=steps, halt_threshold=halt_threshold))
+        count = len(images)
+        if session.prefers_one_batch and results:
+            images = np.concatenate([images, np.repeat(images[-1:], batch - count, 0)])
+        result = session.infer(images, steps=steps, halt_threshold=halt_threshold)
+        results.append(result if len(images) == count else _first(result, count))
         if progress:
             progress(min(1.0, (start + batch) / len(pixels)))
     halts = [r.halt_prob for r in results if r.halt_prob is not None]
@@ -85,6 +92,15 @@ def predict(
         np.concatenate([r.logits for r in results]),
         np.concatenate(halts) if halts else None,
         np.concatenate(used) if used else None,
+    )
+
+
+def _first(result: Result, count: int) -> Result:
+    halt_prob, steps_used = result.halt_prob, result.steps_used
+    return Result(
+        result.logits[:count],
+        None if halt_prob is None else halt_prob[:count],
+        None if steps_used is None else steps_used[:count],
     )
 
 

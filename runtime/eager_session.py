@@ -6,6 +6,7 @@ module of the runtime that needs torch; it is imported when a comparison asks fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -59,9 +60,13 @@ class EagerSession(Session):
             weights_sha256=checkpoint.weights_id,
             run=checkpoint.source,
         )
-        self._compiled = compile
-        self._batches: set[int] = set()  # sizes compiled so far
-        self._forward: Callable[..., object] = torch.compile(self.model) if compile else self.model
+        self.prefers_one_batch = compile
+        self._forward: Callable[..., object] = self.model
+        if compile:
+            # It looks for a CUDA toolkit even when it compiles for a CPU, and reports what it did not find.
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+            # A graph for each batch size: those with a symbolic size are slower.
+            self._forward = torch.compile(self.model, dynamic=False)
 
     @property
     def takes_depth(self) -> bool:
@@ -70,12 +75,6 @@ class EagerSession(Session):
     def _runner(
         self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
     ) -> Callable[[], Result]:
-        count = len(images)
-        if self._compiled:
-            # A last, smaller batch rides in a size that is compiled already: compiling again takes a minute.
-            size = min((b for b in self._batches if b >= count), default=count)
-            self._batches.add(size)
-            images = np.concatenate([images, np.repeat(images[-1:], size - count, 0)])
         depth: tuple[int | float, ...] = ()
         if self.metadata.recursive:
             own = self.metadata
@@ -93,8 +92,8 @@ class EagerSession(Session):
             with torch.inference_mode():
                 output = forward(torch.from_numpy(images).to(kind), *depth)
                 if isinstance(output, torch.Tensor):
-                    return Result(output[:count].cpu().numpy(), None, None)
-                logits, halt_prob, steps_used = (t[:count].cpu().numpy() for t in output)  # type: ignore[attr-defined]
+                    return Result(output.cpu().numpy(), None, None)
+                logits, halt_prob, steps_used = (t.cpu().numpy() for t in output)  # type: ignore[attr-defined]
             return Result(logits, halt_prob, steps_used)
 
         return run

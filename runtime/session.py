@@ -43,6 +43,7 @@ class Session(ABC):
     path: Path | None  # the artefact's file; None for a model in memory
     size_bytes: int  # of the weights and graph as stored
     notes: tuple[str, ...] = ()  # what a reader of its figures should know
+    prefers_one_batch: bool = False  # whether a batch of a new size costs it much, as a compiler does
 
     @property
     def name(self) -> str:

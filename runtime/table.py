@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vitrm.runtime.results import BenchResult, Row
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+Column = tuple[str, Callable[[Row], str]]  # its head, and its cell of a row
 _WIDE = 150  # columns that the one table needs
 
 
@@ -79,23 +81,23 @@ def depth(row: Row) -> str:
 def print_result(result: BenchResult, console: Console) -> None:
     """Prints the table and, below it, what it was measured on."""
     if console.width >= _WIDE:
-        console.print(_table(result, _COLUMNS))
+        console.print(_table(result, COLUMNS))
     else:
-        console.print(_table(result, [c for c in _COLUMNS if c[0] in _SPEED], title="Speed"))
-        console.print(_table(result, [c for c in _COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
+        console.print(_table(result, [c for c in COLUMNS if c[0] in _SPEED], title="Speed"))
+        console.print(_table(result, [c for c in COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
     for line in footer(result):
         console.print(line, markup=False, highlight=False, style="dim" if not line.startswith("✗") else "red")
 
 
-_COLUMNS = [
+COLUMNS: list[Column] = [
     ("artefact", lambda r: r.name),
     ("backend", lambda r: r.backend or "–"),
     ("precision", lambda r: r.precision or "–"),
     ("steps", depth),
     ("batch", lambda r: str(r.batch)),
-    ("p50 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p50)),
-    ("p90 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p90)),
-    ("p99 ms", lambda r: milliseconds(r.latency_ms and r.latency_ms.p99)),
+    ("p50 ms", lambda r: milliseconds(r.latency_ms.p50 if r.latency_ms else None)),
+    ("p90 ms", lambda r: milliseconds(r.latency_ms.p90 if r.latency_ms else None)),
+    ("p99 ms", lambda r: milliseconds(r.latency_ms.p99 if r.latency_ms else None)),
     ("images/s", lambda r: number(r.images_per_s)),
     ("× eager", lambda r: times(r.speedup) if r.kind != "eager" else "1"),
     ("accuracy", lambda r: percent(r.accuracy)),
@@ -106,19 +108,17 @@ _COLUMNS = [
 ]
 _SPEED = {"artefact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
 _ANSWERS = {"artefact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
-_LEFT = {"artefact", "backend", "precision"}
+LEFT = {"artefact", "backend", "precision"}
 
 
-def _table(result: BenchResult, columns: list, title: str | None = None, once: bool = False) -> Table:  # type: ignore[type-arg]
+def _table(result: BenchResult, columns: list[Column], title: str | None = None, once: bool = False) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for name, _ in columns:
-        table.add_column(
-            name, justify="left" if name in _LEFT else "right", no_wrap=name != "artefact", overflow="fold"
-        )
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "artefact", overflow="fold")
     first = result.rows[0].batch if result.rows else None
     rows = [r for r in result.rows if not once or r.batch == first]
     for i, row in enumerate(rows):
