@@ -6,63 +6,27 @@ answers image by image, latency round by round.  What cannot run becomes a row t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
-from vitrm.runtime.latency import ROUNDS, Timing, interleave, speedup
-from vitrm.runtime.metadata import Metadata
-from vitrm.runtime.reference import find_reference
+from vitrm.runtime.entries import Entry, find_references, load_samples, open_all, with_eager
+from vitrm.runtime.latency import ROUNDS, interleave, speedup
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
-from vitrm.runtime.samples import Sample, load_sample
-from vitrm.runtime.session import Session, open_session
-
-if TYPE_CHECKING:
-    from vitrm.checkpoint import Checkpoint
+from vitrm.runtime.samples import Sample
 
 Progress = Callable[[str, float], None]  # what is being done, and which fraction of it is done
 EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
 _PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu")
-
-
-@dataclass
-class _Entry:
-    """A thing on its way through the bench."""
-
-    key: str
-    name: str
-    kind: str  # artefact, eager or compiled
-    session: Session
-    group: str
-    failure: str = OK
-    predictions: Predictions | None = None
-    refusals: dict[int, str] = field(default_factory=dict)  # by batch
-    timings: dict[int, Timing] = field(default_factory=dict)  # by batch
-
-    @property
-    def metadata(self) -> Metadata:
-        return self.session.metadata
-
-
-@dataclass(frozen=True)
-class _Unopened:
-    """A thing that could not even be opened."""
-
-    name: str
-    kind: str
-    reason: str
 
 
 def bench(
@@ -103,13 +67,13 @@ def bench(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     batches = list(dict.fromkeys(batches))
 
-    artefact_entries, unopened = _open_all(artefacts, device, threads)
+    artefact_entries, unopened = open_all(artefacts, device, threads)
     if not artefact_entries:
         raise UserError("; ".join(u.reason for u in unopened))
     notes: list[str] = []
-    samples = _load_samples(artefact_entries, data, data_dir, limit, notes)
-    checkpoints = _find_references(artefact_entries, run, notes) if eager else {}
-    entries = _with_eager(artefact_entries, unopened, checkpoints, device, threads, compile)
+    samples = load_samples(artefact_entries, data, data_dir, limit, notes)
+    checkpoints = find_references(artefact_entries, run, notes) if eager else {}
+    entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile)
 
     for entry in entries:
         _predict(entry, samples, report)
@@ -156,108 +120,10 @@ def bench(
     )
 
 
-# Preparing -------------------------------------------------------------------------------------
-
-
-def _open_all(
-    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int
-) -> tuple[list[_Entry], list[_Unopened]]:
-    paths = list(dict.fromkeys(str(a) for a in artefacts))
-    short = [Path(p).name for p in paths]
-    entries, unopened = [], []
-    for path, file in zip(paths, short, strict=True):
-        name = file if short.count(file) == 1 else path
-        try:
-            session = open_session(path, device=device, threads=threads)
-        except UserError as error:
-            unopened.append(_Unopened(name, "artefact", str(error)))
-        else:
-            entries.append(_Entry(path, name, "artefact", session, _group(session.metadata)))
-    return entries, unopened
-
-
-def _group(metadata: Metadata) -> str:
-    """The same for artefacts that compute the same function: weights, settings and depth."""
-    threshold = min(metadata.halt_threshold, 1.0)
-    return json.dumps([metadata.weights_sha256, metadata.model, metadata.steps, threshold], sort_keys=True)
-
-
-def _load_samples(
-    entries: list[_Entry], data: str | None, data_dir: Any, limit: int | None, notes: list[str]
-) -> dict[str, Sample]:
-    """The images of each group.  Groups with the same data set and image size share them."""
-    loaded: dict[tuple[Any, ...], Sample] = {}
-    samples = {}
-    for entry in entries:
-        m = entry.metadata
-        key = (data or m.data.get("name"), m.image_size, tuple(m.classes))
-        if key not in loaded:
-            loaded[key] = load_sample(m, entry.key, data=data, data_dir=data_dir, limit=limit)
-            if note := loaded[key].note:
-                notes.append(note)
-        samples[entry.group] = loaded[key]
-    return samples
-
-
-def _find_references(entries: list[_Entry], run: str | None, notes: list[str]) -> dict[str, Checkpoint]:
-    """The checkpoint of each group; with `run`, the one that every group must have."""
-    checkpoints: dict[str, Checkpoint] = {}
-    for entry in entries:
-        if entry.group in checkpoints:
-            continue
-        try:
-            checkpoints[entry.group] = find_reference(entry.metadata, entry.session.path, run)
-        except UserError as error:
-            if run is not None:
-                raise
-            notes.append(f"{error} (no eager row, no agreement)")
-    return checkpoints
-
-
-def _with_eager(
-    artefacts: list[_Entry],
-    unopened: list[_Unopened],
-    checkpoints: dict[str, Checkpoint],
-    device: str,
-    threads: int,
-    compile: bool,
-) -> list[_Entry]:
-    """The entries by group, each group's eager model first; one that does not start joins `unopened`."""
-    entries = []
-    for group in dict.fromkeys(e.group for e in artefacts):
-        members = [e for e in artefacts if e.group == group]
-        for compiled in (False, True) if compile else (False,):
-            if group not in checkpoints:
-                continue
-            from vitrm.runtime.eager_session import EagerSession
-
-            checkpoint, like = checkpoints[group], members[0].session
-            name = "torch.compile" if compiled else "eager PyTorch"
-            if len(checkpoints) > 1:
-                name += f" · {Path(checkpoint.source).name}"
-            kind = "compiled" if compiled else "eager"
-            try:
-                session = EagerSession(
-                    checkpoint,
-                    steps=like.metadata.steps,
-                    halt_threshold=like.metadata.halt_threshold,
-                    # For "auto", where the artefacts ended up: torch alone might go elsewhere.
-                    device=like.device_kind if device == "auto" else device,
-                    threads=threads,
-                    compile=compiled,
-                )
-            except UserError as error:
-                unopened.append(_Unopened(name, kind, str(error)))
-            else:
-                entries.append(_Entry(f"{kind} {group}", name, kind, session, group))
-        entries += members
-    return entries
-
-
 # Measuring -------------------------------------------------------------------------------------
 
 
-def _predict(entry: _Entry, samples: dict[str, Sample], report: Progress) -> None:
+def _predict(entry: Entry, samples: dict[str, Sample], report: Progress) -> None:
     stage = f"accuracy of {entry.name}"
     try:
         entry.predictions = predict(
@@ -270,7 +136,7 @@ def _predict(entry: _Entry, samples: dict[str, Sample], report: Progress) -> Non
         entry.failure = _reason(entry, error)
 
 
-def _measure(entries: list[_Entry], samples: dict[str, Sample], batch: int, seconds: float, report: Progress) -> None:
+def _measure(entries: list[Entry], samples: dict[str, Sample], batch: int, seconds: float, report: Progress) -> None:
     """Latency at one batch size, everything interleaved."""
     runners = {}
     for entry in entries:
@@ -294,7 +160,7 @@ def _measure(entries: list[_Entry], samples: dict[str, Sample], batch: int, seco
             entry.timings[batch] = timings[entry.key]
 
 
-def _reason(entry: _Entry, error: Exception) -> str:
+def _reason(entry: Entry, error: Exception) -> str:
     """Why a row could not run.  torch.compile and GPUs fail in many ways; a failing artefact's other errors are bugs."""
     if isinstance(error, (UserError, MemoryError)) or entry.kind != "artefact":
         lines = str(error).strip().splitlines() or [""]
@@ -302,7 +168,7 @@ def _reason(entry: _Entry, error: Exception) -> str:
     raise error
 
 
-def _depth_curves(entries: list[_Entry], samples: dict[str, Sample], report: Progress) -> list[DepthCurve]:
+def _depth_curves(entries: list[Entry], samples: dict[str, Sample], report: Progress) -> list[DepthCurve]:
     """One curve for each recursive checkpoint with labelled images, whatever depths its artefacts have."""
     curves: dict[str, DepthCurve] = {}
     for entry in entries:
@@ -314,7 +180,11 @@ def _depth_curves(entries: list[_Entry], samples: dict[str, Sample], report: Pro
         from vitrm.runtime.eager_session import EagerSession
 
         assert isinstance(entry.session, EagerSession)
-        relatives = [e for e in entries if e.kind == "artefact" and e.metadata.weights_sha256 == weights]
+        relatives = [
+            e
+            for e in entries
+            if e.kind == "artefact" and e.metadata.weights_sha256 == weights and samples[e.group] is sample
+        ]
         curves[weights] = depth_curve(
             entry.session,
             sample,
@@ -328,11 +198,11 @@ def _depth_curves(entries: list[_Entry], samples: dict[str, Sample], report: Pro
 # Reporting -------------------------------------------------------------------------------------
 
 
-def _reference_of(entry: _Entry, entries: list[_Entry]) -> _Entry | None:
+def _reference_of(entry: Entry, entries: list[Entry]) -> Entry | None:
     return next((e for e in entries if e.kind == "eager" and e.group == entry.group and e is not entry), None)
 
 
-def _subject(entry: _Entry, predictions: Predictions, entries: list[_Entry], sample: Sample) -> Subject:
+def _subject(entry: Entry, predictions: Predictions, entries: list[Entry], sample: Sample) -> Subject:
     reference = _reference_of(entry, entries)
     answers = reference.predictions if reference else None
     return Subject(
@@ -348,7 +218,7 @@ def _subject(entry: _Entry, predictions: Predictions, entries: list[_Entry], sam
     )
 
 
-def _row(entry: _Entry, entries: list[_Entry], sample: Sample, batch: int) -> Row:
+def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
     session, own = entry.session, entry.metadata
     values: dict[str, Any] = {}
     reference = _reference_of(entry, entries)

@@ -80,7 +80,7 @@ def _answer(who: str, subject: Subject, predictions: Predictions, i: int, label:
     verdict = "" if label is None else "right" if top == label else "wrong"
     mark = {"right": "✓ ", "wrong": "✗ ", "": ""}[verdict]
     share = float(predictions.probabilities[i, top])
-    return f'<span class="{verdict}">{mark}{who}: {escape(_class(subject, top))} {share * 100:.0f} %</span>'
+    return f'<span class="{verdict}">{mark}{who}: {escape(_class(subject, top))} ({share * 100:.0f} %)</span>'
 
 
 def _class(subject: Subject, label: int) -> str:

@@ -39,28 +39,32 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
                 f"run {run} {difference}: {artefact} was exported from {metadata.run}; name that run, or export {run} anew"
             )
         return checkpoint
-    tried = []
+    differing = []
     for place in _places(metadata, path):
         try:
             checkpoint = checkpoints.load(place)
         except UserError:
-            tried.append(f"{place or 'the bundled default'} is not there")
             continue
         difference = _difference(metadata, checkpoint)
         if not difference:
             return checkpoint
-        tried.append(f"{checkpoint.source} {difference}")
+        differing.append(f"{checkpoint.source} {difference}")
+    found = differing[0] if differing else f"no run {metadata.run!r} here, in {checkpoints.RUNS} or beside the file"
     raise UserError(
-        f"no eager model to compare {artefact} with ({tried[0]}): name the run it was exported from with --run, or export it again"
+        f"no eager model to compare {artefact} with ({found}): name the run it was exported from with --run, or export it again"
     )
 
 
 def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
-    places: list[str | None] = [metadata.run]
+    """Where the artefact's run may be: an artefact knows its run's name, not its folder."""
+    from vitrm.checkpoint import CONFIG_FILE, RUNS
+
+    folders = [Path(metadata.run), RUNS / metadata.run]
     if path is not None:
-        # Paths in an artefact are relative to where it was exported; a run folder often holds its own exports.
-        places += [str(p) for p in (path.parent, path.parent.parent) if (p / "config.json").exists()]
-    return [*places, None]
+        beside = path.absolute().parent
+        folders += [beside, beside.parent, beside / metadata.run, beside / RUNS / metadata.run]
+    there = [str(folder) for folder in dict.fromkeys(folders) if (folder / CONFIG_FILE).is_file()]
+    return [*there, metadata.run, None]
 
 
 def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:

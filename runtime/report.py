@@ -281,7 +281,7 @@ def _card(subject: Subject, result: BenchResult) -> str:
         ("exported from", m.run),
         ("weights", m.weights_sha256),
         ("calibration", m.calibration_id or "none"),
-        ("parity at export", "; ".join(f"{k} {v:.2e}" for k, v in m.parity.items()) or "not recorded"),
+        ("parity at export", "; ".join(f"{k} {v:.3g}" for k, v in m.parity.items()) or "not recorded"),
         ("exported with", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or "not recorded"),
         ("backend here", f"{row.backend}, {row.device}"),
         *(("note", note) for note in row.notes),

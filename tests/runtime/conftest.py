@@ -1,4 +1,4 @@
-"""Real artefacts for the runtime's tests: a `tiny` ViTRM with random weights, exported once for all of them."""
+"""Real artefacts for the runtime's tests: small models exported once for all of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from vitrm import checkpoint as checkpoints
 from vitrm import data as datasets
 from vitrm.checkpoint import Checkpoint, build_model
-from vitrm.config import preset, to_dict
+from vitrm.config import preset
+from vitrm.export import export
 from vitrm.model import ViTRM
-from vitrm.runtime.metadata import HALT_PROB, LOGITS, PIXELS, STEPS_USED, Metadata
 
 STEPS = 3
 
@@ -56,53 +58,6 @@ def _fit_heads(model: ViTRM) -> None:
     model.halt.bias.copy_(solution[-1])
 
 
-class _Unrolled(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module, steps: int) -> None:
-        super().__init__()
-        self.model, self.steps = model, steps
-
-    def forward(self, pixel_values: torch.Tensor) -> object:
-        if not self.model.recursive:
-            return self.model(pixel_values)
-        return tuple(self.model(pixel_values, self.steps))
-
-
-def export_stopgap(checkpoint: Checkpoint, path: Path, run: Path, steps: int = STEPS, **metadata: object) -> Path:
-    model = checkpoint.build()
-    recursive = model.recursive
-    outputs = [LOGITS, HALT_PROB, STEPS_USED] if recursive else [LOGITS]
-    program = torch.onnx.export(
-        _Unrolled(model, steps).eval(),
-        (torch.rand(2, 3, 32, 32),),
-        input_names=[PIXELS],
-        output_names=outputs,
-        dynamic_shapes={"pixel_values": {0: "batch"}},
-        opset_version=20,
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(str(path))
-    proto = onnx.load(str(path))
-    described = Metadata(
-        **{
-            "model": to_dict(checkpoint.model),
-            "classes": checkpoint.data["classes"],
-            "data": checkpoint.data,
-            "graph": "unrolled" if recursive else "single",
-            "steps": steps if recursive else 1,
-            "halt_threshold": 2.0,
-            "precision": "fp32",
-            "weights_sha256": checkpoint.weights_id,
-            "run": str(run),
-            **metadata,
-        }
-    )
-    for key, value in described.to_props().items():
-        proto.metadata_props.add(key=key, value=value)
-    onnx.save(proto, str(path))
-    return path
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("artefacts")
@@ -118,4 +73,50 @@ def run(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def artefact(folder: Path, run: Path) -> Path:
     """The run exported with three steps."""
-    return export_stopgap(checkpoints.load(run), folder / "tiny.onnx", run)
+    return export(checkpoints.load(str(run)), folder / "tiny.onnx", steps=STEPS).path
+
+
+@pytest.fixture(scope="session")
+def halting(folder: Path, run: Path) -> Path:
+    """The run exported with four steps, of which a sample takes as many as it needs."""
+    return export(checkpoints.load(str(run)), folder / "halting.onnx", steps=4, halt_threshold=0.75).path
+
+
+@pytest.fixture(scope="session")
+def rough(folder: Path, artefact: Path) -> Path:
+    """The artefact with noise on its weights, as a careless quantisation leaves it: some answers change."""
+    model = onnx.load(str(artefact))
+    random = np.random.default_rng(0)
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size > 64:
+            noisy = values * (1 + 0.004 * random.standard_normal(values.shape).astype(np.float32))
+            weight.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), weight.name))
+    onnx.save(model, str(folder / "rough.onnx"))
+    return folder / "rough.onnx"
+
+
+@pytest.fixture(scope="session")
+def vit_run(folder: Path) -> Path:
+    """A run folder of a very small ViT: another model kind, without recursion."""
+    checkpoint = make_checkpoint("vit-small", dim=32, layers=1, heads=2, mlp=64, patch_size=8)
+    checkpoints.save(folder / "vit-run", checkpoint)
+    return folder / "vit-run"
+
+
+@pytest.fixture(scope="session")
+def vit(folder: Path, vit_run: Path) -> Path:
+    """That ViT, exported."""
+    return export(checkpoints.load(str(vit_run)), folder / "vit.onnx").path
+
+
+def with_props(source: Path, target: Path, /, **changes: str | None) -> Path:
+    """A copy of an ONNX file with other metadata_props (None removes one)."""
+    model = onnx.load(str(source))
+    kept = {p.key: p.value for p in model.metadata_props} | {f"vitrm.{k}": v for k, v in changes.items()}
+    del model.metadata_props[:]
+    for key, value in kept.items():
+        if value is not None:
+            model.metadata_props.add(key=key, value=value)
+    onnx.save(model, str(target))
+    return target

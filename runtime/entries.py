@@ -1,0 +1,173 @@
+"""What a bench measures, before it is measured: artefacts opened and grouped, each group with its images and eager model.
+
+Artefacts that compute the same function on the same images form a group; each group has one eager model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrm.errors import UserError
+from vitrm.runtime.accuracy import Predictions
+from vitrm.runtime.latency import Timing
+from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.reference import find_reference
+from vitrm.runtime.results import OK
+from vitrm.runtime.samples import Sample, load_sample
+from vitrm.runtime.session import Session, open_session
+
+if TYPE_CHECKING:
+    from vitrm.checkpoint import Checkpoint
+
+
+@dataclass
+class Entry:
+    """A thing on its way through the bench."""
+
+    key: str
+    name: str
+    kind: str  # artefact, eager or compiled
+    session: Session
+    group: str
+    failure: str = OK
+    predictions: Predictions | None = None
+    refusals: dict[int, str] = field(default_factory=dict)  # by batch
+    timings: dict[int, Timing] = field(default_factory=dict)  # by batch
+
+    @property
+    def metadata(self) -> Metadata:
+        return self.session.metadata
+
+
+@dataclass(frozen=True)
+class Unopened:
+    """A thing that could not even be opened."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+def open_all(
+    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int
+) -> tuple[list[Entry], list[Unopened]]:
+    """Opens every path once; what does not open is returned with the reason."""
+    paths = list(dict.fromkeys(str(a) for a in artefacts))
+    short = [Path(p).name for p in paths]
+    entries, unopened = [], []
+    for path, file in zip(paths, short, strict=True):
+        name = file if short.count(file) == 1 else path
+        try:
+            session = open_session(path, device=device, threads=threads)
+        except UserError as error:
+            unopened.append(Unopened(name, "artefact", str(error)))
+        else:
+            entries.append(Entry(path, name, "artefact", session, _group(session.metadata)))
+    return entries, unopened
+
+
+def _group(metadata: Metadata) -> str:
+    """The same for artefacts that compute the same function (weights, settings, depth) on the same images."""
+    m = metadata
+    function = [m.weights_sha256, m.model, m.steps, min(m.halt_threshold, 1.0)]
+    return json.dumps([*function, m.data.get("name"), m.classes], sort_keys=True)
+
+
+def _eager_labels(entries: list[Entry], checkpoints: dict[str, Checkpoint]) -> dict[str, str]:
+    """By group, what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
+    first = {group: next(e.metadata for e in entries if e.group == group) for group in checkpoints}
+    runs = {group: Path(checkpoint.source).name for group, checkpoint in checkpoints.items()}
+    labels: dict[str, str] = {}
+    for group, m in first.items():
+        parts = []
+        if len(set(runs.values())) > 1:
+            parts.append(runs[group])
+        if len({other.steps for g, other in first.items() if runs[g] == runs[group]}) > 1:
+            parts.append(f"{m.steps} steps")
+        if len({other.halt_threshold for g, other in first.items() if runs[g] == runs[group]}) > 1:
+            parts.append("no halting" if m.halt_threshold >= 1 else f"halting at {m.halt_threshold:g}")
+        label = "".join(f" · {part}" for part in parts)
+        labels[group] = label if label not in labels.values() else f"{label} ({len(labels) + 1})"
+    return labels
+
+
+def load_samples(
+    entries: list[Entry], data: str | None, data_dir: Any, limit: int | None, notes: list[str]
+) -> dict[str, Sample]:
+    """The images of each group; groups with the same data set, classes and image size share them.
+
+    Appends to `notes` where they are not the artefact's own.  Raises `UserError` for `data` that does not fit.
+    """
+    loaded: dict[tuple[Any, ...], Sample] = {}
+    samples = {}
+    for entry in entries:
+        m = entry.metadata
+        key = (data or m.data.get("name"), m.image_size, tuple(m.classes))
+        if key not in loaded:
+            loaded[key] = load_sample(m, entry.key, data=data, data_dir=data_dir, limit=limit)
+            if note := loaded[key].note:
+                notes.append(note)
+        samples[entry.group] = loaded[key]
+    return samples
+
+
+def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> dict[str, Checkpoint]:
+    """The checkpoint of each group that has one; appends to `notes` why another has none.
+
+    Raises `UserError` if `run` is named and is not what every artefact was exported from.
+    """
+    checkpoints: dict[str, Checkpoint] = {}
+    for entry in entries:
+        if entry.group in checkpoints:
+            continue
+        try:
+            checkpoints[entry.group] = find_reference(entry.metadata, entry.session.path, run)
+        except UserError as error:
+            if run is not None:
+                raise
+            notes.append(f"{error} (no eager row, no agreement)")
+    return checkpoints
+
+
+def with_eager(
+    artefacts: list[Entry],
+    unopened: list[Unopened],
+    checkpoints: dict[str, Checkpoint],
+    device: str,
+    threads: int,
+    compile: bool,
+) -> list[Entry]:
+    """The entries by group, each group's eager model first; one that does not start joins `unopened`."""
+    entries = []
+    labels = _eager_labels(artefacts, checkpoints)
+    for group in dict.fromkeys(e.group for e in artefacts):
+        members = [e for e in artefacts if e.group == group]
+        for compiled in (False, True) if compile else (False,):
+            if group not in checkpoints:
+                continue
+            from vitrm.runtime.eager_session import EagerSession
+
+            checkpoint, like = checkpoints[group], members[0].session
+            name = ("torch.compile" if compiled else "eager PyTorch") + labels[group]
+            kind = "compiled" if compiled else "eager"
+            try:
+                session = EagerSession(
+                    checkpoint,
+                    steps=like.metadata.steps,
+                    halt_threshold=like.metadata.halt_threshold,
+                    # For "auto", where the artefacts ended up: torch alone might go elsewhere.
+                    device=like.device_kind if device == "auto" else device,
+                    threads=threads,
+                    compile=compiled,
+                )
+            except UserError as error:
+                unopened.append(Unopened(name, kind, str(error)))
+            else:
+                entries.append(Entry(f"{kind} {group}", name, kind, session, group))
+        entries += members
+    return entries

@@ -1,0 +1,221 @@
+"""vitrm-bench as users meet it: exit codes, messages, files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_session import WITHOUT_TORCH
+
+from vitrm.runtime.cli import main
+
+QUICK = ["--seconds", "0.05", "--threads", "1", "--limit", "20", "--batch", "1"]
+
+
+def command(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vitrm.runtime.cli", *map(str, args)], capture_output=True, text=True, **options
+    )
+
+
+def test_help_is_quick_and_whole() -> None:
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = command("--help")
+        took.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    for flag in (
+        "--run",
+        "--data",
+        "--data-dir",
+        "--batch",
+        "--threads",
+        "--seconds",
+        "--json",
+        "--report",
+        "--device",
+    ):
+        assert flag in done.stdout
+    assert min(took) < 0.5
+
+
+def test_prints_table_and_writes_files(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, page = tmp_path / "new" / "bench.json", tmp_path / "report.html"
+    assert main([str(artefact), *QUICK, "--json", str(figures), "--report", str(page), "--min-agreement", "1"]) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "artefact",
+        "p50 ms",
+        "× eager",
+        "agreement",
+        "tiny.onnx",
+        "eager PyTorch",
+        "onnxruntime-cpu",
+        "100.00 %",
+    ):
+        assert text in out
+    assert "20 of 359 test images of digits" in out
+    assert "1 thread" in out
+    read = json.loads(figures.read_text())
+    assert read["command"].startswith("vitrm-bench ")
+    assert page.read_text().startswith("<!doctype html>")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "report.html"]
+
+
+def test_bad_input_is_one_line_and_2(
+    artefact: Path, run: Path, vit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = artefact.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "file").write_text("")
+    for args, message in [
+        (["missing.onnx"], "missing.onnx does not exist"),
+        ([str(tmp_path / "cut.onnx")], "may be truncated"),
+        ([str(tmp_path)], "is a folder"),
+        ([str(run)], "is a run folder"),
+        ([str(artefact), "--run", str(vit_run)], "is a vit, the artefact a vitrm"),
+        ([str(artefact), "--run", "nowhere"], "no run folder"),
+        ([str(artefact), "--data", "nothing"], "unknown data set"),
+        ([str(artefact), "--compile", "--no-eager"], "choose one"),
+        ([str(artefact), "--min-agreement", "1", "--no-eager"], "needs the eager model"),
+        ([str(artefact), "--json", str(tmp_path)], "is a folder: name a file"),
+        ([str(artefact), "--report", str(tmp_path / "file" / "r.html")], "is a file, expected a folder"),
+        ([str(artefact), "--json", "/dev/full"], "not a regular file"),
+        ([str(artefact), "--json", str(tmp_path / "a"), "--report", str(tmp_path / "a")], "different names"),
+    ]:
+        assert main([*args, *QUICK]) == 2, args
+        captured = capsys.readouterr()
+        assert message in captured.err, args
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--batch", "0"],
+        ["--batch", "1,x"],
+        ["--threads", "0"],
+        ["--seconds", "-1"],
+        ["--limit", "0"],
+        ["--min-agreement", "2"],
+        [],
+    ],
+)
+def test_bad_flags_are_2(artefact: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(artefact), *flags] if flags else [])
+    assert caught.value.code == 2
+    assert "usage: vitrm-bench" in capsys.readouterr().err
+
+
+def test_cuda_asked_where_none_is(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert main([str(artefact), *QUICK, "--device", "cuda"]) == 2
+    assert "device cuda was asked for" in capsys.readouterr().err
+
+
+def test_a_failed_artefact_is_2_after_the_others(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(artefact), "missing.onnx", *QUICK]) == 2
+    captured = capsys.readouterr()
+    assert "✗ missing.onnx: missing.onnx does not exist" in captured.out
+    assert "100.00 %" in captured.out
+    assert captured.err.startswith("error: missing.onnx could not be measured")
+
+
+def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "bench.json"
+    quick = [a if a != "20" else "359" for a in QUICK]
+    assert main([str(rough), *quick, "--min-agreement", "0.999", "--json", str(figures)]) == 2
+    assert "--min-agreement asks for 0.999" in capsys.readouterr().err
+    assert figures.exists()  # what was measured is kept
+    agreement = json.loads(figures.read_text())["rows"][1]["agreement"]
+    assert main([str(rough), *quick, "--min-agreement", str(agreement)]) == 0
+    alone = shutil.copy(rough, tmp_path / "alone.onnx")  # its run is not beside it
+    assert main([str(alone), *QUICK, "--min-agreement", "0.5"]) == 2
+    assert "could not be measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--json", "--report"])
+def test_full_disk_leaves_the_old_file(artefact: Path, tmp_path: Path, flag: str) -> None:
+    target = tmp_path / "out"
+    target.write_text("old")
+
+    def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk would
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    done = command(artefact, *QUICK, flag, target, preexec_fn=limit)
+    assert done.returncode == 2
+    assert "while writing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_space_left_is_explained(
+    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(artefact), *QUICK, "--json", str(tmp_path / "bench.json")]) == 2
+    assert "no space left on the disk while writing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_works_without_torch(artefact: Path) -> None:
+    script = WITHOUT_TORCH + f"from vitrm.runtime.cli import main\nsys.exit(main({[str(artefact), *QUICK]!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch is not installed, so there is no eager model" in done.stdout
+    assert "eager PyTorch" not in done.stdout
+    assert "tiny.onnx" in done.stdout
+
+
+def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
+    from rich.console import Console
+
+    from vitrm.runtime.bench import bench
+    from vitrm.runtime.table import print_result
+
+    found = bench([artefact], batches=(1, 2), limit=5, seconds=0.05, threads=1, eager=False)
+    for width, titles in ((100, 1), (180, 0)):
+        console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        print_result(found, console)
+        text = console.export_text()
+        assert text.count("Answers") == titles
+        assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        for head in ("p50 ms", "p99 ms", "images/s", "accuracy", "agreement", "size"):
+            assert head in text
+
+
+def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
+    args = [artefact, "--seconds", "60", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitrm.runtime.cli", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,96 @@
+"""Interleaved measuring, with work whose true cost is known."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import numpy as np
+import pytest
+
+from vitrm.runtime.latency import Timing, interleave, speedup, summarise
+
+
+def test_percentiles() -> None:
+    found = summarise(np.arange(1.0, 102.0))
+    assert (found.p50, found.p90, found.p99) == (51, 91, 100)
+    assert (found.min, found.max, found.mean, found.n) == (1, 101, 51, 101)
+    single = summarise(np.array([2.5]))
+    assert (single.p50, single.p99, single.n) == (2.5, 2.5, 1)
+
+
+def test_every_thing_runs_in_every_round_in_changing_order() -> None:
+    calls: list[str] = []
+
+    def work(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    timings = interleave(
+        {"a": [lambda: work("a", 0.012)], "b": [lambda: work("b", 0.012)], "c": [lambda: work("c", 0.012)]},
+        seconds=0.05,
+        rounds=8,
+    )
+    assert {len(t.rounds) for t in timings.values()} == {8}
+    assert all(len(r) == 1 for t in timings.values() for r in t.rounds)  # 12 ms fit once into a turn of 6 ms
+    # 12 ms is slow enough to need no rehearsal, so that after the warm-up each turn is one call.
+    turns = calls[sum(t.warm_up for t in timings.values()) :]
+    orders = {tuple(turns[i : i + 3]) for i in range(0, 24, 3)}
+    assert len(turns) == 24
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert len(orders) > 1
+
+
+def test_fast_things_get_their_time_and_cycle_through_inputs() -> None:
+    seen: list[int] = []
+    runs = [lambda i=i: (seen.append(i), time.sleep(0.0005)) for i in range(4)]
+    timing = interleave({"a": runs}, seconds=0.2, rounds=5)["a"]
+    assert timing.latency.n > 50
+    assert 150 < timing.samples.sum() < 450  # milliseconds
+    assert 0.5 < timing.latency.p50 < 1.5
+    assert all(seen.count(i) > 10 for i in range(4))
+
+
+def test_ratio_survives_a_machine_that_slows_down() -> None:
+    start = time.perf_counter()
+
+    def sleep(milliseconds: float) -> None:
+        slowness = 1 + 3 * (time.perf_counter() - start)  # several times slower at the end than at the beginning
+        time.sleep(milliseconds * slowness / 1000)
+
+    timings = interleave({"slow": [lambda: sleep(4)], "fast": [lambda: sleep(1)]}, seconds=0.3, rounds=10)
+    ratio = speedup(timings["slow"], timings["fast"])
+    spread = timings["slow"].samples.max() / timings["slow"].samples.min()
+    assert spread > 2
+    assert 3 < ratio.median < 4.4
+    assert ratio.low <= ratio.median <= ratio.high
+
+
+def test_ratio_is_within_rounds() -> None:
+    # Round 2 ran on a machine ten times slower: pooled medians would mix the two.
+    reference = Timing((np.array([2.0, 2.0]), np.array([20.0, 20.0])), 1)
+    own = Timing((np.array([1.0, 1.0, 1.0, 1.0]), np.array([10.0])), 1)
+    assert speedup(reference, own).median == 2
+
+
+def test_collector_is_off_while_measuring_and_on_again() -> None:
+    states = []
+    assert gc.isenabled()
+    interleave({"a": [lambda: (states.append(gc.isenabled()), time.sleep(0.001))]}, seconds=0.02, rounds=2)
+    assert False in states
+    assert gc.isenabled()
+
+    def fail() -> None:
+        if not gc.isenabled():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interleave({"a": [fail]}, seconds=0.02, rounds=2)
+    assert gc.isenabled()
+
+
+def test_progress_reaches_one() -> None:
+    fractions: list[float] = []
+    interleave({"a": [lambda: None]}, seconds=0.01, rounds=4, progress=fractions.append)
+    assert fractions == [0.25, 0.5, 0.75, 1.0]
+    assert interleave({}, seconds=1) == {}

@@ -1,0 +1,273 @@
+"""Opening artefacts and running them: what fits, what is refused and how."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import STEPS, with_props
+
+import vitrm.runtime
+from vitrm import checkpoint as checkpoints
+from vitrm import data
+from vitrm.config import preset, to_dict
+from vitrm.errors import UserError
+from vitrm.runtime.eager_session import EagerSession
+from vitrm.runtime.metadata import Metadata
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ImportError(f"{name} is refused")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return data.load("digits", "test").floats(slice(0, 33))
+
+
+def test_agrees_with_eager(artefact: Path, run: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(artefact, threads=1)
+    model = checkpoints.load(str(run)).build()
+    for batch in (1, 2, 33):
+        result = session.infer(images[:batch])
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(images[:batch]), STEPS)
+        np.testing.assert_allclose(result.logits, expected.logits.numpy(), atol=2e-3)  # of logits around 10
+        assert (result.logits.argmax(1) == expected.logits.numpy().argmax(1)).all()
+        np.testing.assert_allclose(result.halt_prob, expected.halt_prob.numpy(), atol=1e-4)
+        assert result.logits.dtype == np.float32
+        assert result.logits.shape == (batch, 10)
+        assert result.steps_used is not None
+        assert result.steps_used.tolist() == [STEPS] * batch
+        assert result.steps_used.dtype == np.int64
+
+
+def test_describes_itself(artefact: Path) -> None:
+    session = vitrm.runtime.open(artefact, threads=1)
+    assert session.metadata.steps == STEPS
+    assert session.metadata.graph == "unrolled"
+    assert session.metadata.image_size == 32
+    assert session.backend == "onnxruntime-cpu"
+    assert session.device
+    assert session.size_bytes == artefact.stat().st_size
+    assert session.threads == 1
+    assert session.path == artefact
+    assert session.notes == ()
+
+
+def test_baseline_has_logits_only(vit: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(vit, threads=1)
+    result = session.infer(images)
+    assert result.logits.shape == (33, 10)
+    assert result.halt_prob is None
+    assert result.steps_used is None
+    with pytest.raises(UserError, match="no steps to choose"):
+        session.infer(images, steps=3)
+
+
+def test_fp16_on_a_cpu_says_so(artefact: Path, tmp_path: Path) -> None:
+    half = with_props(artefact, tmp_path / "half.onnx", precision='"fp16"')
+    (note,) = vitrm.runtime.open(half, threads=1).notes
+    assert "computed in float32" in note
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((2, 3, 16, 16), np.float32), r"shape \[2, 3, 16, 16\], expected float32 \[batch, 3, 32, 32\]"),
+        (np.zeros((2, 32, 32, 3), np.float32), "move the channels to axis 1"),
+        (np.zeros((3, 32, 32), np.float32), r"add a batch axis"),
+        (np.zeros((0, 3, 32, 32), np.float32), "batch is empty"),
+        (np.zeros((1, 3, 32, 32), np.uint8), r"uint8, expected float32.*/ 255"),
+        (np.zeros((1, 3, 32, 32), np.float64), "float64, expected float32"),
+        (np.full((1, 3, 32, 32), np.nan, np.float32), "NaN or infinity"),
+        (np.full((1, 3, 32, 32), np.inf, np.float32), "NaN or infinity"),
+        (np.full((1, 3, 32, 32), 200, np.float32), "range from 200 to 200.*divide by 255"),
+        (np.full((1, 3, 32, 32), -1, np.float32), "range from -1 to -1"),
+        ([[1.0]], "are a list"),
+    ],
+)
+def test_refuses_wrong_images(artefact: Path, wrong: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        vitrm.runtime.open(artefact, threads=1).infer(wrong)
+
+
+def test_refuses_a_depth_that_is_built_in_otherwise(artefact: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(artefact, threads=1)
+    assert not session.takes_depth
+    same = session.infer(images, steps=STEPS, halt_threshold=1.5)  # from 1 on, every threshold means never
+    np.testing.assert_array_equal(same.logits, session.infer(images).logits)
+    with pytest.raises(UserError, match=r"3 steps built in.*asked for 4.*--steps 4"):
+        session.infer(images, steps=4)
+    with pytest.raises(UserError, match=r"threshold 2 built in.*asked for 0.5"):
+        session.infer(images, halt_threshold=0.5)
+    for steps in (0, -1, 2.5, True):
+        with pytest.raises(UserError, match="steps is"):
+            session.infer(images, steps=steps)  # type: ignore[arg-type]
+
+
+def test_eager_takes_any_depth(run: Path, images: np.ndarray) -> None:
+    checkpoint = checkpoints.load(str(run))
+    session = EagerSession(checkpoint, steps=2, threads=1)
+    assert session.takes_depth
+    one, two, five = (session.infer(images, steps=n) for n in (1, 2, 5))
+    np.testing.assert_array_equal(session.infer(images).logits, two.logits)
+    assert five.steps_used is not None
+    assert five.steps_used.tolist() == [5] * 33
+    assert np.abs(one.logits - five.logits).max() > 0.1
+    halting = session.infer(images, steps=16, halt_threshold=0.5)
+    assert halting.steps_used is not None
+    assert halting.steps_used.min() < 16
+    logits, halt_prob = session.trajectory(images, 5)
+    assert logits.shape == (5, 33, 10)
+    assert halt_prob.shape == (5, 33)
+    np.testing.assert_allclose(logits[1], two.logits, atol=1e-5)
+
+
+def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) -> None:
+    checkpoint = checkpoints.load(str(vit_run))  # the smallest model: compiling takes most of the time
+    compiled = EagerSession(checkpoint, threads=1, compile=True)
+    assert compiled.backend == "torch.compile-cpu"
+    result = compiled.infer(images[:2])
+    expected = EagerSession(checkpoint, threads=1).infer(images[:2])
+    np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
+
+
+def test_cuda_where_there_is_none_is_an_error(artefact: Path, run: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UserError, match=r"device cuda was asked for.*--device cpu"):
+        vitrm.runtime.open(artefact, device="cuda")
+    with pytest.raises(UserError, match="device cuda was asked for"):
+        EagerSession(checkpoints.load(str(run)), device="cuda")
+    assert vitrm.runtime.open(artefact, device="auto", threads=1).backend == "onnxruntime-cpu"
+
+
+@pytest.mark.parametrize(("device", "threads"), [("gpu", None), ("cpu", 0), ("cpu", 1.5)])
+def test_refuses_unknown_settings(artefact: Path, device: str, threads: int | None) -> None:
+    with pytest.raises(UserError, match=r"expected (one of cpu, cuda, auto|a whole number)"):
+        vitrm.runtime.open(artefact, device=device, threads=threads)
+
+
+def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) -> None:
+    whole = artefact.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "engine.plan").write_bytes(b"ftrt")
+    (tmp_path / "weights.pt").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, message in [
+        ("missing.onnx", "does not exist"),
+        ("cut.onnx", "may be truncated"),
+        ("empty.onnx", "empty.onnx"),
+        ("text.onnx", "not a whole ONNX file"),
+        ("engine.plan", "TensorRT plan, which this version cannot run"),
+        ("weights.pt", "export the run with vitrm-export"),
+        ("notes.txt", "not an artefact this version knows"),
+        (".", "is a folder"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            vitrm.runtime.open(tmp_path / name)
+        assert "\n" not in str(caught.value), name
+    with pytest.raises(UserError, match=f"run folder.*vitrm-export {run}"):
+        vitrm.runtime.open(run)
+
+
+def test_refuses_metadata_that_is_not_ours(artefact: Path, tmp_path: Path) -> None:
+    bare = with_props(artefact, tmp_path / "bare.onnx", **dict.fromkeys(Metadata.__dataclass_fields__))
+    for source, message in [
+        (bare, "not written by vitrm-export"),
+        (with_props(artefact, tmp_path / "a.onnx", format="99"), "metadata format 99"),
+        (with_props(artefact, tmp_path / "b.onnx", steps=None), "lacks"),
+        (with_props(artefact, tmp_path / "c.onnx", steps="{"), "damaged vitrm metadata"),
+        (with_props(artefact, tmp_path / "d.onnx", colour='"red"'), "unknown"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            vitrm.runtime.open(source)
+
+
+def test_refuses_a_graph_that_contradicts_its_metadata(vit: Path, tmp_path: Path) -> None:
+    # A baseline that claims to be recursive has no halt_prob to give.
+    wrong = with_props(vit, tmp_path / "wrong.onnx", graph='"unrolled"')
+    with pytest.raises(UserError, match=r"halt_prob.*export it again"):
+        vitrm.runtime.open(wrong)
+
+
+def test_opens_and_runs_without_torch(artefact: Path) -> None:
+    script = WITHOUT_TORCH + (
+        "import numpy, vitrm.runtime\n"
+        f"session = vitrm.runtime.open({str(artefact)!r}, threads=1)\n"
+        "result = session.infer(numpy.zeros((2, 3, 32, 32), 'float32'))\n"
+        "assert result.logits.shape == (2, 10)\n"
+        "assert not any(m.split('.')[0] in ('torch', 'torchvision', 'onnx') for m in sys.modules)\n"
+        "print('ran')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "ran\n", done.stderr
+
+
+def test_import_needs_only_numpy_and_the_standard_library() -> None:
+    script = (
+        "import sys, vitrm.runtime; vitrm.runtime.Session; vitrm.runtime.Metadata\n"
+        "heavy = {'torch', 'torchvision', 'onnxruntime', 'onnx', 'sklearn', 'matplotlib', 'rich', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_missing_onnxruntime_names_the_extra(artefact: Path, tmp_path: Path) -> None:
+    # An environment without the wheel: neither its package nor its record can be found.
+    script = (
+        "import importlib.metadata as m, sys\n"
+        "sys.modules['onnxruntime'] = None\n"
+        "find = m.version\n"
+        "def version(name):\n"
+        "    if name.startswith('onnxruntime'): raise m.PackageNotFoundError(name)\n"
+        "    return find(name)\n"
+        "m.version = version\n"
+        "from vitrm.runtime.cli import main\n"
+        f"sys.exit(main([{str(artefact)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'pip install "vitrm[cpu]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_both_onnxruntime_wheels_are_explained(artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.22.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"onnxruntime .* and onnxruntime-gpu 1.22.0 are both installed.*uninstall"):
+        vitrm.runtime.open(artefact)
+
+
+def test_halting_is_part_of_the_graph(halting: Path, run: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(halting, threads=1)
+    own = session.metadata
+    eager = EagerSession(checkpoints.load(str(run)), steps=own.steps, halt_threshold=own.halt_threshold, threads=1)
+    ours, theirs = session.infer(images), eager.infer(images)
+    assert ours.steps_used is not None
+    assert theirs.steps_used is not None
+    assert len(set(ours.steps_used.tolist())) > 1
+    assert ours.steps_used.tolist() == theirs.steps_used.tolist()
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-3)
+
+
+def test_metadata_of_eager_is_the_checkpoints(run: Path) -> None:
+    session = EagerSession(checkpoints.load(str(run)), threads=1)
+    assert session.metadata.model == to_dict(preset("tiny"))
+    assert session.metadata.classes == [str(i) for i in range(10)]
+    assert session.size_bytes > 0
