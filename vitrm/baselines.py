@@ -49,7 +49,8 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.classes)
         self.dropout = nn.Dropout(config.dropout)
-        initialise(self, self.cls, self.pos)
+        initialise(self, [self.cls, self.pos], std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.proj(images).flatten(2).transpose(1, 2)  # [B, D, H/P, W/P] → [B, N, D]
