@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,6 +186,8 @@ def default_out(settings: RunConfig) -> Path:
 def command(argv: Sequence[str] | None) -> int | None:
     """Parses, calls, prints."""
     args = parser().parse_args(argv)
+    # Threads that wait by spinning halve the speed and worse when another process wants a core; read at torch's import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     settings = from_flags(args)
     if args.config:
         settings = settings.over(read(args.config))

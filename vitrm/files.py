@@ -32,10 +32,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise UserError(f"{target} is a folder: name a file")
         # The suffix stays: whoever checks the file before it gets its name may go by it.
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
-        # mkstemp gives 0600; the file should have the rights any other new file gets.
         umask = os.umask(0)
         os.umask(umask)
-        os.fchmod(handle, 0o666 & ~umask)
         os.close(handle)
     except OSError as error:
         raise explain_os_error(error, f"writing {target}") from error
@@ -44,6 +42,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+            # mkstemp gives 0600, and so does safetensors, which replaces the file: give the rights of any new file.
+            os.fchmod(file.fileno(), 0o666 & ~umask)
         os.replace(temporary, target)
     except OSError as error:
         raise explain_os_error(error, f"writing {target}") from error

@@ -121,7 +121,8 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "fast": Recipe(
         epochs=20,
-        lr=2e-3,
+        batch_size=64,
+        lr=1e-3,
         warmup=0.1,
         clip_norm=1.0,
         patience=0,

@@ -55,9 +55,10 @@ def step_loss(
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
     """AdamW's groups: decayed are matrices and convolutions; see vitrm.recipe for the reason."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        level = parameter.ndim < 2 or name in ("pos", "y0", "z0") or "pos_embedding" in name or "class_token" in name
+        level = parameter.ndim < 2 or name.rpartition(".")[2] in ("pos", "y0", "z0", "cls")
         (decayed if recipe.decay_all or not level else plain).append(parameter)
     groups = [(decayed, recipe.weight_decay), (plain, 0.0)]
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]

@@ -172,7 +172,13 @@ class Run:
         state_path = self.out / STATE_FILE
         if resume:
             self.progress = training_state.restore(state_path, self.learner, self.identity)
-            self.reporter.say(f"resuming {self.out} at epoch {self.progress.epoch + 1}, batch {self.progress.batch}")
+            done = self.progress.epoch, self.progress.batch
+            finished = (
+                "has finished"
+                if self.progress.test_accuracy
+                else f"goes on after {done[0]} epochs and {done[1]} batches"
+            )
+            self.reporter.say(f"the run in {self.out} {finished}")
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -244,7 +250,7 @@ class Run:
             if self.on_batch is not None:
                 self.on_batch(progress.epoch, i, [float(loss) for loss in result.losses])
             # On a GPU, reading a number waits for all work queued: only where somebody looks at it.
-            if report_due.due():
+            if i + 1 < self.batches and report_due.due():
                 self._report()
             elif self.device.type == "cpu":
                 self._check_finite()
@@ -277,6 +283,7 @@ class Run:
             "images_per_s": seen / max(progress.seconds, 1e-9),
             "seconds": progress.seconds,
         }
+        left = (self.recipe.epochs - progress.epoch - 1) * progress.seconds
         best = progress.best
         if best is None or _score(found) > (best["accuracy"], -best["loss"]):
             accuracy, negative_loss = _score(found)
@@ -287,7 +294,7 @@ class Run:
         progress.batch, progress.seconds = 0, 0.0
         assert progress.sums is not None
         progress.sums.zero_()
-        self.reporter.epoch(line, self.recipe.epochs, (self.recipe.epochs - progress.epoch) * line["seconds"])
+        self.reporter.epoch(line, self.recipe.epochs, left)
 
     def _out_of_patience(self) -> bool:
         best = self.progress.best

@@ -1,0 +1,138 @@
+"""Data sets: three disjoint parts, the same every time; what is not a data set is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitrm import data
+from vitrm.errors import UserError
+from vitrm.train import limited
+
+
+def _keys(images: data.Images) -> set[bytes]:
+    return {image.tobytes() for image in images.pixels}
+
+
+def test_digits_are_cut_into_disjoint_stratified_parts(digits):
+    parts = [digits.train, digits.validation, digits.test]
+    assert [len(p) for p in parts] == [1295, 143, 359]
+    keys = [_keys(p) for p in parts]
+    assert [len(k) for k in keys] == [1295, 143, 359]  # no image twice, so disjoint means disjoint
+    assert not keys[0] & keys[1]
+    assert not keys[0] & keys[2]
+    assert not keys[1] & keys[2]
+    for part in parts:
+        shares = np.bincount(part.labels, minlength=10) / len(part)
+        assert np.allclose(shares, 0.1, atol=0.02)
+    assert parts[0].pixels.shape[1:] == (3, 32, 32)
+
+
+def test_digits_are_the_same_every_time(digits):
+    assert data.load("digits", "test").id == digits.test.id
+    assert data.load("digits", "train").id != digits.test.id
+
+
+def test_a_folder_is_cut_into_disjoint_parts(photos):
+    root = str(photos())
+    parts = [data.load(root, split, size=16) for split in data.SPLITS]
+    keys = [_keys(p) for p in parts]
+    assert sum(len(k) for k in keys) == len(keys[0] | keys[1] | keys[2]) == 40
+    assert [len(p) for p in parts] == [28, 4, 8]
+    assert parts[0].classes == ("cat", "dog")
+    assert all(set(p.labels.tolist()) == {0, 1} for p in parts)
+    assert parts[0].pixels.shape == (28, 3, 16, 16)
+
+
+def test_a_folder_cut_by_its_owner_is_left_as_it_is(photos):
+    root = photos(root="own/train").parent
+    photos(4, root="own/test")
+    parts = {split: data.load(str(root), split, size=16) for split in data.SPLITS}
+    assert {k: len(v) for k, v in parts.items()} == {"train": 36, "validation": 4, "test": 8}
+    assert not _keys(parts["train"]) & _keys(parts["validation"])
+
+
+def test_a_train_folder_without_a_test_folder_is_refused(photos):
+    root = photos(root="own/train").parent
+    with pytest.raises(UserError, match="no test folder"):
+        data.load(str(root), "test")
+
+
+def test_a_folder_with_one_class_is_refused(photos):
+    with pytest.raises(UserError, match="only the class 'cat': expected at least two folders"):
+        data.load(str(photos(classes=("cat",))), "train")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no class folders"):
+        data.load(str(tmp_path), "train")
+
+
+def test_a_class_without_images_is_refused(photos):
+    root = photos()
+    (root / "emu").mkdir()
+    with pytest.raises(UserError, match="class 'emu' .* has 0 images"):
+        data.load(str(root), "train")
+
+
+@pytest.mark.parametrize("content", [b"not an image", b"", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_an_unreadable_image_is_named(photos, content):
+    root = photos()
+    (root / "cat" / "0.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"cat/0\.png cannot be read as an image .*replace or remove it"):
+        data.load(str(root), "train")
+
+
+def test_a_truncated_image_is_named(photos):
+    root = photos()
+    whole = (root / "dog" / "3.png").read_bytes()
+    (root / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"dog/3\.png cannot be read as an image"):
+        data.load(str(root), "train")
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown data set 'mnist': choose digits, cifar10, cifar100"):
+        data.load("mnist", "train")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a folder is needed"):
+        data.load(str(tmp_path / "file"), "train")
+
+
+def test_cifar_that_is_not_there_says_what_to_do(tmp_path):
+    with pytest.raises(
+        UserError, match=r"cifar10 is not in .*--data-dir DIR or VITRM_DATA, or let --download fetch it"
+    ):
+        data.load("cifar10", "train", data_dir=tmp_path)
+
+
+def test_a_limited_part_is_the_same_every_time_and_in_range(digits):
+    part = limited(digits.train, 100)
+    assert part.id == limited(digits.train, 100).id
+    assert _keys(part) <= _keys(digits.train)
+    for count in (1, 0, -3, len(digits.train) + 1):
+        with pytest.raises(UserError, match=f"limit_train is {count}"):
+            limited(digits.train, count)
+
+
+def test_normalisation_of_a_folder_is_its_own(photos):
+    images = data.load(str(photos()), "train", size=16)
+    found = data.normalisation(images)
+    assert found.mean == pytest.approx(tuple(images.floats().mean((0, 2, 3))), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_parts_are_disjoint(name):
+    place = Path(os.environ.get(data.DATA_DIR_VARIABLE) or "data")
+    marker = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    if not (place / marker).is_dir():
+        pytest.skip(f"{name} is not in {place} (set {data.DATA_DIR_VARIABLE})")
+    parts = [data.load(name, split) for split in data.SPLITS]
+    assert [len(p) for p in parts] == [45_000, 5_000, 10_000]
+    assert not _keys(parts[0]) & _keys(parts[1])
+    assert all(len(np.unique(p.labels)) == len(p.classes) for p in parts)
+    found = parts[0].floats(slice(0, 20_000)).mean((0, 2, 3))
+    assert found == pytest.approx(np.array(data.normalisation(parts[0]).mean), abs=0.01)

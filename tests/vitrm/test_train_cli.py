@@ -1,0 +1,185 @@
+"""The command vitrm-train, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitrm import checkpoint
+from vitrm.cli import main
+from vitrm.training_state import STATE_FILE, read_header
+
+SMALL = [
+    "--model",
+    "tiny",
+    "--dim",
+    "16",
+    "--layers",
+    "1",
+    "--latents",
+    "2",
+    "--limit-train",
+    "70",
+    "--batch-size",
+    "16",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+COMMAND = [sys.executable, "-m", "vitrm.cli"]
+
+
+def _error(capsys, argv: list[str]) -> str:
+    """Runs the command, expects it to refuse in one line, and gives that line."""
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys, vitrm.cli as c; c.parser().format_help(); sys.exit(bool({'torch', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)))"
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", code], check=False)
+    assert ended.returncode == 0
+    assert time.monotonic() - started < 3  # 0.2 s on a free machine
+
+
+def test_a_run_is_trained_and_refused_a_second_time_then_resumed(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main([*SMALL, "--epochs", "2", "--out", out, "--seed", "3", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed
+    assert "test accuracy at 1 … 6 steps" in printed
+    loaded = checkpoint.load(out)
+    assert loaded.training["seed"] == 3
+    assert loaded.data["train"] == 70
+    assert len(loaded.training["test_accuracy"]) == 6
+    assert "already holds a run" in _error(capsys, [*SMALL, "--out", out])
+    assert main(["--resume", "--out", out]) == 0
+    assert "has finished" in capsys.readouterr().out
+    assert "recipe.lr is 0.5" in _error(capsys, ["--resume", "--out", out, "--lr", "0.5"])
+    assert "model." in _error(capsys, ["--resume", "--out", out, "--model", "nano"])
+
+
+def test_a_folder_of_photos_by_a_config_file(tmp_path, capsys, photos):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'[data]\nname = "{photos()}"\n[model]\npreset = "tiny"\nimage_size = 16\ndim = 16\nlayers = 1\n'
+        "[recipe]\nepochs = 5\nbatch_size = 8\n"
+    )
+    out = tmp_path / "run"
+    assert main(["--config", str(file), "--epochs", "1", "--out", str(out)]) == 0
+    loaded = checkpoint.load(out)
+    assert (loaded.model.image_size, loaded.model.classes) == (16, 2)
+    assert loaded.data["classes"] == ["cat", "dog"]
+    assert loaded.training["recipe"]["epochs"] == 1
+    assert loaded.training["recipe"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model", "huge"], "unknown model preset 'huge': choose one of paper"),
+        (["--recipe", "slow"], "unknown recipe 'slow'"),
+        (["--data", "mnist"], "unknown data set 'mnist'"),
+        (["--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["--dim", "65"], "dim 65 is not a multiple"),
+        (["--model", "resnet18", "--latents", "3"], "unknown key latents for a resnet"),
+        (["--precision", "int8"], "precision is 'int8'"),
+        (["--device", "tpu"], "expected auto, cpu, cuda"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--limit-train", "0"], "limit_train is 0"),
+        (["--config", "none.toml"], "none.toml does not exist"),
+        (["--resume"], "nothing to resume"),
+        (["--data", "cifar10", "--data-dir", "."], "cifar10 is not in"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in _error(capsys, argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_key_in_a_file_lists_the_known_ones(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text("[recipe]\nlearning_rate = 1\n")
+    assert "unknown key learning_rate; known are name, epochs" in _error(
+        capsys, ["--config", str(tmp_path / "run.toml")]
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
+def test_cuda_asked_for_where_there_is_none_is_an_error(tmp_path, capsys):
+    line = _error(capsys, [*SMALL, "--device", "cuda", "--out", str(tmp_path / "run")])
+    assert "finds no CUDA GPU here: use --device cpu" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_folders_of_images_are_refused(tmp_path, capsys, photos):
+    out = str(tmp_path / "run")
+    one = photos(classes=("cat",), root="one")
+    assert "only the class 'cat'" in _error(capsys, ["--model", "tiny", "--data", str(one), "--out", out])
+    two = photos()
+    (two / "dog" / "1.png").write_bytes(b"nonsense")
+    assert "1.png cannot be read as an image" in _error(capsys, ["--model", "tiny", "--data", str(two), "--out", out])
+    assert not Path(out).exists()
+
+
+def _start(out: Path, *more: str, **options: object) -> subprocess.Popen[str]:
+    argv = [*COMMAND, *SMALL, "--epochs", "400", "--save-every", "0", "--out", str(out), *more]
+    return subprocess.Popen(argv, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def _wait_for_epoch(out: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (out / STATE_FILE).exists() and read_header(out / STATE_FILE)["epoch"] >= epoch:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run did not get going in 60 s")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
+    out = tmp_path / "run"
+    process = _start(out)
+    try:
+        _wait_for_epoch(out, 2)
+        process.send_signal(how)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    if how is signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert "the state is saved, --resume continues" in error
+        assert "Traceback" not in error
+    header = read_header(out / STATE_FILE)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] in (
+        list(range(1, header["epoch"] + 1)),
+        list(range(1, header["epoch"])),  # killed between the state and its copy; resuming makes up for it
+    )
+    checkpoint.load(out).build()
+
+
+def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
+    out = tmp_path / "run"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    process = _start(out, preexec_fn=limit)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error
+    assert len(error.splitlines()) == 1
+    assert "state.safetensors" in error
+    assert not list(out.iterdir())
