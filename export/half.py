@@ -6,8 +6,6 @@ runtime, with no builder flags.  LayerNormalization keeps its float32 accumulati
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 
@@ -18,31 +16,45 @@ MAX = float(np.finfo(np.float16).max)  # 65 504
 
 
 def to_half(fragment: Fragment) -> Fragment:
-    """Converts `fragment` in place: its float32 inputs, outputs, weights and constants are float16 afterwards.
+    """A copy of `fragment` whose float32 inputs, outputs, weights and constants are float16.
 
     Raises `UserError` when a weight does not fit into float16's range.
     """
-    weights = {name: _half_value(value, name) for name, value in fragment.weights.items()}
-    constants = tuple(_half_value(value, value.name or "a constant") for value in fragment.constants)
-    for value in (*fragment.inputs, *(out for node in fragment.nodes for out in node.outputs)):
-        if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(ir.DataType.FLOAT16)
+    values = {v: ir.Value(name=v.name, shape=v.shape, type=_half_type(v)) for v in fragment.inputs}
+    for name, value in fragment.weights.items():
+        values[value] = _half_constant(value, name)
+    for value in fragment.constants:
+        values[value] = _half_constant(value, value.name or "a constant")
+    nodes = []
     for node in fragment.nodes:
-        to = node.attributes.get("to") if node.op_type == "Cast" else None
-        if to is not None and to.as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
-    return replace(fragment, weights=weights, constants=constants)
+        attributes = dict(node.attributes)
+        if node.op_type == "Cast" and attributes["to"].as_int() == ir.DataType.FLOAT:
+            attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+        outputs = [ir.Value(name=v.name, shape=v.shape, type=_half_type(v)) for v in node.outputs]
+        values.update(zip(node.outputs, outputs, strict=True))
+        inputs = [None if v is None else values[v] for v in node.inputs]
+        nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes.values(), outputs=outputs, name=node.name))
+    return Fragment(
+        name=fragment.name,
+        inputs=tuple(values[v] for v in fragment.inputs),
+        outputs=tuple(values[v] for v in fragment.outputs),
+        nodes=tuple(nodes),
+        weights={name: values[v] for name, v in fragment.weights.items()},
+        constants=tuple(values[v] for v in fragment.constants),
+    )
 
 
-def _half_value(value: ir.Value, name: str) -> ir.Value:
-    assert value.const_value is not None
-    if value.const_value.dtype != ir.DataType.FLOAT:
-        return value
-    array = value.const_value.numpy()
-    largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-    if largest > MAX:
-        raise UserError(f"weight {name} reaches {largest:.3g}, float16 ends at {MAX:.0f}: export without --fp16")
-    tensor = ir.tensor(array.astype(np.float16), name=value.name)
-    half = ir.Value(name=value.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    value.replace_all_uses_with(half)
-    return half
+def _half_type(value: ir.Value) -> ir.TypeProtocol | None:
+    return ir.TensorType(ir.DataType.FLOAT16) if value.dtype == ir.DataType.FLOAT else value.type
+
+
+def _half_constant(value: ir.Value, name: str) -> ir.Value:
+    tensor = value.const_value
+    assert tensor is not None
+    if tensor.dtype == ir.DataType.FLOAT:
+        array = tensor.numpy()
+        largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+        if largest > MAX:
+            raise UserError(f"weight {name} reaches {largest:.3g}, float16 ends at {MAX:.0f}: export without --fp16")
+        tensor = ir.tensor(array.astype(np.float16), name=value.name)
+    return ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

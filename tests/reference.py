@@ -7,7 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrm.config import ViTRMConfig, preset
 from vitrm.model import ViTRM
+
+
+def shaken(name: str, **changes: object) -> ViTRM:
+    """A preset's model in which, untrained, every weight matters, and depth, images and halting show.
+
+    The halting head is scaled so that its probabilities spread over (0, 1).
+    """
+    torch.manual_seed(0)
+    config = preset(name, **changes)
+    assert isinstance(config, ViTRMConfig)
+    model = ViTRM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+        halts = torch.cat(
+            [halt for _, halt in run(model, torch.rand(32, 3, config.image_size, config.image_size), 6)]
+        ).logit(1e-6)
+        scale = 1.5 / halts.std()
+        model.halt.weight.mul_(scale)
+        model.halt.bias.copy_(scale * (model.halt.bias - halts.mean()))
+    return model
 
 
 def f(model: ViTRM, h: Tensor) -> Tensor:

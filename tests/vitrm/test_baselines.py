@@ -14,7 +14,14 @@ def test_vit_equals_torchvisions():
     torch.manual_seed(0)
     ours = build_model(config).eval()
     theirs = models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10, norm_layer=torch.nn.LayerNorm
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=32,
+        mlp_dim=64,
+        num_classes=10,
+        norm_layer=torch.nn.LayerNorm,
     ).eval()
     with torch.no_grad():
         for p in ours.parameters():

@@ -6,7 +6,6 @@ import pytest
 import reference
 import torch
 
-from vitrm.config import ViTRMConfig, preset
 from vitrm.model import ViTRM
 
 CONFIGS = {
@@ -19,15 +18,7 @@ CONFIGS = {
 
 
 def make(**changes: object) -> ViTRM:
-    """A small model with weights large enough that every part of it matters."""
-    torch.manual_seed(0)
-    config = preset("tiny", **changes)
-    assert isinstance(config, ViTRMConfig)
-    model = ViTRM(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.08)
-    return model
+    return reference.shaken("tiny", **changes)
 
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
@@ -64,7 +55,8 @@ def test_attention_heads_matter(heads):
 
 def test_halting_freezes_a_sample_and_ignores_its_batch_mates():
     model, images = make(), torch.rand(16, 3, 32, 32)
-    logits, halts = model.trajectory(images, 6)
+    with torch.no_grad():
+        logits, halts = model.trajectory(images, 6)
     threshold = float(halts[:3].max(0).values.median())  # so that some halt early, some late, some never
     output = model(images, 6, threshold)
     for i in range(16):

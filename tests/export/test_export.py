@@ -1,0 +1,239 @@
+"""export() and vitrm-export: verified files, honest evidence, clear refusals, nothing half-written."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import vitrm.runtime
+from vitrm import checkpoint as checkpoints
+from vitrm.checkpoint import Checkpoint
+from vitrm.config import preset
+from vitrm.errors import UserError
+from vitrm.export import artefact, cli, export
+from vitrm.runtime.metadata import Metadata
+
+
+def test_fp32_file_describes_itself(run, model, digits, tmp_path):
+    made = export(checkpoints.load(run), tmp_path / "a.onnx", steps=3)
+    assert made.parity.logits < 1e-4
+    assert made.parity.agreement == 1
+    assert made.bytes == (tmp_path / "a.onnx").stat().st_size
+    proto = onnx.load(tmp_path / "a.onnx")
+    metadata = Metadata.from_props({p.key: p.value for p in proto.metadata_props}, "a.onnx")
+    assert metadata == made.metadata
+    assert (metadata.graph, metadata.steps, metadata.precision, metadata.run) == ("unrolled", 3, "fp32", "shaken")
+    assert metadata.weights_sha256 == checkpoints.load(run).weights_id
+    assert metadata.parity["logits"] == made.parity.logits
+    assert torch.__version__.startswith(metadata.versions["torch"])
+    result = vitrm.runtime.open(tmp_path / "a.onnx").infer(digits[:33])
+    with torch.no_grad():
+        np.testing.assert_allclose(result.logits, model(torch.from_numpy(digits[:33]), 3).logits.numpy(), atol=1e-4)
+
+
+def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_path):
+    single = export(checkpoints.load(run), tmp_path / "a.onnx", steps=4)
+    half = export(checkpoints.load(run), tmp_path / "b.onnx", steps=4, precision="fp16")
+    # Heads stay float32; mean and std are the model's, in float16 as the embedding is.
+    assert half.weights - half.half_weights == 4
+    assert half.headroom is not None
+    assert half.headroom.factor > 1
+    proto = onnx.load(tmp_path / "b.onnx")
+    stored = sum(len(i.raw_data) for i in proto.graph.initializer)
+    assert stored < 0.53 * sum(len(i.raw_data) for i in onnx.load(tmp_path / "a.onnx").graph.initializer)
+    assert {v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)} == {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+    }
+    a, b = (vitrm.runtime.open(m.path).infer(digits) for m in (single, half))
+    assert np.abs(a.logits - b.logits).max() < 3e-2 * np.abs(a.logits).max()
+    assert np.abs(a.logits - b.logits).max() > 0, "float16 must leave a trace"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["resnet18", "vit-tiny"])
+def test_baselines_export(name, precision, digits, tmp_path):
+    torch.manual_seed(0)
+    config = preset("vit-small", dim=64, layers=2, heads=2, mlp=64) if name == "vit-tiny" else preset(name)
+    net = checkpoints.build_model(config)
+    weights = {
+        k: v + 0.02 * torch.randn(v.shape) if v.is_floating_point() and "running" not in k else v
+        for k, v in net.state_dict().items()
+    }
+    made = export(
+        Checkpoint(model=config, data={"name": "digits"}, weights=weights, source=name),
+        tmp_path / "a.onnx",
+        precision=precision,
+    )
+    assert (made.metadata.graph, made.metadata.steps, made.metadata.recursive) == ("single", 1, False)
+    result = vitrm.runtime.open(made.path).infer(digits[:33])
+    net.load_state_dict(weights)
+    with torch.no_grad():
+        eager = net.eval()(torch.from_numpy(digits[:33])).numpy()
+    np.testing.assert_allclose(result.logits, eager, atol=made.parity.limit)
+    assert result.halt_prob is None
+
+
+def test_a_graph_that_differs_gets_no_name(run, tmp_path, monkeypatch):
+    target = tmp_path / "a.onnx"
+    target.write_bytes(b"an earlier file")
+    unrolled = artefact.shapes.unrolled
+    # One step too few: the kind of mistake that verification is for.
+    monkeypatch.setattr(artefact.shapes, "unrolled", lambda r, steps, *rest: unrolled(r, steps - 1, *rest))
+    with pytest.raises(UserError, match=r"differs from the eager model: logits by"):
+        export(checkpoints.load(run), target, steps=4)
+    assert target.read_bytes() == b"an earlier file"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):
+    loaded = checkpoints.load(run)
+    loud = {k: v * 1e5 if k == "block.0.ffn.down.bias" else v for k, v in loaded.weights.items()}
+    checkpoint = Checkpoint(model=loaded.model, data=loaded.data, weights=loud)
+    with pytest.raises(UserError, match=r"activations reach .* in (step|the embedding)"):
+        export(checkpoint, tmp_path / "a.onnx", steps=2, precision="fp16")
+    louder = {k: v * 1e6 if k == "block.0.ffn.down.weight" else v for k, v in loaded.weights.items()}
+    with pytest.raises(UserError, match=r"float16"):
+        export(
+            Checkpoint(model=loaded.model, data=loaded.data, weights=louder),
+            tmp_path / "a.onnx",
+            steps=1,
+            precision="fp16",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], r"--steps is 0, expected 1 to 256"),
+        (["--steps", "100000"], r"--steps is 100000, expected 1 to 256"),
+        (["-o", "{tmp}/engine.plan"], r"trtexec --onnx"),
+        (["-o", "{tmp}/model.pt"], r"ending in \.onnx"),
+        (["-o", "{tmp}"], r"ending in \.onnx"),
+        (["-o", "/proc/nowhere/a.onnx"], r"writing /proc/nowhere"),
+        (["--halt-threshold", "0"], r"above 0"),
+        (["--halt-threshold", "nan"], r"above 0"),
+        (["--data-dir", "{tmp}/none", "--steps", "1"], None),
+    ],
+)
+def test_bad_requests_end_with_one_line_and_2(run, tmp_path, capsys, arguments, message):
+    arguments = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
+    if "-o" not in arguments:
+        arguments += ["-o", str(tmp_path / "a.onnx")]
+    code = cli.main([str(run), *arguments])
+    err = capsys.readouterr().err
+    if message is None:  # digits needs no folder
+        assert code == 0
+        return
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert __import__("re").search(message, err)
+    assert not list(tmp_path.glob("*.onnx"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_baseline_has_no_steps(tmp_path, capsys):
+    config = preset("resnet18")
+    checkpoints.save(
+        tmp_path / "run",
+        Checkpoint(model=config, data={"name": "digits"}, weights=checkpoints.build_model(config).state_dict()),
+    )
+    assert cli.main([str(tmp_path / "run"), "--steps", "6", "-o", str(tmp_path / "a.onnx")]) == 2
+    assert "a resnet has no recursion: leave out --steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "does not exist"),
+        (lambda f: (f / "config.json").unlink(), "does not exist"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "truncated"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "truncated"),
+        (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:50]), "truncated"),
+        (lambda f: (f / "config.json").write_text("[]"), "expected an object"),
+        (lambda f: (f / "config.json").write_text('{"format": 99}'), "format is 99"),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"latents": 8', '"latents": 9')
+            ),
+            "of another shape",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"layers": 2', '"layers": 3')
+            ),
+            "missing",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(
+                (f / "config.json").read_text().replace('"layers": 2', '"layers": 1')
+            ),
+            "unexpected",
+        ),
+        (
+            lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"vitrm"', '"mlp"')),
+            "model kind is 'mlp'",
+        ),
+    ],
+)
+def test_damaged_runs_are_refused(run, tmp_path, capsys, damage, message):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in run.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage(folder)
+    assert cli.main([str(folder), "--steps", "1", "-o", str(tmp_path / "a.onnx")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_missing_run_names_the_bundled_ones(capsys, tmp_path):
+    assert cli.main([str(tmp_path / "nothing")]) == 2
+    assert checkpoints.DEFAULT_BUNDLED in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path):
+    # RLIMIT_FSIZE stands for the full disk: the write fails part way.
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    code = "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from vitrm.export.cli import main; sys.exit(main())"
+    target = tmp_path / "a.onnx"
+    target.write_bytes(b"an earlier file")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run), "--steps", "6", "-o", str(target)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert target.read_bytes() == b"an earlier file"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_help_is_quick_and_loads_no_torch():
+    code = "import sys; from vitrm.export import cli; cli.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_default_name_says_what_it_is(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([str(run), "--steps", "2", "--fp16"]) == 0
+    assert (tmp_path / "shaken-2steps-fp16.onnx").exists()
+    out = capsys.readouterr().out
+    assert "parity" in out
+    assert "headroom" in out
+    assert Path("shaken-2steps-fp16.onnx").name in out.splitlines()[-1]
