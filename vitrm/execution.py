@@ -102,8 +102,10 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
         model.train()
         with learner.autocast():
             if isinstance(model, ViTRM):
+                # Two steps: the first state, expanded from learned embeddings, is compiled apart from the later ones.
                 embedded = learner.embed(images)
-                logits = model.head_logits(learner.step(embedded, model.initial_state(batch_size)).y)[0]
+                state = learner.step(embedded, model.initial_state(batch_size))
+                logits = model.head_logits(learner.step(embedded, state).y)[0]
             else:
                 logits = learner.classify(images)
         logits.float().sum().backward()

@@ -93,14 +93,15 @@ class LiveReporter(Reporter):
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def batch(self, done: float, loss: float, accuracy: float, images_per_s: float, left: float, epoch: int) -> None:
         text = f"loss {loss:.3f}  train {100 * accuracy:.1f} %  {images_per_s:.0f} images/s  {clock(left)} left"
         self._bar.update(self._task, completed=done, description=text, epoch=epoch)
 
     def epoch(self, line: dict[str, Any], epochs: int, left: float) -> None:
-        self._bar.update(self._task, completed=line["epoch"])
+        text = f"loss {line['train_loss']:.3f}  {line['images_per_s']:.0f} images/s  {clock(left)} left"
+        self._bar.update(self._task, completed=line["epoch"], description=text, epoch=min(line["epoch"] + 1, epochs))
         self.say(epoch_line(line, epochs, left))
 
 

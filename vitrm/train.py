@@ -152,7 +152,7 @@ class Run:
         self.batch_size = min(recipe.batch_size, len(data.train))
         self.batches = len(data.train) // self.batch_size
         self.flip = recipe.flips(data.train.name)
-        self.identity = {
+        self.identity: dict[str, Any] = {
             "model": to_dict(self.config),
             "recipe": dataclasses.asdict(recipe),
             "data": {"name": data.train.name, "train": len(data.train), "id": data.train.id},
@@ -325,7 +325,7 @@ class Run:
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
-            "train_id": data.train.id,
+            "train_id": self.identity["data"]["id"],
         }
         training = {
             "recipe": dataclasses.asdict(self.recipe),

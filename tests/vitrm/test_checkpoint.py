@@ -61,7 +61,7 @@ def test_half_storage_is_read_back_as_float32(run):
 
 
 def test_a_missing_checkpoint_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="no run folder .*bundled"):
+    with pytest.raises(UserError, match=r"no run folder .*bundled"):
         checkpoint.load(tmp_path / "none")
     (run / WEIGHTS_FILE).unlink()
     with pytest.raises(UserError, match=r"model\.safetensors does not exist: the run has not saved a model yet"):
@@ -75,14 +75,14 @@ def test_a_missing_checkpoint_is_refused(run, tmp_path):
 def test_truncated_weights_are_refused(run, keep):
     raw = (run / WEIGHTS_FILE).read_bytes()
     (run / WEIGHTS_FILE).write_bytes(raw[:keep])
-    with pytest.raises(UserError, match="cannot be read as safetensors .*truncated"):
+    with pytest.raises(UserError, match=r"cannot be read as safetensors .*truncated"):
         checkpoint.load(run)
 
 
 def test_a_truncated_config_is_refused(run):
     text = (run / CONFIG_FILE).read_text()
     (run / CONFIG_FILE).write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="not valid JSON .*truncated"):
+    with pytest.raises(UserError, match=r"not valid JSON .*truncated"):
         checkpoint.load(run)
 
 

@@ -74,7 +74,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_a_class_without_images_is_refused(photos):
     root = photos()
     (root / "emu").mkdir()
-    with pytest.raises(UserError, match="class 'emu' .* has 0 images"):
+    with pytest.raises(UserError, match=r"class 'emu' .* has 0 images"):
         data.load(str(root), "train")
 
 

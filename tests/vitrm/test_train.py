@@ -189,7 +189,7 @@ def test_a_damaged_state_is_refused(whole, few, model, short, tmp_path, damage):
 def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, tmp_path):
     wild = replace(short, lr=1e18, warmup=0.5, n_sup=1, randaugment_ops=0)
     folder = tmp_path / "run"
-    with pytest.raises(UserError, match="not finite|diverged"):
+    with pytest.raises(UserError, match=r"not finite|diverged"):
         train(model, wild, few, folder, execution=EVERY_BATCH)
     header = read_header(folder / STATE_FILE)
     assert header["epoch"] * 4 + header["batch"] < 3 * 4
