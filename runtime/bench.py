@@ -63,7 +63,6 @@ def bench(
         raise UserError(f"limit is {limit}, expected at least 1 image")
     report = progress or (lambda stage, fraction: None)
     threads = threads or machine.physical_cores()
-    load = machine.load_average()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     batches = list(dict.fromkeys(batches))
 
@@ -77,8 +76,11 @@ def bench(
 
     for entry in entries:
         _predict(entry, samples, report)
+    before = machine.CpuClock.read()
     for batch in batches:
         _measure(entries, samples, batch, seconds, report)
+    after = machine.CpuClock.read()
+    others = after.others_since(before) if before and after else None
 
     evidence = Evidence(
         subjects=tuple(
@@ -86,11 +88,10 @@ def bench(
         ),
         depth_curves=tuple(_depth_curves(entries, samples, report)) if depths else (),
     )
-    busy = machine.physical_cores() * 0.5
-    if load is not None and load > busy:
+    if after and others is not None and others > max(0.25, (after.cpus - threads) / 2):
         notes.append(
-            f"the machine was busy before the bench began (load {load:.1f} on {machine.physical_cores()} cores): "
-            "times are longer than on a quiet one; ratios come from the same rounds and hold better"
+            f"the machine was not quiet: other processes kept {others:.1f} of {after.cpus} CPUs busy while latency was "
+            "measured, so times are too long and ratios uncertain (two threads that wait for each other suffer most)"
         )
     return BenchResult(
         rows=tuple(
@@ -107,7 +108,7 @@ def bench(
             "cpu": machine.cpu_name(),
             "physical_cores": machine.physical_cores(),
             "system": machine.system(),
-            "load_average": load,
+            "other_cpus_busy": others,
         },
         versions=machine.versions([*_PACKAGES, *(["torch"] if checkpoints else [])]),
         threads=threads,

@@ -121,7 +121,7 @@ def _draw(s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> str:
     for (a, _), (low, high) in zip(s.points, s.spans or (), strict=bool(s.spans)):
         parts.append(f'<line class="whisker" x1="{x(a):.1f}" x2="{x(a):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>')
     for a, b in s.points:
-        title = f"<title>{escape(s.name)}: {y_text(b)} at {a:g}</title>"
+        title = f"<title>{escape(s.name)}: {y_text(float(f'{b:.4g}'))} at {a:g}</title>"
         if s.marks_only:
             parts.append(f'<circle class="ring" cx="{x(a):.1f}" cy="{y(b):.1f}" r="7">{title}</circle>')
         elif not s.dashed:

@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -79,9 +81,28 @@ def system() -> str:
     return f"{platform.system()} {platform.release()} {platform.machine()}" if sys.platform != "darwin" else "macOS"
 
 
-def load_average() -> float | None:
-    """Runnable processes over the last minute, or None where the system does not say."""
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):
-        return None
+@dataclass(frozen=True)
+class CpuClock:
+    """CPU time used so far; two readings tell how busy the rest of the machine was between them."""
+
+    wall: float  # seconds
+    machine: float  # CPU seconds of every process, and of what the host took away
+    own: float  # CPU seconds of this process
+    cpus: int  # logical CPUs that `machine` counts
+
+    @classmethod
+    def read(cls) -> CpuClock | None:
+        """A reading, or None where the system does not count."""
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+            user, nice, system, _, _, irq, softirq, steal = (int(v) for v in lines[0].split()[1:9])
+            cpus = sum(1 for line in lines if line.startswith("cpu")) - 1
+            used = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError):
+            return None
+        return cls(time.perf_counter(), used, time.process_time(), cpus)
+
+    def others_since(self, earlier: CpuClock) -> float:
+        """CPUs that other processes kept busy, on average, since an `earlier` reading."""
+        elapsed = max(self.wall - earlier.wall, 1e-9)
+        return max(0.0, (self.machine - earlier.machine) - (self.own - earlier.own)) / elapsed

@@ -81,7 +81,20 @@ class Metadata:
             raise UserError(
                 f"{where}: vitrm metadata lacks {missing or 'nothing'}, has unknown {unknown or 'nothing'}: export it again"
             )
-        return cls(**values)
+        found = cls(**values)
+        model = found.model if isinstance(found.model, dict) else {}
+        if (
+            not all(isinstance(model.get(k), int) for k in ("image_size", "classes"))
+            or found.graph not in GRAPHS
+            or not isinstance(found.steps, int)
+            or not isinstance(found.halt_threshold, (int, float))
+            or not isinstance(found.classes, list)
+            or not isinstance(found.data, dict)
+        ):
+            raise UserError(
+                f"{where}: vitrm metadata has values of other kinds than this version writes: export it again"
+            )
+        return found
 
     @property
     def image_size(self) -> int:

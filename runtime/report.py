@@ -25,7 +25,7 @@ def render(result: BenchResult) -> str:
     colours = _colours(result)
     subjects = result.evidence.subjects
     sections = [
-        _section("Figures", _cards(result) + _figures(result)),
+        _section("Figures", _warnings(result) + _cards(result) + _figures(result)),
         _section("Latency", _latency(result, colours)),
         _section("Accuracy by depth", _depth(result.evidence.depth_curves, colours)),
         _section("Where the answers differ", _differences(subjects)),
@@ -77,6 +77,11 @@ def _headline(result: BenchResult) -> str:
         all_of_them = "all" if best.agreement == 1 else f"{table.percent(best.agreement)} of"
         parts.append(f"gives its answer on {all_of_them} {best.images:,} images")
     return f"{subject} {' and '.join(parts)}" if parts else subject
+
+
+def _warnings(result: BenchResult) -> str:
+    """What a reader must know before the figures."""
+    return "".join(f'<p class="warn">{escape(note)}</p>' for note in result.notes)
 
 
 def _cards(result: BenchResult) -> str:
@@ -186,7 +191,7 @@ def _by_batch(result: BenchResult, colours: dict[str, int], batches: Sequence[in
         label=label,
         x_label="batch size",
         y_label="ms per image",
-        y_text=lambda v: f"{v:.3g}",
+        y_text=lambda v: f"{v:g}",
         x_ticks=sorted(batches),
         log=True,
     )
@@ -290,14 +295,12 @@ def _card(subject: Subject, result: BenchResult) -> str:
 
 
 def _method(result: BenchResult) -> str:
+    busy = result.machine["other_cpus_busy"]
     facts: list[tuple[str, Any]] = [("command", result.command)] if result.command else []
     facts += [
         ("processor", f"{result.machine['cpu']}, {result.machine['physical_cores']} physical cores"),
         ("system", result.machine["system"]),
-        (
-            "load before",
-            f"{result.machine['load_average']:.2f}" if result.machine["load_average"] is not None else "not known",
-        ),
+        ("other processes", "not known" if busy is None else f"{busy:.2f} CPUs busy while latency was measured"),
         ("versions", ", ".join(f"{k} {v}" for k, v in result.versions.items())),
     ]
     notes = "".join(f"<li>{escape(line)}</li>" for line in table.footer(result))

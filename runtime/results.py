@@ -105,7 +105,7 @@ class BenchResult:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]  # what a reader should know of the whole
     data: tuple[dict[str, Any], ...]  # name, split, images, total, labelled: what accuracy was measured on
-    machine: dict[str, Any]  # cpu, physical_cores, system, load_average
+    machine: dict[str, Any]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring)
     versions: dict[str, str]  # package → version
     threads: int
     device: str  # as asked for: cpu, cuda or auto

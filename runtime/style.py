@@ -21,6 +21,7 @@ main { padding-bottom:72px; }
 .cards dd.sub { font-size:.85rem; font-weight:400; color:var(--dim); }
 .scroll { overflow-x:auto; background:var(--panel); border:1px solid var(--line); border-radius:10px; }
 table { border-collapse:collapse; width:100%; font-size:.82rem; font-variant-numeric:tabular-nums; }
+.warn { border-left:4px solid var(--c5); background:var(--panel); padding:8px 14px; margin:0 0 12px; font-size:.92rem; }
 .hint { color:var(--dim); font-size:.88rem; max-width:75em; }
 tr.first th, tr.first td { border-top:2px solid var(--dim); }
 th, td { padding:6px 7px; text-align:left; white-space:nowrap; border-bottom:1px solid var(--line); }

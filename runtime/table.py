@@ -147,13 +147,16 @@ def footer(result: BenchResult) -> list[str]:
         low, high = min(counts), max(counts)
         line = (
             f"latency: {low if low == high else f'{low}–{high}'} timed runs a row in {result.rounds} interleaved rounds, after at "
-            f"least {result.warm_up} to warm up; host to host; × eager is the median over rounds"
+            f"least {result.warm_up} to warm up; host to host"
         )
+        if any(r.speedup is not None for r in result.rows):
+            line += "; × eager is the median over rounds"
         lines.append(line + ("; with under 100 runs p99 is close to the slowest" if low < 100 else ""))
     for data in result.data:
         if data["labelled"]:
             part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
-            lines.append(f"accuracy and agreement: {part} {data['split']} images of {data['name']}")
+            what = "accuracy and agreement" if any(r.agreement is not None for r in result.rows) else "accuracy"
+            lines.append(f"{what}: {part} {data['split']} images of {data['name']}")
     lines += result.notes
     for note, names in _row_notes(result).items():
         lines.append(f"{', '.join(names)}: {note}")

@@ -142,7 +142,7 @@ def test_other_depths_of_one_run_have_their_own_eager_rows(artefact: Path, halti
     assert [r.name for r in found.rows] == [
         "eager PyTorch · 3 steps · no halting",
         "tiny.onnx",
-        "eager PyTorch · 4 steps · halting at 0.75",
+        "eager PyTorch · 4 steps · halting at 0.9",
         "halting.onnx",
     ]
     assert [r.agreement for r in found.rows] == [None, 1, None, 1]

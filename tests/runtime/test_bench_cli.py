@@ -158,7 +158,7 @@ def test_full_disk_leaves_the_old_file(artefact: Path, tmp_path: Path, flag: str
     def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk would
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    done = command(artefact, *QUICK, flag, target, preexec_fn=limit)
+    done = command(artefact, *QUICK, "--no-eager", flag, target, preexec_fn=limit)
     assert done.returncode == 2
     assert "while writing" in done.stderr
     assert "Traceback" not in done.stderr

@@ -191,6 +191,8 @@ def test_refuses_metadata_that_is_not_ours(artefact: Path, tmp_path: Path) -> No
         (with_props(artefact, tmp_path / "b.onnx", steps=None), "lacks"),
         (with_props(artefact, tmp_path / "c.onnx", steps="{"), "damaged vitrm metadata"),
         (with_props(artefact, tmp_path / "d.onnx", colour='"red"'), "unknown"),
+        (with_props(artefact, tmp_path / "e.onnx", model='{"kind": "vitrm"}'), "values of other kinds"),
+        (with_props(artefact, tmp_path / "f.onnx", graph='"spiral"'), "values of other kinds"),
     ]:
         with pytest.raises(UserError, match=message):
             vitrm.runtime.open(source)
