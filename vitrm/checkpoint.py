@@ -148,27 +148,29 @@ def load(run: str | os.PathLike[str] | None = None) -> Checkpoint:
         data=config["data"],
         training=config.get("training", {}),
         weights=weights,
-        source=str(folder) if run is None or Path(run) == folder else str(run),
+        source=folder.name if folder.parent == _bundled_root() else str(folder),
     )
 
 
 def bundled() -> list[str]:
     """Names of the checkpoints that came with the package."""
-    root = Path(str(resources.files("vitrm"))) / "checkpoints"
-    return sorted(p.parent.name for p in root.glob(f"*/{CONFIG_FILE}"))
+    return sorted(p.parent.name for p in _bundled_root().glob(f"*/{CONFIG_FILE}"))
+
+
+def _bundled_root() -> Path:
+    return Path(str(resources.files("vitrm"))) / "checkpoints"
 
 
 def find(run: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a run: a path, a bundled name, or (None) the run trained last, else the bundled default."""
-    root = Path(str(resources.files("vitrm"))) / "checkpoints"
     if run is None:
         latest = sorted(RUNS.glob(f"*/{WEIGHTS_FILE}"), key=lambda p: p.stat().st_mtime)
-        return latest[-1].parent if latest else root / DEFAULT_BUNDLED
+        return latest[-1].parent if latest else _bundled_root() / DEFAULT_BUNDLED
     folder = Path(run)
     if folder.is_dir():
         return folder
     if str(run) in bundled():
-        return root / str(run)
+        return _bundled_root() / str(run)
     if folder.is_file():
         raise UserError(f"{folder} is a file, expected a run folder (with {CONFIG_FILE} and {WEIGHTS_FILE})")
     raise UserError(
