@@ -132,7 +132,10 @@ def test_cifar_parts_are_disjoint(name):
         pytest.skip(f"{name} is not in {place} (set {data.DATA_DIR_VARIABLE})")
     parts = [data.load(name, split) for split in data.SPLITS]
     assert [len(p) for p in parts] == [45_000, 5_000, 10_000]
-    assert not _keys(parts[0]) & _keys(parts[1])
+    # The cut is by image.  CIFAR-100 itself holds some images more than once, 10 of them in both of its own parts.
+    twice = {"cifar10": (0, 0, 0), "cifar100": (3, 10, 0)}[name]
+    train, validation, test = (_keys(p) for p in parts)
+    assert (len(train & validation), len(train & test), len(validation & test)) == twice
     assert all(len(np.unique(p.labels)) == len(p.classes) for p in parts)
     found = parts[0].floats(slice(0, 20_000)).mean((0, 2, 3))
     assert found == pytest.approx(np.array(data.normalisation(parts[0]).mean), abs=0.01)

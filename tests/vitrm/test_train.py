@@ -241,9 +241,9 @@ def test_batch_norm_statistics_survive_resuming(few, tmp_path):
 
 
 def test_a_few_epochs_learn_digits(digits, tmp_path):
-    part = replace(digits, train=limited(digits.train, 640))
+    part = replace(digits, train=limited(digits.train, 512))
     config = preset("tiny", image_size=32)
-    chosen = recipe("fast", epochs=12, batch_size=32, lr=4e-3, n_sup=1, crop_padding=1)
+    chosen = recipe("fast", epochs=10, batch_size=32, lr=4e-3, n_sup=1, crop_padding=1)
     result = train(config, chosen, part, tmp_path / "run", execution=Execution(precision="fp32"))
     assert result.test_accuracy[0] > 0.6  # 0.1 is chance
     assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
