@@ -29,9 +29,9 @@ from vitrm.files import atomic_path
 from vitrm.model import ViTRM
 from vitrm.runtime.metadata import Metadata
 
-GRAPHS = ("unrolled",)
+GRAPHS = ("unrolled", "loop")
 PRECISIONS = ("fp32", "fp16")
-MAX_UNROLLED = 256  # steps; each adds nodes to the file
+MAX_STEPS = 256  # each adds nodes to an unrolled file
 NEVER = 2.0  # a halt_threshold no probability exceeds
 
 
@@ -66,8 +66,9 @@ def export(
 ) -> Exported:
     """Exports `checkpoint` to the ONNX file `path`, verified against eager before the file gets its name.
 
-    `steps` is the depth (6 where nothing is said; a baseline has none), `halt_threshold` below 1 bakes per-sample
-    halting in, `every_step` adds the heads of each step as outputs.  `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity
+    `graph` is "unrolled" (fixed depth) or "loop" (depth and threshold are inputs).  `steps` is the depth, or the loop's
+    default (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, in a
+    loop as the default; `every_step` adds the heads of each step as outputs (unrolled only).  `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity
     is checked on: by default the validation part of the run's data set, or natural photo crops where that is not
     at hand.  Raises `UserError` for impossible requests, a failed verification or an unwritable `path`; no file
     is left behind then and an earlier one stays as it was.
@@ -101,7 +102,11 @@ def export(
         graph = "single"
     else:
         assert isinstance(model, ViTRM)
-        ir_model = shapes.unrolled(shapes.Recursion(model.config, traced), steps, halt_threshold, every_step)
+        recursion = shapes.Recursion(model.config, traced)
+        if graph == "loop":
+            ir_model = shapes.loop(recursion)
+        else:
+            ir_model = shapes.unrolled(recursion, steps, halt_threshold, every_step)
     metadata = Metadata(
         model=to_dict(checkpoint.model),
         classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
@@ -195,8 +200,10 @@ def _check(
             )
         return 1
     steps = 6 if steps is None else steps
-    if not 1 <= steps <= MAX_UNROLLED:
-        raise UserError(f"steps is {steps}, expected 1 to {MAX_UNROLLED}: an unrolled graph grows with every step")
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(f"steps is {steps}, expected 1 to {MAX_STEPS}")
+    if every_step and graph != "unrolled":
+        raise UserError("--every-step needs --graph unrolled: a loop gives its last answer only")
     return steps
 
 

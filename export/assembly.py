@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from vitrm.export.fragments import OPSET, Fragment
 
@@ -112,7 +112,7 @@ class Assembly:
         self._append(node, name)
         return node
 
-    def constant(self, array: NDArray[np.generic] | Sequence[int] | int | float, dtype: type[np.generic]) -> ir.Value:
+    def constant(self, array: ArrayLike, dtype: type[np.generic]) -> ir.Value:
         """A shared constant."""
         return self.initialisers.constant(ir.tensor(np.asarray(array, dtype)))
 

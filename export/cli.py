@@ -14,6 +14,7 @@ from vitrm.errors import run_command
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
   vitrm-export runs/mine --steps 16 -o mine.onnx
+  vitrm-export runs/mine --graph loop                depth and halting threshold chosen at run time
   vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
 """
 
@@ -40,12 +41,14 @@ def parser() -> argparse.ArgumentParser:
         help="file to write, .onnx (default: named after run, depth and precision)",
     )
     shape = p.add_argument_group("shape")
-    shape.add_argument("--steps", type=int, metavar="N", help="recursion steps (default: 6)")
+    shape.add_argument(
+        "--steps", type=int, metavar="N", help="recursion steps (default: 6); of a loop, the default at run time"
+    )
     shape.add_argument(
         "--graph",
-        choices=["unrolled"],
+        choices=["unrolled", "loop"],
         default="unrolled",
-        help="unrolled: the step N times, weights stored once (default)",
+        help="unrolled: the step N times, weights stored once (default); loop: steps and halting threshold are inputs",
     )
     shape.add_argument(
         "--halt-threshold",
@@ -84,13 +87,15 @@ def _export(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
-    from vitrm.export.artefact import MAX_UNROLLED, NEVER, export
+    from vitrm.export.artefact import MAX_STEPS, NEVER, export
 
-    if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
-        raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")
+    if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
+        raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
     checkpoint = checkpoints.load(args.run)
     name = Path(checkpoint.source).name
-    depth = f"-{args.steps or 6}steps" if checkpoint.model.kind == "vitrm" else ""
+    depth = ""
+    if checkpoint.model.kind == "vitrm":
+        depth = "-loop" if args.graph == "loop" else f"-{args.steps or 6}steps"
     path = args.output or Path(f"{name}{depth}-{args.precision}.onnx")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
     with _status() as progress:

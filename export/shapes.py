@@ -1,4 +1,4 @@
-"""The recursion as a graph: the same fragments, unrolled to a fixed depth.
+"""The recursion as a graph: the same fragments, unrolled to a fixed depth or in an ONNX Loop.
 
 Halting is per sample: a sample whose halt_prob exceeds the threshold after a step keeps the logits and
 halt_prob of that step, and `steps_used` says which one it was.
@@ -14,7 +14,17 @@ import onnx_ir as ir
 from vitrm.config import ViTRMConfig
 from vitrm.export.assembly import Assembly
 from vitrm.export.fragments import BATCH, Fragment, Fragments
-from vitrm.runtime.metadata import HALT_PROB, LOGITS, PIXELS, STEP_HALT_PROB, STEP_LOGITS, STEPS_USED
+from vitrm.export.halting import BOOL, FLOAT, INT64, Answer, active_samples, any_of, keep
+from vitrm.runtime.metadata import (
+    HALT_PROB,
+    HALT_THRESHOLD,
+    LOGITS,
+    PIXELS,
+    STEP_HALT_PROB,
+    STEP_LOGITS,
+    STEPS,
+    STEPS_USED,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def _cast(a: Assembly, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Val
 def single(fragment: Fragment, image_size: int) -> ir.Model:
     """A baseline: one pass, logits only."""
     a = Assembly()
-    pixels = a.input(PIXELS, ir.DataType.FLOAT, [BATCH, 3, image_size, image_size])
+    pixels = a.input(PIXELS, FLOAT, [BATCH, 3, image_size, image_size])
     dtype = fragment.outputs[0].dtype or ir.DataType.FLOAT
     (logits,) = a.apply(fragment, [_cast(a, pixels, dtype, "cast")], "net")
     return a.model([pixels], {LOGITS: _cast(a, logits, ir.DataType.FLOAT, "logits/cast")}, "vitrm_single")
@@ -82,77 +92,95 @@ def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, ever
     A `halt_threshold` below 1 is baked in; the graph still computes every step.
     """
     a = Assembly()
-    size, classes = recursion.config.image_size, recursion.config.classes
-    pixels = a.input(PIXELS, ir.DataType.FLOAT, [BATCH, 3, size, size])
+    classes = recursion.config.classes
+    pixels = _pixels(a, recursion.config)
     *embedded, y, z = recursion.embed(a, pixels)
-    batch = a.op("Shape", [pixels], "batch", dtype=ir.DataType.INT64, shape=[1], attributes={"start": 0, "end": 1})
     halting = halt_threshold < 1
-    kept: tuple[ir.Value, ir.Value] | None = None
-    active: ir.Value | None = None  # None: every sample
-    steps_used = a.op(
-        "Expand",
-        [a.constant([steps if not halting else 1], np.int64), batch],
-        "steps_at_least",
-        dtype=ir.DataType.INT64,
-        shape=[BATCH],
-    )
+    first = a.constant([1 if halting else steps], np.int64)
+    steps_used = a.op("Expand", [first, _batch(a, pixels)], "steps_at_least", dtype=INT64, shape=[BATCH])
+    answer: Answer | None = None
     history: list[tuple[ir.Value, ir.Value]] = []
     for s in range(1, steps + 1):
         scope = f"step{s}"
         y, z = recursion.step(a, embedded, y, z, scope)
-        last = s == steps
-        if not (halting or every_step or last):
+        if not (halting or every_step or s == steps):
             continue
-        logits, halt_prob = recursion.heads(a, y, scope)
-        history.append((logits, halt_prob))
-        if kept is not None and active is not None:
-            column = a.op(
-                "Unsqueeze",
-                [active, a.constant([1], np.int64)],
-                f"{scope}/active_column",
-                dtype=ir.DataType.BOOL,
-                shape=[BATCH, 1],
-            )
-            logits = a.op(
-                "Where", [column, logits, kept[0]], f"{scope}/logits", dtype=ir.DataType.FLOAT, shape=[BATCH, classes]
-            )
-            halt_prob = a.op(
-                "Where", [active, halt_prob, kept[1]], f"{scope}/halt_prob", dtype=ir.DataType.FLOAT, shape=[BATCH]
-            )
-            one = a.op(
-                "Cast",
-                [active],
-                f"{scope}/one",
-                dtype=ir.DataType.INT64,
-                shape=[BATCH],
-                attributes={"to": ir.DataType.INT64},
-            )
-            steps_used = a.op("Add", [steps_used, one], f"{scope}/steps_used", dtype=ir.DataType.INT64, shape=[BATCH])
-        kept = logits, halt_prob
-        if halting and not last:
-            halted = a.op(
-                "Greater",
-                [halt_prob, a.constant(halt_threshold, np.float32)],
-                f"{scope}/halted",
-                dtype=ir.DataType.BOOL,
-                shape=[BATCH],
-            )
-            # A halted sample's kept halt_prob stays above the threshold, so this needs no memory of its own.
-            active = a.op("Not", [halted], f"{scope}/active", dtype=ir.DataType.BOOL, shape=[BATCH])
-    assert kept is not None
-    outputs = {LOGITS: kept[0], HALT_PROB: kept[1], STEPS_USED: steps_used}
+        fresh = recursion.heads(a, y, scope)
+        history.append(fresh)
+        if halting and answer is not None:
+            active = active_samples(a, answer.halt_prob, a.constant(halt_threshold, np.float32), scope)
+            answer = keep(a, active, fresh, answer, classes, scope)
+        else:
+            answer = Answer(*fresh, steps_used)
+    assert answer is not None
+    outputs = {LOGITS: answer.logits, HALT_PROB: answer.halt_prob, STEPS_USED: answer.steps_used}
     if every_step:
-        shapes: list[tuple[str, int, list[int | str]]] = [
-            (STEP_LOGITS, 0, [steps, BATCH, classes]),
-            (STEP_HALT_PROB, 1, [steps, BATCH]),
-        ]
-        for name, i, shape in shapes:
-            axis = a.constant([0], np.int64)
-            rows = [
-                a.op("Unsqueeze", [h[i], axis], f"{name}/{s}", dtype=ir.DataType.FLOAT, shape=[1, *shape[1:]])
-                for s, h in enumerate(history, start=1)
-            ]
-            outputs[name] = a.op(
-                "Concat", rows, f"{name}/all", dtype=ir.DataType.FLOAT, shape=shape, attributes={"axis": 0}
-            )
+        outputs[STEP_LOGITS] = _stack(a, [logits for logits, _ in history], [BATCH, classes], STEP_LOGITS)
+        outputs[STEP_HALT_PROB] = _stack(a, [halt_prob for _, halt_prob in history], [BATCH], STEP_HALT_PROB)
     return a.model([pixels], outputs, "vitrm_unrolled")
+
+
+def loop(recursion: Recursion) -> ir.Model:
+    """One file for every depth: an ONNX Loop around the step, left early once every sample has halted.
+
+    Further inputs are `steps` (int64 scalar; below 1 counts as 1) and `halt_threshold` (float32 scalar; 1 or more,
+    or NaN, never halts).  `steps` is the trip limit, so the loop ends whatever the model says.
+    """
+    a = Assembly()
+    classes = recursion.config.classes
+    pixels = _pixels(a, recursion.config)
+    steps = a.input(STEPS, INT64, [])
+    threshold = a.input(HALT_THRESHOLD, FLOAT, [])
+    *embedded, y, z = recursion.embed(a, pixels)
+    batch = _batch(a, pixels)
+    table = a.op(
+        "Concat", [batch, a.constant([classes], np.int64)], "table", dtype=INT64, shape=[2], attributes={"axis": 0}
+    )
+    # −∞ exceeds no threshold, so every sample starts active.
+    start = Answer(
+        a.op("Expand", [a.constant([[0]], np.float32), table], "start/logits", dtype=FLOAT, shape=[BATCH, classes]),
+        a.op("Expand", [a.constant([-np.inf], np.float32), batch], "start/halt_prob", dtype=FLOAT, shape=[BATCH]),
+        a.op("Expand", [a.constant([0], np.int64), batch], "start/steps_used", dtype=INT64, shape=[BATCH]),
+    )
+    trips = a.op("Max", [steps, a.constant(1, np.int64)], "trips", dtype=INT64, shape=[])
+    carried = [y, z, *start]
+    body = _body(recursion, Assembly(a.initialisers), embedded, carried, threshold)
+    finals = [ir.Value(shape=v.shape, type=v.type) for v in carried]
+    a.add(ir.node("Loop", [trips, a.constant(True, np.bool_), *carried], {"body": body}, outputs=finals), "loop")
+    _, _, logits, halt_prob, steps_used = finals
+    outputs = {LOGITS: logits, HALT_PROB: halt_prob, STEPS_USED: steps_used}
+    return a.model([pixels, steps, threshold], outputs, "vitrm_loop")
+
+
+def _body(
+    recursion: Recursion, b: Assembly, embedded: list[ir.Value], carried: list[ir.Value], threshold: ir.Value
+) -> ir.Graph:
+    """One step of all samples, of which the active ones take the answer."""
+    names = ("y", "z", LOGITS, HALT_PROB, STEPS_USED)
+    trip, go = b.input("body/trip", INT64, []), b.input("body/go", BOOL, [])
+    inputs = [ir.Value(name=f"body/{n}", shape=v.shape, type=v.type) for n, v in zip(names, carried, strict=True)]
+    y, z, *kept = inputs
+    active = active_samples(b, kept[1], threshold, "body/before")
+    y, z = recursion.step(b, embedded, y, z, "body/step")
+    answer = keep(b, active, recursion.heads(b, y, "body/step"), Answer(*kept), recursion.config.classes, "body/keep")
+    go_on = any_of(b, active_samples(b, answer.halt_prob, threshold, "body/after"), "body/go_on")
+    results = {"body/out/go": go_on, **{f"body/out/{n}": v for n, v in zip(names, (y, z, *answer), strict=True)}}
+    return b.body([trip, go, *inputs], results, "vitrm_step")
+
+
+def _pixels(a: Assembly, config: ViTRMConfig) -> ir.Value:
+    return a.input(PIXELS, FLOAT, [BATCH, 3, config.image_size, config.image_size])
+
+
+def _batch(a: Assembly, pixels: ir.Value) -> ir.Value:
+    """The batch size, int64 [1]."""
+    return a.op("Shape", [pixels], "batch", dtype=INT64, shape=[1], attributes={"start": 0, "end": 1})
+
+
+def _stack(a: Assembly, values: list[ir.Value], shape: list[int | str], name: str) -> ir.Value:
+    """float32 values of one `shape` as rows of one."""
+    axis = a.constant([0], np.int64)
+    rows = [
+        a.op("Unsqueeze", [v, axis], f"{name}/{s}", dtype=FLOAT, shape=[1, *shape]) for s, v in enumerate(values, 1)
+    ]
+    return a.op("Concat", rows, f"{name}/all", dtype=FLOAT, shape=[len(rows), *shape], attributes={"axis": 0})

@@ -58,6 +58,22 @@ def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_p
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precision):
+    made = export(checkpoints.load(run), tmp_path / "a.onnx", graph="loop", precision=precision, halt_threshold=0.8)
+    assert (made.metadata.graph, made.metadata.steps, made.metadata.halt_threshold) == ("loop", 6, 0.8)
+    session = vitrm.runtime.open(made.path)
+    for steps in (1, 4, 16):
+        result = session.infer(digits[:9], steps=steps, halt_threshold=2.0)
+        with torch.no_grad():
+            eager = model(torch.from_numpy(digits[:9]), steps)
+        np.testing.assert_allclose(result.logits, eager.logits, atol=1e-4 if precision == "fp32" else made.parity.limit)
+        assert result.steps_used.tolist() == [steps] * 9
+    assert session.infer(digits).steps_used.max() <= 6
+    with pytest.raises(UserError, match="--every-step needs --graph unrolled"):
+        export(checkpoints.load(run), tmp_path / "b.onnx", graph="loop", every_step=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["resnet18", "vit-tiny"])
 def test_baselines_export(name, precision, digits, tmp_path):
     torch.manual_seed(0)
