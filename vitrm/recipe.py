@@ -120,7 +120,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "fast": Recipe(
-        epochs=18,
+        epochs=24,
         batch_size=64,
         lr=1e-3,
         warmup=0.1,
