@@ -1,0 +1,45 @@
+"""What is exported, real TensorRT builds: every graph and precision, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from vitrm.export.half import to_half
+from vitrm.export.shapes import loop, unrolled
+
+BUILD = Path(__file__).with_name("tensorrt_build.py")
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
+)
+def test_every_graph_and_precision_builds(recursion, tmp_path):
+    f = recursion.fragments
+    halves = {name: to_half(getattr(f, name)) for name in ("embed", "project", "latents", "answer")}
+    graphs = {}
+    for precision, r in (("fp32", recursion), ("fp16", replace(recursion, fragments=replace(f, **halves)))):
+        graphs[f"unrolled-{precision}"] = unrolled(r, 2)
+        graphs[f"halting-{precision}"] = unrolled(r, 2, 0.9, every_step=True)
+        graphs[f"loop-{precision}"] = loop(r)
+    for name, model in graphs.items():
+        ir.save(model, tmp_path / f"{name}.onnx")
+    done = subprocess.run(
+        [sys.executable, str(BUILD), *(str(tmp_path / f"{name}.onnx") for name in graphs)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    built = dict(zip(graphs, map(json.loads, done.stdout.splitlines()), strict=True))
+    for name, result in built.items():
+        assert result["bytes"] > 100_000, (name, result["errors"])
+        assert not result["errors"], (name, result["errors"])
