@@ -58,7 +58,7 @@ def test_ratio_survives_a_machine_that_slows_down() -> None:
     start = time.perf_counter()
 
     def sleep(milliseconds: float) -> None:
-        slowness = 1 + 3 * (time.perf_counter() - start)  # several times slower at the end than at the beginning
+        slowness = 1 + 6 * (time.perf_counter() - start)  # several times slower at the end than at the beginning
         time.sleep(milliseconds * slowness / 1000)
 
     timings = interleave({"slow": [lambda: sleep(16)], "fast": [lambda: sleep(4)]}, seconds=0.3, rounds=10)
