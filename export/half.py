@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from vitrm.calib.headroom import FLOAT16_MAX
 from vitrm.errors import UserError
 from vitrm.export.fragments import Fragment
-
-MAX = float(np.finfo(np.float16).max)  # 65 504
 
 
 def to_half(fragment: Fragment) -> Fragment:
@@ -54,7 +53,9 @@ def _half_constant(value: ir.Value, name: str) -> ir.Value:
     if tensor.dtype == ir.DataType.FLOAT:
         array = tensor.numpy()
         largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-        if largest > MAX:
-            raise UserError(f"weight {name} reaches {largest:.3g}, float16 ends at {MAX:.0f}: export without --fp16")
+        if largest > FLOAT16_MAX:
+            raise UserError(
+                f"weight {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}: export without --fp16"
+            )
         tensor = ir.tensor(array.astype(np.float16), name=value.name)
     return ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
