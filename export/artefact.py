@@ -25,11 +25,11 @@ from vitrm.export import shapes
 from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
 from vitrm.export.verification import BATCHES, Parity, verify
-from vitrm.files import atomic_path
+from vitrm.files import atomic_folder, atomic_path
 from vitrm.model import ViTRM
-from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.metadata import PARTS, Metadata
 
-GRAPHS = ("unrolled", "loop")
+GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16")
 MAX_STEPS = 256  # each adds nodes to an unrolled file
 NEVER = 2.0  # a halt_threshold no probability exceeds
@@ -39,13 +39,13 @@ NEVER = 2.0  # a halt_threshold no probability exceeds
 class Exported:
     """What an export made, and the evidence for it."""
 
-    path: Path
+    path: Path  # the file; of stepwise the folder
     metadata: Metadata
     parity: Parity
-    bytes: int  # of the file
-    weights: int  # weight tensors, each stored once
+    bytes: int  # of the file, or of the folder's
+    weights: int  # weight tensors, each stored once in a file
     half_weights: int  # of them float16
-    nodes: int  # of the main graph
+    nodes: int  # of the main graph, or of the three
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
     seconds: float  # for all of it
@@ -64,14 +64,15 @@ def export(
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Exported:
-    """Exports `checkpoint` to the ONNX file `path`, verified against eager before the file gets its name.
+    """Exports `checkpoint` to `path`, verified against eager before it gets that name.
 
-    `graph` is "unrolled" (fixed depth) or "loop" (depth and threshold are inputs).  `steps` is the depth, or the loop's
-    default (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, in a
-    loop as the default; `every_step` adds the heads of each step as outputs (unrolled only).  `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity
-    is checked on: by default the validation part of the run's data set, or natural photo crops where that is not
-    at hand.  Raises `UserError` for impossible requests, a failed verification or an unwritable `path`; no file
-    is left behind then and an earlier one stays as it was.
+    `graph` is "unrolled" (one ONNX file of fixed depth), "loop" (one file, depth and threshold are inputs) or
+    "stepwise" (a folder of three files, driven by the runtime).  `steps` is the depth, or the default of a loop or
+    stepwise (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, there
+    as the default; `every_step` adds the heads of each step as outputs (unrolled only).  `images` float32
+    [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's data set, or
+    natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed verification
+    or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
     """
     start = time.perf_counter()
     path = Path(path)
@@ -97,16 +98,18 @@ def export(
     if precision == "fp16":
         traced = _half(traced)
     progress("assembling")
+    models: dict[str, ir.Model]  # by file name in the folder; the one model of a single file by ""
     if isinstance(traced, Fragment):
-        ir_model = shapes.single(traced, model.config.image_size)
-        graph = "single"
+        models, graph = {"": shapes.single(traced, model.config.image_size)}, "single"
     else:
         assert isinstance(model, ViTRM)
         recursion = shapes.Recursion(model.config, traced)
-        if graph == "loop":
-            ir_model = shapes.loop(recursion)
+        if graph == "stepwise":
+            models = {f"{part}.onnx": m for part, m in shapes.stepwise(recursion).items()}
+        elif graph == "loop":
+            models = {"": shapes.loop(recursion)}
         else:
-            ir_model = shapes.unrolled(recursion, steps, halt_threshold, every_step)
+            models = {"": shapes.unrolled(recursion, steps, halt_threshold, every_step)}
     metadata = Metadata(
         model=to_dict(checkpoint.model),
         classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
@@ -119,10 +122,11 @@ def export(
         run=Path(checkpoint.source).name,
         versions=_versions(),
     )
-    with atomic_path(path) as temporary:
+    with (atomic_folder if graph == "stepwise" else atomic_path)(path) as temporary:
         progress("verifying")
-        _save(ir_model, metadata, temporary)
-        onnx.checker.check_model(str(temporary), full_check=True)
+        _save(models, metadata, temporary)
+        for file in models:
+            onnx.checker.check_model(str(temporary / file), full_check=True)
         parity = verify(temporary, model, images, steps=steps, halt_threshold=halt_threshold, precision=precision)
         metadata = replace(
             metadata,
@@ -133,16 +137,16 @@ def export(
                 "images": parity.images,
             },
         )
-        _save(ir_model, metadata, temporary)
-    weights = [v for k, v in ir_model.graph.initializers.items() if not k.startswith("const.")]
+        _save(models, metadata, temporary)
+    stored = {k: v for m in models.values() for k, v in m.graph.initializers.items() if not k.startswith("const.")}
     return Exported(
         path=path,
         metadata=metadata,
         parity=parity,
-        bytes=path.stat().st_size,
-        weights=len(weights),
-        half_weights=sum(v.dtype == ir.DataType.FLOAT16 for v in weights),
-        nodes=len(list(ir_model.graph)),
+        bytes=sum((path / file).stat().st_size for file in models),
+        weights=len(stored),
+        half_weights=sum(v.dtype == ir.DataType.FLOAT16 for v in stored.values()),
+        nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
         seconds=time.perf_counter() - start,
@@ -183,28 +187,41 @@ def _check(
         raise UserError(
             f"{path}: this version writes .onnx files; build the plan from one with: trtexec --onnx=FILE.onnx --saveEngine={path}"
         )
-    if path.suffix != ".onnx":
-        raise UserError(f"{path}: expected a file name ending in .onnx")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file")
     if graph not in GRAPHS:
         raise UserError(f"graph is {graph!r}, expected one of {', '.join(GRAPHS)}")
+    if graph == "stepwise":
+        _check_folder(path)
+    elif path.suffix != ".onnx":
+        raise UserError(f"{path}: expected a file name ending in .onnx")
+    elif path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if not halt_threshold > 0:
         raise UserError(f"halt threshold is {halt_threshold}, expected a number above 0 (1 or more never halts)")
     if isinstance(model, Baseline):
-        if steps not in (None, 1) or every_step or halt_threshold < 1:
+        if steps not in (None, 1) or every_step or halt_threshold < 1 or graph == "stepwise":
             raise UserError(
-                f"a {model.config.kind} has no recursion: leave out --steps, --every-step and --halt-threshold, or name a vitrm run"
+                f"a {model.config.kind} has no recursion: leave out --steps, --every-step, --halt-threshold and "
+                "--graph stepwise, or name a vitrm run"
             )
         return 1
     steps = 6 if steps is None else steps
     if not 1 <= steps <= MAX_STEPS:
         raise UserError(f"steps is {steps}, expected 1 to {MAX_STEPS}")
     if every_step and graph != "unrolled":
-        raise UserError("--every-step needs --graph unrolled: a loop gives its last answer only")
+        raise UserError(f"--every-step needs --graph unrolled: a {graph} graph gives its last answer only")
     return steps
+
+
+def _check_folder(path: Path) -> None:
+    """Raises `UserError` unless a stepwise artefact may take the place of `path`: only another one may be replaced."""
+    if path.suffix == ".onnx":
+        raise UserError(f"{path}: a stepwise artefact is a folder of three files: leave out .onnx")
+    if path.is_dir():
+        files = {p.name for p in path.iterdir()}
+        if files - {f"{part}.onnx" for part in PARTS}:
+            raise UserError(f"{path} is a folder with other things in it: name a new one")
 
 
 def _half(traced: Fragment | Fragments) -> Fragment | Fragments:
@@ -219,10 +236,11 @@ def _half(traced: Fragment | Fragments) -> Fragment | Fragments:
     )
 
 
-def _save(model: ir.Model, metadata: Metadata, path: Path) -> None:
-    model.metadata_props.clear()
-    model.metadata_props.update(metadata.to_props())
-    ir.save(model, path)
+def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:
+    for file, model in models.items():
+        model.metadata_props.clear()
+        model.metadata_props.update(metadata.to_props())
+        ir.save(model, path / file)
 
 
 def _versions() -> dict[str, str]:

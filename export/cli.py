@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
   vitrm-export runs/mine --steps 16 -o mine.onnx
   vitrm-export runs/mine --graph loop                depth and halting threshold chosen at run time
+  vitrm-export runs/mine --graph stepwise            a folder of three graphs: halted samples leave the batch
   vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
 """
 
@@ -38,17 +39,21 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="file to write, .onnx (default: named after run, depth and precision)",
+        help="file to write, .onnx, or for stepwise a folder (default: named after run, depth and precision)",
     )
     shape = p.add_argument_group("shape")
     shape.add_argument(
-        "--steps", type=int, metavar="N", help="recursion steps (default: 6); of a loop, the default at run time"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="recursion steps (default: 6); of loop and stepwise, the default at run time",
     )
     shape.add_argument(
         "--graph",
-        choices=["unrolled", "loop"],
+        choices=["unrolled", "loop", "stepwise"],
         default="unrolled",
-        help="unrolled: the step N times, weights stored once (default); loop: steps and halting threshold are inputs",
+        help="unrolled: the step N times, weights stored once (default); loop: steps and halting threshold are inputs; "
+        "stepwise: embed, step and heads apart, and samples that halt leave the batch",
     )
     shape.add_argument(
         "--halt-threshold",
@@ -95,8 +100,9 @@ def _export(argv: Sequence[str] | None) -> int:
     name = Path(checkpoint.source).name
     depth = ""
     if checkpoint.model.kind == "vitrm":
-        depth = "-loop" if args.graph == "loop" else f"-{args.steps or 6}steps"
-    path = args.output or Path(f"{name}{depth}-{args.precision}.onnx")
+        depth = f"-{args.steps or 6}steps" if args.graph == "unrolled" else f"-{args.graph}"
+    suffix = "" if args.graph == "stepwise" else ".onnx"
+    path = args.output or Path(f"{name}{depth}-{args.precision}{suffix}")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
     with _status() as progress:
         made = export(

@@ -1,4 +1,4 @@
-"""The recursion as a graph: the same fragments, unrolled to a fixed depth or in an ONNX Loop.
+"""The recursion as graphs: the same fragments, unrolled to a fixed depth, in an ONNX Loop, or one graph a step.
 
 Halting is per sample: a sample whose halt_prob exceeds the threshold after a step keeps the logits and
 halt_prob of that step, and `steps_used` says which one it was.
@@ -16,10 +16,13 @@ from vitrm.export.assembly import Assembly
 from vitrm.export.fragments import BATCH, Fragment, Fragments
 from vitrm.export.halting import BOOL, FLOAT, INT64, Answer, active_samples, any_of, keep
 from vitrm.runtime.metadata import (
+    EMBEDDED,
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
+    NEXT,
     PIXELS,
+    STATE,
     STEP_HALT_PROB,
     STEP_LOGITS,
     STEPS,
@@ -166,6 +169,39 @@ def _body(
     go_on = any_of(b, active_samples(b, answer.halt_prob, threshold, "body/after"), "body/go_on")
     results = {"body/out/go": go_on, **{f"body/out/{n}": v for n, v in zip(names, (y, z, *answer), strict=True)}}
     return b.body([trip, go, *inputs], results, "vitrm_step")
+
+
+def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
+    """Three graphs for a host that drives the recursion itself (see vitrm.runtime.metadata.PARTS): between two steps
+    it may drop samples, or keep a state to go on from later.
+
+    Each graph carries the weights it uses; layer 1's projection is in two of them.
+    """
+
+    def inputs(a: Assembly, names: tuple[str, ...]) -> list[ir.Value]:
+        like = dict(zip((*EMBEDDED, *STATE), recursion.fragments.embed.outputs, strict=True))
+        return [a.input(n, recursion.dtype, _dimensions(like[n])) for n in names]
+
+    embed = Assembly()
+    pixels = _pixels(embed, recursion.config)
+    outputs = dict(zip((*EMBEDDED, *STATE), recursion.embed(embed, pixels), strict=True))
+    step = Assembly()
+    given = inputs(step, (*EMBEDDED, *STATE))
+    after = recursion.step(step, given[: len(EMBEDDED)], *given[len(EMBEDDED) :], "step")
+    heads = Assembly()
+    (y,) = inputs(heads, STATE[:1])
+    return {
+        "embed": embed.model([pixels], outputs, "vitrm_embed"),
+        "step": step.model(given, dict(zip(NEXT, after, strict=True)), "vitrm_step"),
+        "heads": heads.model(
+            [y], dict(zip((LOGITS, HALT_PROB), recursion.heads(heads, y, "heads"), strict=True)), "vitrm_heads"
+        ),
+    }
+
+
+def _dimensions(value: ir.Value) -> list[int | str]:
+    assert value.shape is not None
+    return [d if isinstance(d, int) else BATCH for d in value.shape]
 
 
 def _pixels(a: Assembly, config: ViTRMConfig) -> ir.Value:

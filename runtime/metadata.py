@@ -28,6 +28,15 @@ HALT_THRESHOLD = "halt_threshold"  # float32 scalar, input of `loop`
 STEP_LOGITS = "step_logits"  # float32 [steps, batch, classes], optional output of `unrolled`
 STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of `unrolled`
 
+# The three graphs of `stepwise`, files of one folder, and what goes between them, in the recursion's own type
+# (float32 or float16):
+#   embed.onnx   pixel_values → EMBEDDED, STATE        step.onnx   EMBEDDED, STATE → NEXT
+#   heads.onnx   y → logits, halt_prob
+PARTS = ("embed", "step", "heads")
+EMBEDDED = ("x", "x_q", "x_k", "x_v")  # tokens [batch, N, D], and layer 1's projections of them
+STATE = ("y", "z")  # answer [batch, 1, D], latents [batch, K, D]
+NEXT = ("y_next", "z_next")  # the state one step later
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:

@@ -64,12 +64,10 @@ class OnnxRuntimeSession(Session):
         """Opens `path`; see `vitrm.runtime.open`."""
         ort = load_onnxruntime()
         self.path = path
-        self.threads = threads or machine.physical_cores()
-        self._session = _create(ort, path, device, self.threads)
+        self._session = create(ort, path, device, threads)
         self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.device_kind = "cuda" if CUDA in self._session.get_providers() else "cpu"
+        self.device_kind, self.device, self.threads = describe_device(self._session, threads)
         self.backend = f"onnxruntime-{self.device_kind}"
-        self.device = machine.gpu_name() if self.device_kind == "cuda" else machine.cpu_name()
         self.size_bytes = _stored_bytes(path)
         inputs = {i.name for i in self._session.get_inputs()}
         outputs = {o.name for o in self._session.get_outputs()}
@@ -104,14 +102,20 @@ class OnnxRuntimeSession(Session):
             try:
                 outputs = dict(zip(names, session.run(names, feeds), strict=True))
             except Exception as error:  # ONNX Runtime's exceptions share no base class
-                raise UserError(f"{where} failed on a batch of {len(images)}: {_first_line(error)}") from error
+                raise UserError(f"{where} failed on a batch of {len(images)}: {first_line(error)}") from error
             return Result(outputs[LOGITS], outputs.get(HALT_PROB), outputs.get(STEPS_USED))
 
         return run
 
 
-def _create(ort: ModuleType, path: Path, device: str, threads: int) -> Any:
-    """The InferenceSession on the device that was asked for."""
+def describe_device(session: Any, threads: int | None) -> tuple[str, str, int]:
+    """Where an InferenceSession ended up: cpu or cuda, the device in words, and the CPU threads it uses."""
+    kind = "cuda" if CUDA in session.get_providers() else "cpu"
+    return kind, machine.gpu_name() if kind == "cuda" else machine.cpu_name(), threads or machine.physical_cores()
+
+
+def create(ort: ModuleType, path: Path, device: str, threads: int | None) -> Any:
+    """The InferenceSession on the device that was asked for; None threads: every physical core."""
     available = ort.get_available_providers()
     if device == "cuda" and CUDA not in available:
         raise UserError(
@@ -120,7 +124,7 @@ def _create(ort: ModuleType, path: Path, device: str, threads: int) -> Any:
             "pip uninstall onnxruntime), or use --device cpu"
         )
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or machine.physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     # Idle workers of one session would otherwise spin on the cores that the next one is measured on.
@@ -146,13 +150,14 @@ def _explain(ort: ModuleType, path: Path, error: Exception) -> UserError:
     size = path.stat().st_size
     if kind in ("InvalidProtobuf", "InvalidGraph", "NoSuchFile") or (kind == "Fail" and "ModelProto" in str(error)):
         return UserError(
-            f"{path} ({size} bytes) is not a whole ONNX file ({_first_line(error)}): it may be truncated; copy or "
+            f"{path} ({size} bytes) is not a whole ONNX file ({first_line(error)}): it may be truncated; copy or "
             "export it again"
         )
-    return UserError(f"onnxruntime {ort.__version__} cannot load {path}: {_first_line(error)}")
+    return UserError(f"onnxruntime {ort.__version__} cannot load {path}: {first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, shortened."""
     text = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
     return text if len(text) <= 300 else text[:297] + "…"
 

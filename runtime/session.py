@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.metadata import PARTS, Metadata
 
 DEVICES = ("cpu", "cuda", "auto")
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalised pixels do by far more.
@@ -117,12 +117,12 @@ class Session(ABC):
         if steps is not None and steps != own.steps:
             raise UserError(
                 f"{self.name} has its {own.steps} steps built in (graph {own.graph}), asked for {steps}: "
-                f"export it with --steps {steps}, or with --graph loop to choose at run time"
+                f"export it with --steps {steps}, or with --graph loop or stepwise to choose at run time"
             )
         if halt_threshold is not None and not _same_threshold(float(halt_threshold), own.halt_threshold):
             raise UserError(
                 f"{self.name} has its halting threshold {own.halt_threshold:g} built in (graph {own.graph}), asked for "
-                f"{halt_threshold:g}: export it with that threshold, or with --graph loop to choose at run time"
+                f"{halt_threshold:g}: export it with that threshold, or with --graph loop or stepwise to choose at run time"
             )
 
 
@@ -140,7 +140,14 @@ def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: 
     if file.is_dir():
         if (file / "model.safetensors").exists():
             raise UserError(f"{file} is a run folder, expected an exported file: export it with vitrm-export {file}")
-        raise UserError(f"{file} is a folder, expected an exported file (.onnx)")
+        if any((file / f"{part}.onnx").exists() for part in PARTS):
+            from vitrm.runtime.stepwise_session import StepwiseSession
+
+            return StepwiseSession(file, device=device, threads=threads)
+        raise UserError(
+            f"{file} is a folder without {', '.join(f'{p}.onnx' for p in PARTS)}, expected an exported file (.onnx) or a "
+            "stepwise folder"
+        )
     if not file.exists():
         raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
     suffix = file.suffix.lower()

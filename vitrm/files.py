@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,43 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise explain_os_error(error, f"writing {target}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it takes the place of whatever folder `path` is.
+
+    On any exception the temporary folder is removed and `path` is as it was.
+    Raises `UserError` for a full disk, a missing right or any other `OSError`.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():
+            raise UserError(f"{target} is a file: name a folder")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+    except OSError as error:
+        raise explain_os_error(error, f"writing {target}") from error
+    old = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        # Folders cannot be renamed over one another: the old one steps aside, and comes back if the new one fails.
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise explain_os_error(error, f"writing {target}") from error
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

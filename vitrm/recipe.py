@@ -69,6 +69,7 @@ class Recipe:
     supervision: str = "sequential"  # "sequential": an update after every step; "joint": all steps in one update
     n_sup: int = 1  # supervised steps per batch, at most
     free_steps: int = 0  # steps without gradient before the supervised ones: uniform in 0 … this, per batch
+    free_ramp: float = 0.0  # share of the batches over which that upper end rises from 0, in [0, 1]
     step_weight_power: float = 0.0  # joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally
     halt_weight: float = 1.0  # weight of the halting loss beside the cross-entropy
     halt_threshold: float = 0.5  # τ, sequential: a batch ends once its mean halting probability exceeds this
@@ -84,6 +85,7 @@ class Recipe:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("warmup", "beta1", "beta2", "ema_decay"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        _check("free_ramp", self.free_ramp, 0 <= self.free_ramp <= 1, "a number in [0, 1]")
         _check("lr", self.lr, self.lr > 0, "above 0")
         _check("final_lr", self.final_lr, self.final_lr <= self.lr, f"at most lr ({self.lr:g})")
         _check("randaugment_magnitude", self.randaugment_magnitude, 0 <= self.randaugment_magnitude <= 30, "0 … 30")
@@ -108,6 +110,15 @@ class Recipe:
         """The weight of each supervised step's loss under joint supervision; their mean is 1."""
         raw = [(i + 1) ** self.step_weight_power for i in range(self.n_sup)]
         return [w * len(raw) / sum(raw) for w in raw]
+
+    def free_steps_at(self, progress: float) -> int:
+        """The most steps without gradient after the share `progress` ∈ [0, 1] of the batches.
+
+        They begin at none: a model that cannot take one step yet learns little from its seventh.
+        """
+        if progress >= self.free_ramp:
+            return self.free_steps
+        return int((self.free_steps + 1) * progress / self.free_ramp)
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after the share `progress` ∈ [0, 1] of the batches: linear warm-up, then a half cosine."""

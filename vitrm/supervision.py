@@ -127,9 +127,10 @@ class Learner:
     def _joint(self, batch: Batch, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
         total = torch.zeros((), device=self.device)
-        state = self._start(batch.images, free_steps)
         with self.autocast():
             embedded = self.embed(batch.images)
+        state = self._start(batch.images, free_steps, embedded)
+        with self.autocast():
             for weight in self.recipe.step_weights():
                 state = self.step(embedded, state)
                 logits, halt_logit = self._heads(state.y)
@@ -139,12 +140,13 @@ class Learner:
         self._update(total / len(losses))
         return BatchResult(losses, right.sum(), halt_logit.detach().float().sigmoid().mean(), 1)
 
-    def _start(self, images: Tensor, free_steps: int) -> State:
+    def _start(self, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
+        """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""
         assert isinstance(self.model, ViTRM)
         state = self.model.initial_state(len(images))
         if free_steps:
             with torch.no_grad(), self.autocast():
-                embedded = self.embed(images)
+                embedded = self.embed(images) if embedded is None else embedded
                 for _ in range(free_steps):
                     state = self.step(embedded, state)
         return state

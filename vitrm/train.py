@@ -240,10 +240,10 @@ class Run:
             rng = np.random.default_rng((self.seed, progress.epoch, 1 + i))
             index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size]).to(self.device)
             batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng)
-            free_steps = int(rng.integers(recipe.free_steps + 1))
+            done = (progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
+            free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
             torch.manual_seed(int(rng.integers(2**63)))  # of the dropout
-            lr = recipe.lr_at((progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches))
-            result = self.learner.batch(batch, lr, free_steps)
+            result = self.learner.batch(batch, recipe.lr_at(done), free_steps)
             progress.sums += _summary(result)
             progress.batch = i + 1
             progress.seconds = before + time.monotonic() - started
