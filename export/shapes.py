@@ -186,15 +186,17 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
     pixels = _pixels(embed, recursion.config)
     outputs = dict(zip((*EMBEDDED, *STATE), recursion.embed(embed, pixels), strict=True))
     step = Assembly()
-    given = inputs(step, (*EMBEDDED, *STATE))
-    after = recursion.step(step, given[: len(EMBEDDED)], *given[len(EMBEDDED) :], "step")
+    *embedded, y, z = given = inputs(step, (*EMBEDDED, *STATE))
+    after = recursion.step(step, embedded, y, z, "step")
     heads = Assembly()
-    (y,) = inputs(heads, STATE[:1])
+    (answer,) = inputs(heads, STATE[:1])
     return {
         "embed": embed.model([pixels], outputs, "vitrm_embed"),
         "step": step.model(given, dict(zip(NEXT, after, strict=True)), "vitrm_step"),
         "heads": heads.model(
-            [y], dict(zip((LOGITS, HALT_PROB), recursion.heads(heads, y, "heads"), strict=True)), "vitrm_heads"
+            [answer],
+            dict(zip((LOGITS, HALT_PROB), recursion.heads(heads, answer, "heads"), strict=True)),
+            "vitrm_heads",
         ),
     }
 

@@ -64,6 +64,7 @@ class Comparison:
     lost: int | None  # reference right, artefact wrong
     max_logit_difference: float  # largest |Δlogit| anywhere; infinite if one side is not finite
     halt_agreement: float | None  # share of images on which halt_prob > 0.5 says the same; None without a halting head
+    steps_used_agreement: float | None  # share of images that used the same number of steps; None without steps
 
 
 def predict(
@@ -132,6 +133,9 @@ def compare(reference: Predictions, own: Predictions, labels: NDArray[np.int64] 
     halt_agreement = None
     if reference.halt_prob is not None and own.halt_prob is not None:
         halt_agreement = float(((reference.halt_prob > 0.5) == (own.halt_prob > 0.5)).mean())
+    steps_used_agreement = None
+    if reference.steps_used is not None and own.steps_used is not None:
+        steps_used_agreement = float((reference.steps_used == own.steps_used).mean())
     return Comparison(
         agreement=float(same.mean()),
         disagreeing=np.flatnonzero(~same),
@@ -139,6 +143,7 @@ def compare(reference: Predictions, own: Predictions, labels: NDArray[np.int64] 
         lost=lost,
         max_logit_difference=float(difference.max()) if np.isfinite(difference).all() else math.inf,
         halt_agreement=halt_agreement,
+        steps_used_agreement=steps_used_agreement,
     )
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
-from vitrm.runtime.entries import Entry, find_references, load_samples, open_all, with_eager
+from vitrm.runtime.entries import Entry, Opened, at_settings, find_references, load_samples, open_all, with_eager
+from vitrm.runtime.halting import HaltingChoice, choose, reliability, run_every_step
 from vitrm.runtime.latency import ROUNDS, interleave, speedup
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
-from vitrm.runtime.samples import Sample
+from vitrm.runtime.samples import Sample, load_sample
+from vitrm.runtime.stored_threshold import store_threshold
 
 Progress = Callable[[str, float], None]  # what is being done, and which fraction of it is done
 EVALUATION_BATCH = 100
@@ -36,6 +38,9 @@ def bench(
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     batches: Sequence[int] = (1, 32),
+    steps: Sequence[int] = (),
+    halt_thresholds: Sequence[float] = (),
+    max_drop: float | None = None,
     threads: int | None = None,
     seconds: float = 2.0,
     limit: int | None = None,
@@ -47,6 +52,9 @@ def bench(
 ) -> BenchResult:
     """Accuracy, agreement with eager and latency of `artefacts`, each at every batch size.
 
+    `steps` and `halt_thresholds` measure every loop and stepwise artefact at each combination of them (default: its own).
+    `max_drop` chooses each such artefact's threshold on the validation images, the cheapest that gives up at most this
+    share of accuracy (in [0, 1]), writes it into the artefact, and measures it with and without halting.
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile;
     `depths` adds the accuracy by depth; `threads` None means every physical core.
@@ -59,6 +67,12 @@ def bench(
         raise UserError(f"batch sizes are {list(batches)}, expected whole numbers of at least 1")
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"seconds is {seconds}, expected a positive number")
+    if max_drop is not None and (halt_thresholds or len(steps) > 1):
+        raise UserError(
+            "a threshold is chosen for one depth, and measured with and without: name no thresholds and at most one depth"
+        )
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise UserError(f"max_drop is {max_drop}, expected a share of accuracy in [0, 1)")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 image")
     report = progress or (lambda stage, fraction: None)
@@ -66,10 +80,23 @@ def bench(
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     batches = list(dict.fromkeys(batches))
 
-    artefact_entries, unopened = open_all(artefacts, device, threads)
-    if not artefact_entries:
-        raise UserError("; ".join(u.reason for u in unopened))
     notes: list[str] = []
+    opened, unopened = open_all(artefacts, device, threads)
+    if not opened:
+        raise UserError("; ".join(u.reason for u in unopened))
+    choices: list[HaltingChoice] = []
+    artefact_entries: list[Entry] = []
+    for one in opened:
+        thresholds = halt_thresholds
+        if max_drop is not None and one.session.takes_depth:
+            depth = steps[0] if steps else one.session.metadata.steps
+            choices.append(_choose_threshold(one, depth, max_drop, data, data_dir, limit, report))
+            thresholds = list(dict.fromkeys((1.0, choices[-1].chosen.threshold)))
+        artefact_entries += at_settings(one, steps, thresholds, notes)
+    if max_drop is not None and not choices:
+        raise UserError(
+            "no loop or stepwise artefact to choose a threshold for: make one with vitrm-export --graph stepwise"
+        )
     samples = load_samples(artefact_entries, data, data_dir, limit, notes)
     checkpoints = find_references(artefact_entries, run, notes) if eager else {}
     entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile)
@@ -117,8 +144,33 @@ def bench(
         rounds=ROUNDS,
         warm_up=min((t.warm_up for e in entries for t in e.timings.values()), default=0),
         started=started,
+        halting=tuple(choices),
         evidence=evidence,
     )
+
+
+def _choose_threshold(
+    opened: Opened, steps: int, max_drop: float, data: str | None, data_dir: Any, limit: int | None, report: Progress
+) -> HaltingChoice:
+    """Chooses a threshold on the validation images and writes it into the artefact."""
+    session, stage = opened.session, f"halting of {opened.name}"
+    sample = load_sample(session.metadata, session.name, data=data, data_dir=data_dir, limit=limit, split="validation")
+    trajectory = run_every_step(session, sample, steps, progress=lambda fraction: report(stage, fraction))
+    choice = choose(opened.name, sample, trajectory, max_drop)
+    evidence = {
+        "data": sample.name,
+        "split": sample.split,
+        "images": choice.images,
+        "steps": steps,
+        "max_drop": max_drop,
+        "accuracy": choice.chosen.accuracy,
+        "accuracy_without": choice.full.accuracy,
+        "mean_steps": choice.chosen.mean_steps,
+        "ece": choice.reliability.ece,
+    }
+    assert session.path is not None
+    store_threshold(session.path, choice.chosen.threshold, evidence)
+    return choice
 
 
 # Measuring -------------------------------------------------------------------------------------
@@ -229,6 +281,8 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
         if sample.labels is not None:
             found = accuracy(predictions, sample.labels)
             values |= {"accuracy": found.value, "accuracy_interval": (found.low, found.high)}
+            if predictions.halt_prob is not None and np.isfinite(predictions.halt_prob).all():
+                values["halt_ece"] = reliability(predictions.halt_prob, predictions.top1 == sample.labels).ece
         if predictions.steps_used is not None:
             values["mean_steps_used"] = float(predictions.steps_used.mean())
         if reference and reference.predictions is not None:
@@ -238,6 +292,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
                 "agreement": compared.agreement,
                 "max_logit_difference": compared.max_logit_difference if finite else None,
                 "halt_agreement": compared.halt_agreement,
+                "steps_used_agreement": compared.steps_used_agreement,
             }
             if compared.gained is not None and compared.lost is not None:
                 values["flips"] = Flips(gained=compared.gained, lost=compared.lost)

@@ -72,18 +72,22 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_text: Callable[[float], str],
-    x_ticks: Sequence[float],
+    x_ticks: Sequence[float] | None = None,
     log: bool = False,
     y_limits: tuple[float, float] | None = None,
 ) -> str:
-    """Lines with marks over x; `label` says in words what the chart shows, `log` makes both axes logarithmic."""
-    xs = [*x_ticks, *(x for s in series for x, _ in s.points)]
+    """Lines with marks over x; `label` says in words what the chart shows, `log` makes both axes logarithmic.
+
+    Without `x_ticks` the axis gets round values of its own.
+    """
+    xs = [*(x_ticks or ()), *(x for s in series for x, _ in s.points)]
     ys = [y for s in series for _, y in s.points] + [v for s in series for span in s.spans for v in span]
     if log:
         x_low, x_high = min(xs) / 1.15, max(xs) * 1.15
         y_low, y_high = min(ys) / 1.25, max(ys) * 1.25
     else:
-        x_low, x_high = min(xs) - 0.3, max(xs) + 0.3
+        margin = 0.3 if x_ticks else max((max(xs) - min(xs)) * 0.04, 1e-6)
+        x_low, x_high = min(xs) - margin, max(xs) + margin
         pad = max((max(ys) - min(ys)) * 0.12, 0.005)
         y_low, y_high = min(ys) - pad, max(ys) + pad
     if y_limits:
@@ -95,7 +99,7 @@ def line_chart(
         at = y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{y_text(tick)}</text>')
-    for tick in x_ticks:
+    for tick in x_ticks or x.ticks(8):
         parts.append(
             f'<text class="tick" x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 19}" text-anchor="middle">{tick:g}</text>'
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import stat
@@ -22,11 +23,14 @@ _EPILOG = """\
 examples:
   vitrm-bench model.onnx                           against the eager model, on the test images it was trained for
   vitrm-bench a.onnx b.onnx --batch 1,8,64 --report bench.html
+  vitrm-bench loop.onnx --steps 1-6                one file at six depths
+  vitrm-bench loop.onnx --halting                  choose when easy images may stop
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
 
 exit status: 0 measured; 2 an artefact could not be measured, a gate failed or the input was wrong; 130 interrupted.
 """
+_MAX_DROP = 0.3  # percentage points
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("artefacts", nargs="+", metavar="ARTEFACT", help="file written by vitrm-export (.onnx)")
+    parser.add_argument(
+        "artefacts", nargs="+", metavar="ARTEFACT", help="what vitrm-export wrote: an .onnx file or a stepwise folder"
+    )
     parser.add_argument("--run", help="checkpoint to compare with (default: the one the artefact was exported from)")
     parser.add_argument(
         "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artefact's)"
@@ -49,6 +55,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
     parser.add_argument("--batch", type=_batches, default=(1, 32), metavar="N,N", help="batch sizes (default: 1,32)")
+    parser.add_argument(
+        "--steps",
+        type=_depths,
+        default=(),
+        metavar="N,N",
+        help="depths to measure loop and stepwise artefacts at, such as 1,2,6 or 1-16 (default: the artefact's own)",
+    )
+    parser.add_argument(
+        "--halt-threshold",
+        type=_thresholds,
+        default=(),
+        metavar="P,P",
+        help="halting thresholds to measure them at, each with every depth; 1 never halts (default: the artefact's own)",
+    )
+    parser.add_argument(
+        "--halting",
+        action="store_true",
+        help="choose the halting threshold of loop and stepwise artefacts on the validation images, write it into them, "
+        "and measure them with and without",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=_points,
+        metavar="POINTS",
+        help="of accuracy that --halting may give up, in percentage points (default: 0.3)",
+    )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: cpu")
@@ -70,6 +102,12 @@ def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     if args.compile and args.no_eager:
         raise UserError("--compile compares with torch and --no-eager leaves it out: choose one")
+    if args.max_drop is not None and not args.halting:
+        raise UserError("--max-drop says what --halting may give up: add --halting")
+    if args.halting and (args.halt_threshold or len(args.steps) > 1):
+        raise UserError(
+            "--halting chooses a threshold for one depth: leave out --halt-threshold, name at most one of --steps"
+        )
     if args.min_agreement is not None and args.no_eager:
         raise UserError("--min-agreement needs the eager model: leave out --no-eager")
     for path in (args.json, args.report):
@@ -89,6 +127,9 @@ def _main(argv: Sequence[str] | None) -> int:
             data=args.data,
             data_dir=args.data_dir,
             batches=args.batch,
+            steps=args.steps,
+            halt_thresholds=args.halt_threshold,
+            max_drop=(_MAX_DROP if args.max_drop is None else args.max_drop) / 100 if args.halting else None,
             threads=args.threads,
             seconds=args.seconds,
             limit=args.limit,
@@ -197,6 +238,36 @@ def _batches(text: str) -> tuple[int, ...]:
         return tuple(_positive(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of batch sizes such as 1,32") from None
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    try:
+        depths: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            depths += range(_positive(first), _positive(last) + 1) if dash else [_positive(first)]
+    except ValueError:
+        depths = []
+    if not depths:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of depths such as 1,2,6 or 1-16")
+    return tuple(dict.fromkeys(depths))
+
+
+def _thresholds(text: str) -> tuple[float, ...]:
+    try:
+        thresholds = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        thresholds = (math.nan,)
+    if not all(0 <= t < math.inf for t in thresholds):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of thresholds such as 0.8,0.9,1 (1 never halts)")
+    return thresholds
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of percentage points")
+    return value
 
 
 def _seconds(text: str) -> float:

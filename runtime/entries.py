@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,22 +54,53 @@ class Unopened:
     reason: str
 
 
+@dataclass(frozen=True)
+class Opened:
+    """An artefact that was opened, and what to call it."""
+
+    name: str
+    session: Session
+
+
 def open_all(
     artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int
-) -> tuple[list[Entry], list[Unopened]]:
+) -> tuple[list[Opened], list[Unopened]]:
     """Opens every path once; what does not open is returned with the reason."""
     paths = list(dict.fromkeys(str(a) for a in artefacts))
     short = [Path(p).name for p in paths]
-    entries, unopened = [], []
+    opened, unopened = [], []
     for path, file in zip(paths, short, strict=True):
         name = file if short.count(file) == 1 else path
         try:
-            session = open_session(path, device=device, threads=threads)
+            opened.append(Opened(name, open_session(path, device=device, threads=threads)))
         except UserError as error:
             unopened.append(Unopened(name, "artefact", str(error)))
-        else:
-            entries.append(Entry(path, name, "artefact", session, _group(session.metadata)))
-    return entries, unopened
+    return opened, unopened
+
+
+def at_settings(
+    opened: Opened, steps: Sequence[int], halt_thresholds: Sequence[float], notes: list[str]
+) -> list[Entry]:
+    """An entry for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artefact's own.
+
+    Appends to `notes` where an artefact cannot be told what was asked for.
+    """
+    session, name = opened.session, opened.name
+    if not session.takes_depth:
+        if (steps or halt_thresholds) and session.metadata.recursive:
+            notes.append(f"{name} has its {session.metadata.steps} steps built in: it is measured at those alone")
+        steps = halt_thresholds = ()
+    entries = []
+    depths: Sequence[int | None] = steps or [None]
+    thresholds: Sequence[float | None] = halt_thresholds or [None]
+    for depth, threshold in product(depths, thresholds):
+        view = session if depth is None and threshold is None else session.at(steps=depth, halt_threshold=threshold)
+        setting = [f"{depth} step{'s' * (depth > 1)}"] if depth is not None and len(steps) > 1 else []
+        if threshold is not None and len(halt_thresholds) > 1:
+            setting.append("no halting" if threshold >= 1 else f"halting at {threshold:g}")
+        label = " · ".join([name, *setting])
+        entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artefact", view, _group(view.metadata)))
+    return entries
 
 
 def _group(metadata: Metadata) -> str:
@@ -109,7 +141,7 @@ def load_samples(
         m = entry.metadata
         key = (data or m.data.get("name"), m.image_size, tuple(m.classes))
         if key not in loaded:
-            loaded[key] = load_sample(m, entry.key, data=data, data_dir=data_dir, limit=limit)
+            loaded[key] = load_sample(m, entry.session.name, data=data, data_dir=data_dir, limit=limit)
             if note := loaded[key].note:
                 notes.append(note)
         samples[entry.group] = loaded[key]

@@ -56,6 +56,7 @@ class Metadata:
     calibration_id: str | None = None
     parity: dict[str, float] = field(default_factory=dict)  # largest differences from eager found at export
     versions: dict[str, str] = field(default_factory=dict)  # package → version
+    halting: dict[str, Any] = field(default_factory=dict)  # how halt_threshold was chosen, where a bench chose it
 
     def to_props(self) -> dict[str, str]:
         """As ONNX metadata_props."""

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vitrm.runtime import table
+from vitrm.runtime.accuracy import wilson
 from vitrm.runtime.charts import Series, distribution_chart, line_chart
 from vitrm.runtime.disagreement import gallery
+from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.results import BenchResult, DepthCurve, Row, Subject
 from vitrm.runtime.style import STYLE
 
@@ -27,6 +29,8 @@ def render(result: BenchResult) -> str:
     sections = [
         _section("Figures", _warnings(result) + _cards(result) + _figures(result)),
         _section("Latency", _latency(result, colours)),
+        _section("Accuracy against latency", _frontier(result)),
+        _section("Halting", _halting(result)),
         _section("Accuracy by depth", _depth(result.evidence.depth_curves, colours)),
         _section("Where the answers differ", _differences(subjects)),
         _section("What was measured", "".join(_card(s, result) for s in subjects if s.kind == "artefact")),
@@ -198,6 +202,110 @@ def _by_batch(result: BenchResult, colours: dict[str, int], batches: Sequence[in
     return _figure(
         "By batch size", chart, "p50 divided by the batch size; whiskers from the fastest run to p90.", _legend(series)
     )
+
+
+def _frontier(result: BenchResult) -> str:
+    """For each batch size every row's accuracy over its time per image, and the line above which none lies."""
+    figures = []
+    for batch in dict.fromkeys(r.batch for r in result.rows):
+        places = [
+            (r, r.latency_ms.p50 / batch, r.accuracy)
+            for r in result.rows
+            if r.batch == batch and r.ok and r.latency_ms and r.accuracy is not None and r.kind == "artefact"
+        ]
+        if len(places) < 3:
+            continue
+        kinds = list(dict.fromkeys(_kind(r) for r, _, _ in places))
+        series = [
+            Series(
+                kind,
+                tuple(sorted((ms, accuracy) for r, ms, accuracy in places if _kind(r) == kind)),
+                1 + i % _COLOURS,
+                marks_only=True,
+            )
+            for i, kind in enumerate(kinds)
+        ]
+        best: list[tuple[float, float]] = []
+        for _, ms, accuracy in sorted(places, key=lambda p: (p[1], -p[2])):
+            if not best or accuracy > best[-1][1]:
+                best.append((ms, accuracy))
+        series.append(Series("no other is both faster and more accurate", tuple(best), 0, dashed=True))
+        label = f"Accuracy against milliseconds per image at batch {batch}: " + "; ".join(
+            f"{r.name} {table.percent(accuracy)} in {table.milliseconds(ms)} ms" for r, ms, accuracy in places
+        )
+        chart = line_chart(
+            series,
+            label=label,
+            x_label="ms per image",
+            y_label="accuracy",
+            y_text=lambda v: f"{v * 100:.4g} %",
+            y_limits=(0.0, 1.0),
+        )
+        figures.append(
+            _figure(f"Batch {batch}", chart, "Every artefact at every depth and threshold measured.", _legend(series))
+        )
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _kind(row: Row) -> str:
+    halts = row.halt_threshold is not None and row.halt_threshold < 1
+    return f"{row.graph} {row.precision}{', halting' if halts else ''}"
+
+
+def _halting(result: BenchResult) -> str:
+    """How each threshold was chosen, and how far halt_prob can be trusted."""
+    figures = []
+    for choice in result.halting:
+        sweep = Series("every threshold", tuple(sorted((p.mean_steps, p.accuracy) for p in choice.points)), 1)
+        fixed = Series(
+            "every sample the same depth",
+            tuple((float(i), a) for i, a in enumerate(choice.by_depth, 1)),
+            0,
+            dashed=True,
+        )
+        chosen = Series(
+            f"chosen: {choice.chosen.threshold:g}",
+            ((choice.chosen.mean_steps, choice.chosen.accuracy),),
+            2,
+            marks_only=True,
+        )
+        series = [sweep, fixed, chosen]
+        chart = line_chart(
+            series,
+            label=f"Accuracy against mean steps of {table.halting(choice)}",
+            x_label="mean steps",
+            y_label="validation accuracy",
+            y_text=lambda v: f"{v * 100:.4g} %",
+            x_ticks=list(range(1, choice.steps + 1)),
+            y_limits=(0.0, 1.0),
+        )
+        figures.append(_figure(f"{choice.name}: the threshold", chart, table.halting(choice) + ".", _legend(series)))
+        figures.append(_reliability(choice))
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _reliability(choice: HaltingChoice) -> str:
+    found = choice.reliability
+    points = tuple((p, t) for p, t, n in zip(found.stated, found.true, found.count, strict=True) if n)
+    spans = tuple(wilson(round(t * n), n) for t, n in zip(found.true, found.count, strict=True) if n)
+    series = [
+        Series("halting head", points, 1, spans),
+        Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True),
+    ]
+    chart = line_chart(
+        series,
+        label="Share of right answers by stated chance: "
+        + "; ".join(f"{table.percent(t, 0)} at {p:.2f}" for p, t in points),
+        x_label="halt_prob",
+        y_label="share of right answers",
+        y_text=lambda v: f"{v * 100:.4g} %",
+        y_limits=(0.0, 1.0),
+    )
+    caption = (
+        f"halt_prob after each of {choice.steps} steps on {choice.images:,} validation images, in {len(found.count)} bins, against "
+        f"how often the answer was right (whiskers: 95 %). Expected calibration error {table.percent(found.ece, 1)}."
+    )
+    return _figure(f"{choice.name}: is halt_prob true?", chart, caption, _legend(series))
 
 
 def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.runtime.accuracy import Comparison, Predictions
+from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.latency import Latency
 from vitrm.runtime.metadata import Metadata
 from vitrm.runtime.samples import Sample
@@ -52,6 +53,8 @@ class Row:
     max_logit_difference: float | None = None  # largest |Δlogit| from eager; None also where one is not finite
     halt_agreement: float | None = None  # share of images whose halt_prob > 0.5 says the same
     mean_steps_used: float | None = None
+    halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
+    steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
     bytes: int | None = None  # of the artefact's file; of the weights in memory for eager
     device: str | None = None  # in words
     threads: int | None = None  # CPU threads
@@ -114,6 +117,7 @@ class BenchResult:
     warm_up: int  # runs before the measuring, the fewest of all rows
     started: str  # ISO 8601, UTC
     command: str | None = None  # the command line, where one asked
+    halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -126,6 +130,7 @@ class BenchResult:
         """As JSON-ready values: no evidence, and null for what is not finite."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
+        values["halting"] = [dataclasses.asdict(c) for c in self.halting]
         ready = _plain({"format": FORMAT, **values})
         assert isinstance(ready, dict)
         return ready

@@ -49,8 +49,9 @@ def load_sample(
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    split: str = "test",
 ) -> Sample:
-    """The test images of `data` (default: the data set named in `metadata`), at most `limit` of them.
+    """The `split` images of `data` (default: the data set named in `metadata`), at most `limit` of them.
 
     Without `data`, a data set that is not there is replaced by photographs, and the sample's note says so.
     Raises `UserError` if `data` cannot be loaded or has other classes than the artefact `where` knows.
@@ -59,7 +60,7 @@ def load_sample(
     try:
         if not isinstance(name, str):
             raise UserError(f"{where} does not say what it was trained on: name a data set with --data")
-        images = datasets.load(name, "test", data_dir=data_dir, size=metadata.image_size)
+        images = datasets.load(name, split, data_dir=data_dir, size=metadata.image_size)
         _check_classes(images, metadata, where)
     except (UserError, ImportError) as error:
         if data is not None:

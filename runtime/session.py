@@ -6,10 +6,11 @@ images' shape, type and range, and whether the depth that was asked for is one t
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,20 @@ class Session(ABC):
         self._check_images(images)
         self._check_depth(steps, halt_threshold)
         return self._runner(np.ascontiguousarray(images), steps, halt_threshold)
+
+    def at(self, *, steps: int | None = None, halt_threshold: float | None = None) -> Session:
+        """The same open artefact with another depth and threshold as what `infer` does unless told otherwise.
+
+        Raises `UserError` for a depth that the artefact cannot run.
+        """
+        self._check_depth(steps, halt_threshold)
+        own, view = self.metadata, copy.copy(self)
+        view.metadata = replace(
+            own,
+            steps=own.steps if steps is None else int(steps),
+            halt_threshold=own.halt_threshold if halt_threshold is None else float(halt_threshold),
+        )
+        return view
 
     def _check_images(self, images: NDArray[np.float32]) -> None:
         size = self.metadata.image_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.results import BenchResult, Row
 
 if TYPE_CHECKING:
@@ -157,10 +158,22 @@ def footer(result: BenchResult) -> list[str]:
             part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
             what = "accuracy and agreement" if any(r.agreement is not None for r in result.rows) else "accuracy"
             lines.append(f"{what}: {part} {data['split']} images of {data['name']}")
+    lines += [halting(choice) for choice in result.halting]
     lines += result.notes
     for note, names in _row_notes(result).items():
         lines.append(f"{', '.join(names)}: {note}")
     return lines
+
+
+def halting(choice: HaltingChoice) -> str:
+    """A choice of threshold in one line."""
+    chosen, full = choice.chosen, choice.full
+    what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
+    return (
+        f"halting: {choice.name} now has {what}, chosen on {choice.images} validation images of {choice.data} (not more than "
+        f"{choice.budget * 100:g} points given up): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
+        f"{percent(full.accuracy)} after {choice.steps}; calibration error of halt_prob {percent(choice.reliability.ece, 1)}"
+    )
 
 
 def _row_notes(result: BenchResult) -> dict[str, list[str]]:

@@ -43,7 +43,11 @@ class ViTRMConfig:
     tokenizer: str = (
         "patch"  # "patch": linear projection of P × P patches (the paper); "conv": convolutions down to the same grid
     )
-    conv_width: int = 64  # channels of the convolutional tokenizer's inner layers; unused by "patch"
+    conv_width: int = 64  # "conv": channels after the first convolution; they double with each further inner one
+    conv_layers: int | None = (
+        None  # "conv": convolutions; None: as many as halvings from the image to its grid of tokens
+    )
+    conv_norm: bool = False  # "conv": batch norm after each convolution
     dim: int = 384  # D: token width
     heads: int = 6  # attention heads
     layers: int = 3  # k: layers of the one shared block
@@ -73,6 +77,13 @@ class ViTRMConfig:
             raise UserError(
                 f"tokenizer 'conv' halves the image step by step: patch_size {self.patch_size} is not a power of 2"
             )
+        if self.conv_layers is not None:
+            _check_positive(self, "conv_layers")
+            if self.conv_layers < self.patch_size.bit_length() - 1:
+                raise UserError(
+                    f"conv_layers is {self.conv_layers}, expected at least {self.patch_size.bit_length() - 1}: the image is "
+                    f"halved after each of the first ones, down to one token per {self.patch_size} × {self.patch_size} pixels"
+                )
 
     @property
     def tokens(self) -> int:
@@ -140,7 +151,18 @@ PRESETS: dict[str, ModelConfig] = {
     "paper": ViTRMConfig(),
     "paper-swiglu": ViTRMConfig(ffn="swiglu"),
     # For an edge device: half the width, 16 latents and one latent update; a step costs about a twentieth of the paper's.
-    "nano": ViTRMConfig(dim=192, heads=3, latents=16, n=1, tokenizer="conv", conv_width=32, dropout=0.0),
+    "nano": ViTRMConfig(
+        dim=192,
+        heads=3,
+        ffn_hidden=336,
+        latents=16,
+        n=1,
+        tokenizer="conv",
+        conv_width=32,
+        conv_layers=3,
+        conv_norm=True,
+        dropout=0.0,
+    ),
     # For tests and first looks: seconds to train, the same code paths.
     "tiny": ViTRMConfig(dim=64, heads=2, latents=8, n=2, layers=2, patch_size=8, dropout=0.0),
     "resnet18": ResNetConfig(depth=18),

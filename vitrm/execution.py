@@ -52,6 +52,24 @@ class Execution:
         return device, device.type == "cuda" or _cpu_has_bf16()
 
 
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed instead of handing every large block back to the system.
+
+    A training step frees and allocates the same blocks again and again; taking them from the system anew costs
+    page faults: a sixth of the time of `nano` on two cores.  Does nothing on other C libraries.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    mallopt(m_mmap_threshold, 1 << 30)
+    mallopt(m_trim_threshold, (1 << 31) - 1)
+    mallopt(m_top_pad, 1 << 28)
+
+
 def _device(name: str) -> torch.device:
     import torch
 

@@ -144,6 +144,7 @@ RECIPES: dict[str, Recipe] = {
         n_sup=2,
     ),
 }
+RECIPES["anytime"] = dataclasses.replace(RECIPES["fast"], free_steps=4, free_ramp=0.6)
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 
