@@ -20,6 +20,7 @@ from vitrm.runtime.metadata import (
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
+    MAX_STEPS,
     NEXT,
     PIXELS,
     STATE,
@@ -126,7 +127,7 @@ def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, ever
 def loop(recursion: Recursion) -> ir.Model:
     """One file for every depth: an ONNX Loop around the step, left early once every sample has halted.
 
-    Further inputs are `steps` (int64 scalar; below 1 counts as 1) and `halt_threshold` (float32 scalar; 1 or more,
+    Further inputs are `steps` (int64 scalar; below 1 counts as 1, above MAX_STEPS as that) and `halt_threshold` (float32 scalar; 1 or more,
     or NaN, never halts).  `steps` is the trip limit, so the loop ends whatever the model says.
     """
     a = Assembly()
@@ -145,7 +146,8 @@ def loop(recursion: Recursion) -> ir.Model:
         a.op("Expand", [a.constant([-np.inf], np.float32), batch], "start/halt_prob", dtype=FLOAT, shape=[BATCH]),
         a.op("Expand", [a.constant([0], np.int64), batch], "start/steps_used", dtype=INT64, shape=[BATCH]),
     )
-    trips = a.op("Max", [steps, a.constant(1, np.int64)], "trips", dtype=INT64, shape=[])
+    at_least = a.op("Max", [steps, a.constant(1, np.int64)], "trips/at_least", dtype=INT64, shape=[])
+    trips = a.op("Min", [at_least, a.constant(MAX_STEPS, np.int64)], "trips", dtype=INT64, shape=[])
     carried = [y, z, *start]
     body = _body(recursion, Assembly(a.initialisers), embedded, carried, threshold)
     finals = [ir.Value(shape=v.shape, type=v.type) for v in carried]

@@ -25,6 +25,7 @@ HALT_PROB = "halt_prob"  # float32 [batch]
 STEPS_USED = "steps_used"  # int64 [batch]
 STEPS = "steps"  # int64 scalar, input of `loop`
 HALT_THRESHOLD = "halt_threshold"  # float32 scalar, input of `loop`
+MAX_STEPS = 1024  # what `steps` is clamped to in `loop`: nobody should wait for a million steps by mistake
 STEP_LOGITS = "step_logits"  # float32 [steps, batch, classes], optional output of `unrolled`
 STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of `unrolled`
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.runtime.metadata import PARTS, Metadata
+from vitrm.runtime.metadata import MAX_STEPS, PARTS, Metadata
 
 DEVICES = ("cpu", "cuda", "auto")
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalised pixels do by far more.
@@ -123,6 +123,8 @@ class Session(ABC):
         own = self.metadata
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1):
             raise UserError(f"steps is {steps!r}, expected a whole number of at least 1")
+        if steps is not None and steps > MAX_STEPS:
+            raise UserError(f"steps is {steps}, expected at most {MAX_STEPS}")
         if halt_threshold is not None and not float(halt_threshold) >= 0:
             raise UserError(f"halt_threshold is {halt_threshold!r}, expected 0 or more (1 or more never halts)")
         if self.takes_depth:

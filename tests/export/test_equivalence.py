@@ -120,8 +120,10 @@ def test_impossible_depths_and_thresholds_are_named(open_shape, images, name):
             session.infer(images[:2], halt_threshold=threshold)
     with pytest.raises(UserError, match="the batch is empty"):
         session.infer(images[:0])
-    # A million steps are allowed, and end with the last sample that halts.
-    assert session.infer(images[:9], steps=10**6, halt_threshold=0.0).steps_used.tolist() == [1] * 9
+    with pytest.raises(UserError, match="steps is 1000000, expected at most 1024"):
+        session.infer(images[:2], steps=10**6)
+    # The most steps allowed end with the last sample that halts.
+    assert session.infer(images[:9], steps=1024, halt_threshold=0.0).steps_used.tolist() == [1] * 9
 
 
 def test_a_state_is_kept_and_continued(open_shape, trajectory, images):

@@ -74,6 +74,48 @@ def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precis
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path, precision):
+    with torch.no_grad():
+        threshold = float(model.trajectory(torch.from_numpy(digits), 6)[1].median())
+    made = export(
+        checkpoints.load(run), tmp_path / "a", graph="stepwise", precision=precision, halt_threshold=threshold
+    )
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"embed.onnx", "step.onnx", "heads.onnx"}
+    assert (made.metadata.graph, made.metadata.steps, made.metadata.halt_threshold) == ("stepwise", 6, threshold)
+    assert made.bytes == sum(p.stat().st_size for p in (tmp_path / "a").iterdir())
+    session = vitrm.runtime.open(made.path)
+    assert session.metadata == made.metadata
+    assert session.size_bytes == made.bytes
+    result = session.infer(digits[:9], steps=4, halt_threshold=2.0)
+    with torch.no_grad():
+        eager = model(torch.from_numpy(digits[:9]), 4)
+    np.testing.assert_allclose(result.logits, eager.logits, atol=1e-4 if precision == "fp32" else made.parity.limit)
+    assert 1 < session.infer(digits).steps_used.mean() < 6
+    # Another export takes its place; nothing else does.
+    again = export(checkpoints.load(run), tmp_path / "a", graph="stepwise", steps=3)
+    assert vitrm.runtime.open(again.path).metadata.steps == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.tex").write_text("important")
+    assert cli.main([str(run), "--graph", "stepwise", "-o", str(folder)]) == 2
+    assert "other things in it: name a new one" in capsys.readouterr().err
+    assert cli.main([str(run), "--graph", "stepwise", "-o", str(folder / "chapter1.tex")]) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert cli.main([str(run), "--graph", "stepwise", "-o", str(tmp_path / "a.onnx")]) == 2
+    assert "leave out .onnx" in capsys.readouterr().err
+    stepwise = artefact.shapes.stepwise
+    monkeypatch.setattr(artefact.shapes, "stepwise", lambda r: {k: v for k, v in stepwise(r).items() if k != "heads"})
+    assert cli.main([str(run), "--graph", "stepwise", "-o", str(tmp_path / "b")]) == 2
+    assert "lacks heads.onnx" in capsys.readouterr().err
+    assert (folder / "chapter1.tex").read_text() == "important"
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["resnet18", "vit-tiny"])
 def test_baselines_export(name, precision, digits, tmp_path):
     torch.manual_seed(0)

@@ -80,6 +80,18 @@ def halting(folder: Path, run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def loop(folder: Path, run: Path) -> Path:
+    """The run exported as a loop of four steps."""
+    return export(checkpoints.load(str(run)), folder / "loop.onnx", steps=4, graph="loop").path
+
+
+@pytest.fixture(scope="session")
+def stepwise(folder: Path, run: Path) -> Path:
+    """The run exported as three graphs, driven for four steps."""
+    return export(checkpoints.load(str(run)), folder / "stepwise", steps=4, graph="stepwise").path
+
+
+@pytest.fixture(scope="session")
 def rough(folder: Path, artefact: Path) -> Path:
     """The artefact with noise on its weights, as a careless quantisation leaves it: some answers change."""
     model = onnx.load(str(artefact))

@@ -137,6 +137,28 @@ def test_halting_artefact_has_an_eager_row_that_halts(halting: Path) -> None:
     assert found.data[0]["total"] == 359
 
 
+@pytest.mark.parametrize("kind", ["loop", "stepwise"])
+def test_one_file_is_measured_at_several_depths_and_thresholds(
+    request: pytest.FixtureRequest, artefact: Path, kind: str
+) -> None:
+    path = request.getfixturevalue(kind)
+    result = bench([path, artefact], steps=(1, 3, 5), halt_thresholds=(0.8, 1.0), batches=(1,), **QUICK)
+    rows = [r for r in result.rows if r.kind == "artefact" and r.graph == kind]
+    assert [(r.steps, r.halt_threshold) for r in rows] == [(s, t) for s in (1, 3, 5) for t in (0.8, 1.0)]
+    assert len({r.name for r in rows}) == 6
+    eager = {(r.steps, r.halt_threshold): r for r in result.rows if r.kind == "eager"}
+    for r in rows:
+        assert r.agreement == r.steps_used_agreement == 1
+        assert r.max_logit_difference is not None
+        assert r.max_logit_difference < 2e-3
+        assert r.mean_steps_used == pytest.approx(eager[r.steps, r.halt_threshold].mean_steps_used)
+    deepest = rows[-2]
+    assert deepest.mean_steps_used is not None
+    assert 1 < deepest.mean_steps_used < 5, "no sample halts early, so nothing is shown"
+    assert any("has its 3 steps built in" in note for note in result.notes)
+    assert row(result, "tiny.onnx").steps == STEPS
+
+
 def test_other_depths_of_one_run_have_their_own_eager_rows(artefact: Path, halting: Path) -> None:
     found = bench([artefact, halting], batches=(1,), limit=20, **QUICK)
     assert [r.name for r in found.rows] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,23 @@ def test_metadata_of_eager_is_the_checkpoints(run: Path) -> None:
     assert session.metadata.model == to_dict(preset("tiny"))
     assert session.metadata.classes == [str(i) for i in range(10)]
     assert session.size_bytes > 0
+
+
+def test_a_stepwise_folder_must_be_whole_and_of_one_export(stepwise: Path, artefact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stepwise"
+    shutil.copytree(stepwise, folder)
+    with_props(folder / "heads.onnx", folder / "heads.onnx", weights_sha256='"other"')
+    with pytest.raises(UserError, match=r"heads\.onnx and .*step\.onnx are not of one export"):
+        vitrm.runtime.open(folder)
+    shutil.copy(stepwise / "embed.onnx", folder / "heads.onnx")
+    with pytest.raises(UserError, match=r"heads\.onnx: inputs .* are not those of a vitrm heads graph"):
+        vitrm.runtime.open(folder)
+    shutil.copy(artefact, folder / "heads.onnx")
+    with pytest.raises(UserError, match="are not of one export"):
+        vitrm.runtime.open(folder)
+    (folder / "heads.onnx").write_bytes((stepwise / "heads.onnx").read_bytes()[:-50])
+    with pytest.raises(UserError, match="may be truncated"):
+        vitrm.runtime.open(folder)
+    (folder / "heads.onnx").unlink()
+    with pytest.raises(UserError, match=r"lacks heads\.onnx: copy the whole folder"):
+        vitrm.runtime.open(folder)

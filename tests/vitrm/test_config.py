@@ -60,6 +60,7 @@ def test_configs_survive_json(name):
         ({"dropout": 1.0}, "dropout"),
         ({"std": [0.1, 0.0, 0.1]}, "positive"),
         ({"mean": 0.5}, "three numbers"),
+        ({"conv_layers": 2, "tokenizer": "conv"}, "conv_layers is 2, expected at least 3"),
         ({"depth": 3}, "unknown key depth"),
     ],
 )

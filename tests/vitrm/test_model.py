@@ -14,6 +14,7 @@ CONFIGS = {
     "two recursions a step": {"recursions": 2, "n": 1},
     "one layer": {"layers": 1},
     "three layers, conv tokenizer": {"layers": 3, "tokenizer": "conv", "conv_width": 8},
+    "conv tokenizer with batch norm": {"tokenizer": "conv", "conv_width": 4, "conv_layers": 4, "conv_norm": True},
 }
 
 
@@ -44,6 +45,18 @@ def test_gradients_equal_the_equations(changes):
     for (name, _), a, b in zip(model.named_parameters(), ours, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
         assert b.abs().max() > 0, f"{name} takes no part in the loss"
+
+
+@pytest.mark.parametrize("conv_layers", [2, 3])
+def test_a_convolutional_tokenizer_keeps_tokens_in_their_places(conv_layers):
+    model = make(patch_size=4, tokenizer="conv", conv_width=4, conv_layers=conv_layers)
+    images = torch.rand(2, 3, 32, 32)
+    changed = images.clone()
+    changed[:, :, 8:12, 12:16] = 1 - changed[:, :, 8:12, 12:16]  # the patch in row 2, column 3
+    difference = (model.tokenizer(changed) - model.tokenizer(images)).abs().amax(2)[0]
+    assert difference.shape == (64,)
+    assert difference[8 * 2 + 3] > 0
+    assert difference[63] == difference[7] == difference[56] == 0
 
 
 @pytest.mark.parametrize("heads", [1, 4])

@@ -47,6 +47,14 @@ def test_step_weights_have_mean_one_and_grow_with_their_power():
     assert rising == pytest.approx([0.5, 1.0, 1.5])
 
 
+def test_free_steps_come_in_gradually():
+    anytime = recipe("anytime", free_steps=4, free_ramp=0.5)
+    assert [anytime.free_steps_at(p) for p in (0.0, 0.09, 0.11, 0.21, 0.41, 0.5, 1.0)] == [0, 0, 1, 2, 4, 4, 4]
+    assert recipe("anytime", free_ramp=0.0).free_steps_at(0.0) == 4
+    assert recipe("fast").free_steps_at(1.0) == 0
+    assert anytime.trained_depth == 6
+
+
 def test_digits_are_not_mirrored_unless_asked_for():
     assert not Recipe().flips("digits")
     assert Recipe().flips("cifar10")
@@ -68,6 +76,7 @@ def test_digits_are_not_mirrored_unless_asked_for():
         ({"supervision": "deep"}, "'sequential'"),
         ({"flip": "sometimes"}, "'auto', 'on' or 'off'"),
         ({"warmup": 1.0}, r"\[0, 1\)"),
+        ({"free_ramp": 1.5}, r"free_ramp is 1.5, expected a number in \[0, 1\]"),
         ({"learning_rate": 1.0}, "unknown key learning_rate; known are epochs, batch_size, lr"),
     ],
 )

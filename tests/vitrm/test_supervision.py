@@ -88,6 +88,17 @@ def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
     assert float(deep.losses[0]) != float(shallow.losses[0])
 
 
+def test_free_steps_give_the_state_that_as_many_steps_give():
+    learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
+    batch = _batch()
+    with torch.no_grad():
+        logits, halts = learner.model.trajectory(batch.images, 3)
+    right = (logits[2].argmax(1) == batch.label).float()
+    expected = F.cross_entropy(logits[2], batch.label) + F.binary_cross_entropy(halts[2], right)
+    result = learner.batch(batch, 1e-4, free_steps=2)
+    assert float(result.losses[0]) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_the_gradient_survives_free_steps_under_autocast():
     # Autocast caches the weights it casts; those cast without gradient must not serve the supervised step.
     learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
