@@ -83,7 +83,7 @@ def at_settings(
 ) -> list[Entry]:
     """An entry for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artefact's own.
 
-    Appends to `notes` where an artefact cannot be told what was asked for.
+    One step is measured once: no threshold changes it.  Appends to `notes` where an artefact cannot be told what was asked for.
     """
     session, name = opened.session, opened.name
     if not session.takes_depth:
@@ -94,6 +94,8 @@ def at_settings(
     depths: Sequence[int | None] = steps or [None]
     thresholds: Sequence[float | None] = halt_thresholds or [None]
     for depth, threshold in product(depths, thresholds):
+        if depth == 1 and threshold != thresholds[-1]:
+            continue
         view = session if depth is None and threshold is None else session.at(steps=depth, halt_threshold=threshold)
         setting = [f"{depth} step{'s' * (depth > 1)}"] if depth is not None and len(steps) > 1 else []
         if threshold is not None and len(halt_thresholds) > 1:

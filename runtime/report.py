@@ -19,6 +19,7 @@ from vitrm.runtime.results import BenchResult, DepthCurve, Row, Subject
 from vitrm.runtime.style import STYLE
 
 _COLOURS = 6  # that the style has beside s0, the neutral one of the eager model
+_MOST = 12  # things that charts with a row or a line for each can show
 
 
 def render(result: BenchResult) -> str:
@@ -157,7 +158,7 @@ def _latency(result: BenchResult, colours: dict[str, int]) -> str:
         rows = [
             (s.name, colours.get(s.name, 0), s.times_ms[batch]) for s in result.evidence.subjects if batch in s.times_ms
         ]
-        if rows:
+        if 0 < len(rows) <= _MOST:
             label = f"Distribution of latency at batch {batch}: " + "; ".join(
                 f"{r.name} p50 {table.milliseconds(r.latency_ms.p50)} ms, p99 {table.milliseconds(r.latency_ms.p99)} ms"
                 for r in result.rows
@@ -185,7 +186,7 @@ def _by_batch(result: BenchResult, colours: dict[str, int], batches: Sequence[in
             points = tuple((float(b), v.p50 / b) for b, v in latencies)
             spans = tuple((v.min / b, v.p90 / b) for b, v in latencies)
             series.append(Series(name, points, colours.get(name, 0), spans))
-    if not series:
+    if not 0 < len(series) <= _MOST:
         return ""
     label = "Milliseconds per image by batch size: " + "; ".join(
         f"{s.name} " + ", ".join(f"{y:.3g} at {x:g}" for x, y in s.points) for s in series
