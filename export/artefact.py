@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline
+from vitrm.calib.calibration import Calibration, calibrate, check_calibration
 from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
+from vitrm.calib.ranges import Range
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import to_dict
 from vitrm.data import load, photo_crops
@@ -24,13 +26,14 @@ from vitrm.errors import UserError
 from vitrm.export import shapes
 from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
+from vitrm.export.int8 import TARGETS, to_int8
 from vitrm.export.verification import BATCHES, Parity, verify
 from vitrm.files import atomic_folder, atomic_path
 from vitrm.model import ViTRM
 from vitrm.runtime.metadata import PARTS, Metadata
 
 GRAPHS = ("unrolled", "loop", "stepwise")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 MAX_STEPS = 256  # each adds nodes to an unrolled file
 NEVER = 2.0  # a halt_threshold no probability exceeds
 
@@ -45,6 +48,8 @@ class Exported:
     bytes: int  # of the file, or of the folder's
     weights: int  # weight tensors, each stored once in a file
     half_weights: int  # of them float16
+    int8_weights: int  # of them int8
+    calibration: Calibration | None  # of int8 activations; None for the other precisions
     nodes: int  # of the main graph, or of the three
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
@@ -60,6 +65,8 @@ def export(
     precision: str = "fp32",
     halt_threshold: float = NEVER,
     every_step: bool = False,
+    target: str = "cpu",
+    calibration: Calibration | None = None,
     images: NDArray[np.float32] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -69,7 +76,11 @@ def export(
     `graph` is "unrolled" (one ONNX file of fixed depth), "loop" (one file, depth and threshold are inputs) or
     "stepwise" (a folder of three files, driven by the runtime).  `steps` is the depth, or the default of a loop or
     stepwise (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, there
-    as the default; `every_step` adds the heads of each step as outputs (unrolled only).  `images` float32
+    as the default; `every_step` adds the heads of each step as outputs (unrolled only).
+
+    `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, "tensorrt":
+    products in int8 and float16 elsewhere) with the activation ranges of `calibration` (default: one made here, on
+    training images).  `images` float32
     [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's data set, or
     natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed verification
     or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
@@ -77,7 +88,7 @@ def export(
     start = time.perf_counter()
     path = Path(path)
     model = checkpoint.build()
-    steps = _check(model, path, steps, graph, precision, halt_threshold, every_step)
+    steps = _check(model, path, steps, graph, precision, target, halt_threshold, every_step)
     if images is None:
         images, verified_on = verification_images(checkpoint, data_dir)
     else:
@@ -86,7 +97,8 @@ def export(
         raise UserError(f"verification needs at least {max(BATCHES)} images, got {len(images)}")
 
     headroom = None
-    if precision == "fp16":
+    half = precision == "fp16" or (precision == "int8" and target == "tensorrt")
+    if half:
         progress("measuring float16 headroom")
         headroom = float16_headroom(model, torch.from_numpy(images[:64]), steps)
         if headroom.factor < 1:
@@ -95,15 +107,25 @@ def export(
             )
     progress("tracing")
     traced: Fragment | Fragments = trace_vitrm(model) if isinstance(model, ViTRM) else trace_baseline(model)
-    if precision == "fp16":
-        traced = _half(traced)
+    by_step: tuple[Fragments, ...] = ()
+    if precision == "int8":
+        assert isinstance(traced, Fragments)
+        if calibration is None:
+            progress("calibrating")
+            calibration = calibrate(checkpoint, steps, data_dir=data_dir)
+        check_calibration(calibration, checkpoint, steps, "the calibration given")
+        if graph == "unrolled":
+            by_step = tuple(_int8(traced, calibration, target, step) for step in range(1, steps + 1))
+        traced = by_step[0] if by_step else _int8(traced, calibration, target, None)
+    if half:
+        traced, by_step = _half(traced), tuple(f for f in map(_half, by_step) if isinstance(f, Fragments))
     progress("assembling")
     models: dict[str, ir.Model]  # by file name in the folder; the one model of a single file by ""
     if isinstance(traced, Fragment):
         models, graph = {"": shapes.single(traced, model.config.image_size)}, "single"
     else:
         assert isinstance(model, ViTRM)
-        recursion = shapes.Recursion(model.config, traced)
+        recursion = shapes.Recursion(model.config, traced, by_step)
         if graph == "stepwise":
             models = {f"{part}.onnx": m for part, m in shapes.stepwise(recursion).items()}
         elif graph == "loop":
@@ -118,6 +140,8 @@ def export(
         steps=steps,
         halt_threshold=halt_threshold,
         precision=precision,
+        target=target if precision == "int8" else "any",
+        calibration_id=calibration.id if calibration else None,
         weights_sha256=checkpoint.weights_id,
         run=Path(checkpoint.source).name,
         versions=_versions(),
@@ -144,8 +168,10 @@ def export(
         metadata=metadata,
         parity=parity,
         bytes=sum((path / file).stat().st_size for file in models),
-        weights=len(stored),
-        half_weights=sum(v.dtype == ir.DataType.FLOAT16 for v in stored.values()),
+        weights=sum(not k.endswith(".scale") for k in stored),
+        half_weights=sum(v.dtype == ir.DataType.FLOAT16 and not k.endswith(".scale") for k, v in stored.items()),
+        int8_weights=sum(v.dtype == ir.DataType.INT8 for v in stored.values()),
+        calibration=calibration,
         nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
@@ -179,6 +205,7 @@ def _check(
     steps: int | None,
     graph: str,
     precision: str,
+    target: str,
     halt_threshold: float,
     every_step: bool,
 ) -> int:
@@ -197,6 +224,10 @@ def _check(
         raise UserError(f"{path} is a folder: name a file")
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if target not in TARGETS:
+        raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
+    if precision == "int8" and isinstance(model, Baseline):
+        raise UserError(f"int8 is for ViTRMs, this is a {model.config.kind}: quantise it with a tool made for those")
     if not halt_threshold > 0:
         raise UserError(f"halt threshold is {halt_threshold}, expected a number above 0 (1 or more never halts)")
     if isinstance(model, Baseline):
@@ -222,6 +253,20 @@ def _check_folder(path: Path) -> None:
         files = {p.name for p in path.iterdir()}
         if files - {f"{part}.onnx" for part in PARTS}:
             raise UserError(f"{path} is a folder with other things in it: name a new one")
+
+
+def _int8(traced: Fragments, calibration: Calibration, target: str, step: int | None) -> Fragments:
+    """int8 fragments with the ranges of one step, or those that all steps share."""
+
+    def made(role: str) -> Fragment:
+        def range_of(layer: str) -> Range:
+            if role == "embed":
+                return calibration.at(0, role, layer)
+            return calibration.shared(role, layer) if step is None else calibration.at(step, role, layer)
+
+        return to_int8(getattr(traced, role), range_of, target)
+
+    return replace(traced, **{role: made(role) for role in ("embed", "project", "latents", "answer")})
 
 
 def _half(traced: Fragment | Fragments) -> Fragment | Fragments:

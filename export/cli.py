@@ -7,9 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitrm import __version__
 from vitrm.errors import run_command
+
+if TYPE_CHECKING:
+    from vitrm.calib.calibration import Calibration
+    from vitrm.checkpoint import Checkpoint
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -75,7 +80,26 @@ def parser() -> argparse.ArgumentParser:
         default="fp32",
         help="float16 inside, float32 inputs and outputs",
     )
-    checks = p.add_argument_group("verification")
+    precision.add_argument(
+        "--int8",
+        dest="precision",
+        action="store_const",
+        const="int8",
+        help="products with weights in int8, calibrated on training images",
+    )
+    precision.add_argument(
+        "--target",
+        choices=["cpu", "tensorrt"],
+        default="cpu",
+        help="what int8 is for: ONNX Runtime on a CPU (default), or TensorRT, with float16 around the products",
+    )
+    precision.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="read int8's activation ranges from this file, or write them to it if it is not there yet",
+    )
+    checks = p.add_argument_group("data, for verification and calibration")
     checks.add_argument(
         "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
     )
@@ -102,9 +126,15 @@ def _export(argv: Sequence[str] | None) -> int:
     if checkpoint.model.kind == "vitrm":
         depth = f"-{args.steps or 6}steps" if args.graph == "unrolled" else f"-{args.graph}"
     suffix = "" if args.graph == "stepwise" else ".onnx"
-    path = args.output or Path(f"{name}{depth}-{args.precision}{suffix}")
+    precision = f"int8-{args.target}" if args.precision == "int8" else args.precision
+    path = args.output or Path(f"{name}{depth}-{precision}{suffix}")
+    if args.calibration and args.precision != "int8":
+        raise UserError("--calibration is of int8's activations: add --int8")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
     with _status() as progress:
+        calibration = None
+        if args.calibration:
+            calibration = _calibration(args.calibration, checkpoint, args.steps or 6, args.data_dir, progress)
         made = export(
             checkpoint,
             path,
@@ -113,15 +143,24 @@ def _export(argv: Sequence[str] | None) -> int:
             precision=args.precision,
             halt_threshold=NEVER if args.halt_threshold is None else args.halt_threshold,
             every_step=args.every_step,
+            target=args.target,
+            calibration=calibration,
             data_dir=args.data_dir,
             progress=progress,
         )
     m, parity = made.metadata, made.parity
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
-    half = f", {made.half_weights} of them float16" if m.precision == "fp16" else ""
+    kinds = [f"{n} {kind}" for n, kind in ((made.int8_weights, "int8"), (made.half_weights, "float16")) if n]
+    half = f", {' and '.join(kinds)}" if kinds else ""
     print(
         f"  graph    {m.graph}{depth}, {m.precision}: {made.nodes} nodes, {made.weights} weight tensors stored once{half}"
     )
+    if made.calibration is not None:
+        c = made.calibration
+        print(
+            f"  int8     for {m.target}; activations calibrated on {c.data['count']} training images of {c.data['name']} at {c.steps} "
+            f"step{'s' * (c.steps > 1)} ({c.estimator}), id {c.id[:12]}"
+        )
     if made.headroom is not None:
         print(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
     halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""
@@ -132,6 +171,21 @@ def _export(argv: Sequence[str] | None) -> int:
     print(f"  file     {made.path}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
     print(f"next: vitrm-bench {made.path}")
     return 0
+
+
+def _calibration(
+    path: Path, checkpoint: Checkpoint, steps: int, data_dir: str | None, progress: Callable[[str], None]
+) -> Calibration:
+    """The calibration in the file `path`, made and written there if it does not exist."""
+    from vitrm.calib.calibration import calibrate, load_calibration
+
+    if path.exists():
+        return load_calibration(path, checkpoint, steps)
+    calibration = calibrate(
+        checkpoint, steps, data_dir=data_dir, progress=lambda done: progress(f"calibrating: {done:.0%}")
+    )
+    calibration.save(path)
+    return calibration
 
 
 @contextmanager

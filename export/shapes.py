@@ -36,7 +36,8 @@ class Recursion:
     """What every shape does with the fragments."""
 
     config: ViTRMConfig
-    fragments: Fragments  # float32, or the embedding and updates in float16 with float32 heads
+    fragments: Fragments  # float32, or the embedding and updates in float16 or int8 with float32 heads
+    by_step: tuple[Fragments, ...] = ()  # those of step 1, 2, … where steps differ: int8 scales of their own
 
     @property
     def dtype(self) -> ir.DataType:
@@ -55,10 +56,10 @@ class Recursion:
         return logits, halt_prob
 
     def step(
-        self, a: Assembly, embedded: list[ir.Value], y: ir.Value, z: ir.Value, scope: str
+        self, a: Assembly, embedded: list[ir.Value], y: ir.Value, z: ir.Value, scope: str, number: int = 0
     ) -> tuple[ir.Value, ir.Value]:
-        """One step: T recursions of n latent updates and an answer update."""
-        f = self.fragments
+        """One step: T recursions of n latent updates and an answer update.  `number` 1, 2, … takes that step's fragments."""
+        f = self.by_step[number - 1] if number and self.by_step else self.fragments
         for t in range(self.config.recursions):
             inner = scope if self.config.recursions == 1 else f"{scope}/recursion{t + 1}"
             of_y = a.apply(f.project, [y], f"{inner}/project")
@@ -106,7 +107,7 @@ def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, ever
     history: list[tuple[ir.Value, ir.Value]] = []
     for s in range(1, steps + 1):
         scope = f"step{s}"
-        y, z = recursion.step(a, embedded, y, z, scope)
+        y, z = recursion.step(a, embedded, y, z, scope, s)
         if not (halting or every_step or s == steps):
             continue
         fresh = recursion.heads(a, y, scope)

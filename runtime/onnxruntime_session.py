@@ -29,6 +29,7 @@ FP16_ON_CPU = (
     "FP16 on ONNX Runtime's CPU provider is computed in float32: the file is smaller, not faster, and no preview of a "
     "GPU's FP16"
 )
+INT8_FOR_TENSORRT = "made for TensorRT: ONNX Runtime runs its int8 products slower than float32 ones; vitrm-export --int8 --target cpu is for here"
 _FATAL = 4  # ONNX Runtime's log level; whatever matters comes back as an exception
 
 
@@ -79,10 +80,7 @@ class OnnxRuntimeSession(Session):
                 f"{path}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): export it again"
             )
-        notes = []
-        if self.metadata.precision == "fp16" and self.device_kind == "cpu":
-            notes.append(FP16_ON_CPU)
-        self.notes = tuple(notes)
+        self.notes = notes_on(self.metadata, self.device_kind)
 
     @property
     def takes_depth(self) -> bool:
@@ -106,6 +104,17 @@ class OnnxRuntimeSession(Session):
             return Result(outputs[LOGITS], outputs.get(HALT_PROB), outputs.get(STEPS_USED))
 
         return run
+
+
+def notes_on(metadata: Metadata, device_kind: str) -> tuple[str, ...]:
+    """What a reader of an artefact's figures should know where it runs on something that it is not made for."""
+    if device_kind == "cpu" and metadata.precision == "fp16":
+        return (FP16_ON_CPU,)
+    if metadata.target == "tensorrt":
+        return (INT8_FOR_TENSORRT,)
+    if metadata.target == "cpu" and device_kind != "cpu":
+        return ("made for a CPU: its integer products run there alone; vitrm-export --fp16 is for GPUs",)
+    return ()
 
 
 def describe_device(session: Any, threads: int | None) -> tuple[str, str, int]:

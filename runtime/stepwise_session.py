@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE, Metadata
-from vitrm.runtime.onnxruntime_session import FP16_ON_CPU, create, describe_device, first_line, load_onnxruntime
+from vitrm.runtime.onnxruntime_session import create, describe_device, first_line, load_onnxruntime, notes_on
 from vitrm.runtime.session import Result, Session
 
 _NAMES = {
@@ -132,8 +132,7 @@ class StepwiseSession(Session):
         self.device_kind, self.device, self.threads = describe_device(self._parts["step"], threads)
         self.backend = f"onnxruntime-{self.device_kind}"
         self.size_bytes = sum((path / f"{part}.onnx").stat().st_size for part in PARTS)
-        if self.metadata.precision == "fp16" and self.device_kind == "cpu":
-            self.notes = (FP16_ON_CPU,)
+        self.notes = notes_on(self.metadata, self.device_kind)
 
     @property
     def takes_depth(self) -> bool:

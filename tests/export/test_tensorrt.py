@@ -12,6 +12,9 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from vitrm import checkpoint as checkpoints
+from vitrm.calib.calibration import calibrate
+from vitrm.export import export
 from vitrm.export.half import to_half
 from vitrm.export.shapes import loop, stepwise, unrolled
 
@@ -21,7 +24,7 @@ BUILD = Path(__file__).with_name("tensorrt_build.py")
 @pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
 )
-def test_every_graph_and_precision_builds(recursion, tmp_path):
+def test_every_graph_and_precision_builds(recursion, run, tmp_path):
     f = recursion.fragments
     halves = {name: to_half(getattr(f, name)) for name in ("embed", "project", "latents", "answer")}
     graphs = {}
@@ -30,6 +33,12 @@ def test_every_graph_and_precision_builds(recursion, tmp_path):
         graphs[f"halting-{precision}"] = unrolled(r, 2, 0.9, every_step=True)
         graphs[f"loop-{precision}"] = loop(r)
         graphs |= {f"stepwise-{part}-{precision}": model for part, model in stepwise(r).items()}
+    calibration = calibrate(checkpoints.load(run), 2)
+    for graph in ("unrolled", "loop"):
+        path = tmp_path / f"{graph}-int8.onnx"
+        settings = {"steps": 2, "graph": graph, "precision": "int8", "target": "tensorrt"}
+        export(checkpoints.load(run), path, calibration=calibration, **settings)
+        graphs[path.stem] = ir.load(path)
     for name, model in graphs.items():
         ir.save(model, tmp_path / f"{name}.onnx")
     done = subprocess.run(

@@ -1,0 +1,184 @@
+"""A calibration: the ranges of a checkpoint's activations, and what they are valid for.
+
+Its id is the SHA-256 of everything that the ranges follow from: weights, preprocessing, images, depth and estimator.
+One that was made for anything else is refused, with both ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.calib.ranges import Range, Site, collect, estimate
+from vitrm.checkpoint import Checkpoint
+from vitrm.data import Images, load, photo_crops
+from vitrm.errors import UserError
+from vitrm.files import read_json, write_json
+
+FORMAT = 1
+IMAGES = 512
+_ORDER_SEED = 11  # of the draw of calibration images, the same in every run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Activation ranges, and where they come from."""
+
+    weights_sha256: str
+    preprocessing: dict[str, Any]  # image_size, mean, std
+    steps: int
+    data: dict[str, Any]  # name, count, and the SHA-256 of the images
+    estimator: str
+    ranges: dict[Site, Range]
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of what the ranges follow from."""
+        return _identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.estimator)
+
+    def at(self, step: int, role: str, layer: str) -> Range:
+        """The range at one step.  Raises KeyError for a site that was not met."""
+        return self.ranges[Site(step, role, layer)]
+
+    def shared(self, role: str, layer: str) -> Range:
+        """One range for all steps: from the lowest to the highest of theirs.  Raises KeyError for an unknown site."""
+        found = [r for site, r in self.ranges.items() if (site.role, site.layer) == (role, layer)]
+        if not found:
+            raise KeyError((role, layer))
+        return Range(min(r.low for r in found), max(r.high for r in found))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON to `path`, atomically; the same calibration gives the same bytes."""
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "id": self.id,
+                "weights_sha256": self.weights_sha256,
+                "preprocessing": self.preprocessing,
+                "steps": self.steps,
+                "data": self.data,
+                "estimator": self.estimator,
+                "ranges": {"/".join(map(str, site)): list(r) for site, r in sorted(self.ranges.items())},
+            },
+        )
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    steps: int,
+    *,
+    estimator: str = "mse",
+    images: Images | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Calibration:
+    """Calibrates `checkpoint` at `steps` steps on `images`, by default `IMAGES` of its data set's training part.
+
+    Natural photo crops stand in where the data set is not at hand; the calibration's data says so.  Raises `UserError`
+    for weights whose activations are not finite, images that are all alike, or a damaged data set.
+    """
+    images = images if images is not None else calibration_images(checkpoint, data_dir)
+    pixels = images.pixels
+    # One order, whatever order they came in.
+    images = images.take(sorted(range(len(images)), key=lambda i: pixels[i].tobytes()))
+    if len(images) and (images.pixels == images.pixels[:1]).all():
+        raise UserError(
+            f"the {len(images)} calibration image{'s are all the same' if len(images) > 1 else ' is alone'}: ranges need "
+            "images as various as those that will be met"
+        )
+    histograms = collect(checkpoint.build(), images.floats(), steps, progress=progress)
+    return Calibration(
+        weights_sha256=checkpoint.weights_id,
+        preprocessing=_preprocessing(checkpoint),
+        steps=steps,
+        data={"name": images.name, "count": len(images), "sha256": images.id},
+        estimator=estimator,
+        ranges={site: estimate(h, estimator) for site, h in histograms.items()},
+    )
+
+
+def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None = None) -> Images:
+    """`IMAGES` images of the training part of the checkpoint's data set, or photo crops where it is not at hand.
+
+    Raises `UserError` if `data_dir` is named and does not hold it.
+    """
+    size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
+    try:
+        part = load(name, "train", data_dir=data_dir, size=size)
+    except UserError:
+        if data_dir is not None:
+            raise
+        pixels = photo_crops(IMAGES, size)
+        labels: NDArray[np.int64] = np.zeros(IMAGES, np.int64)
+        return Images(pixels, labels, ("photo",), "photo crops", "train")
+    chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[:IMAGES]
+    return part.take(np.sort(chosen))
+
+
+def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps: int) -> Calibration:
+    """Reads a calibration.  Raises `UserError` if it is damaged or was made for another model, depth or preprocessing."""
+    values = read_json(path, "calibration")
+    try:
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{path}: calibration format {values['format']!r}, this vitrm reads {FORMAT}: calibrate again"
+            )
+        ranges = {}
+        for key, (low, high) in values["ranges"].items():
+            step, role, layer = key.split("/")
+            ranges[Site(int(step), role, layer)] = Range(float(low), float(high))
+        found = Calibration(
+            weights_sha256=values["weights_sha256"],
+            preprocessing=values["preprocessing"],
+            steps=values["steps"],
+            data=values["data"],
+            estimator=values["estimator"],
+            ranges=ranges,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a calibration file ({type(error).__name__}: {error}): calibrate again"
+        ) from None
+    if found.id != values.get("id"):
+        raise UserError(
+            f"{path} was changed after it was written (id {values.get('id')}, content {found.id}): calibrate again"
+        )
+    check_calibration(found, checkpoint, steps, f"calibration {path}")
+    return found
+
+
+def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: int, name: str) -> None:
+    """Raises `UserError`, with both ids, unless the calibration `name` is of this checkpoint at `steps` steps."""
+    c, preprocessing = calibration, _preprocessing(checkpoint)
+    wanted = _identity(checkpoint.weights_id, preprocessing, steps, c.data, c.estimator)
+    if wanted == c.id:
+        return
+    differences = []
+    if c.weights_sha256 != checkpoint.weights_id:
+        differences.append(f"weights {c.weights_sha256[:12]}, the model has {checkpoint.weights_id[:12]}")
+    if c.steps != steps:
+        differences.append(f"{c.steps} steps, asked for are {steps}")
+    if c.preprocessing != preprocessing:
+        differences.append("another preprocessing")
+    raise UserError(
+        f"{name} (id {c.id[:12]}) was made for {'; '.join(differences)} (id {wanted[:12]}): calibrate again"
+    )
+
+
+def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+    m = checkpoint.model
+    return {"image_size": m.image_size, "mean": list(m.mean), "std": list(m.std)}
+
+
+def _identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], estimator: str) -> str:
+    return hashlib.sha256(
+        json.dumps([weights, preprocessing, steps, data, estimator], sort_keys=True).encode()
+    ).hexdigest()

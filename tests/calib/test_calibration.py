@@ -1,0 +1,152 @@
+"""Calibration: what was met at each site, the ranges that follow, and what a calibration is refused for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from vitrm.calib.calibration import IMAGES, calibrate, calibration_images, check_calibration, load_calibration
+from vitrm.calib.ranges import BINS, Histogram, Range, Site, collect, estimate
+from vitrm.checkpoint import Checkpoint
+from vitrm.data import Images, load
+from vitrm.errors import UserError
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return reference.shaken("tiny", recursions=2, n=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model) -> Checkpoint:
+    data = {"name": "digits", "classes": [str(i) for i in range(10)]}
+    return Checkpoint(model=model.config, data=data, weights=model.state_dict(), source="test")
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return load("digits", "train").take(slice(0, 130))
+
+
+def test_every_site_of_every_step_is_met(model, images):
+    found = collect(model, images.floats(slice(0, 8)), STEPS)
+    layers = [f"block.{i}.{part}" for i in range(2) for part in ("q", "k", "v", "out", "ffn.up", "ffn.down")]
+    first = ["block.0.q", "block.0.k", "block.0.v"]
+    expected = {Site(0, "embed", layer) for layer in first}
+    for step in range(1, STEPS + 1):
+        expected |= {Site(step, "project", layer) for layer in first}
+        expected |= {Site(step, role, layer) for role in ("latents", "answer") for layer in layers}
+    assert set(found) == expected
+
+
+def test_extremes_and_counts_are_those_of_the_activations(model, images):
+    floats = images.floats()
+    found = collect(model, floats, STEPS)
+    # The input of the first layer's keys in the embedding, computed apart.
+    with torch.no_grad():
+        x = model.tokenizer((torch.from_numpy(floats) - model.mean) / model.std) + model.pos
+        values = model.block[0].norm1(x).numpy()
+    histogram = found[Site(0, "embed", "block.0.k")]
+    assert (histogram.low, histogram.high) == pytest.approx((values.min(), values.max()), abs=1e-5)
+    assert histogram.counts.sum() == values.size
+    own, _ = np.histogram(values, BINS, (histogram.low, histogram.high))
+    assert np.abs(own - histogram.counts).sum() < 1e-3 * values.size  # values on a bin's edge may fall either way
+    # Steps differ: the reason for a scale of their own.
+    lows = {found[Site(step, "answer", "block.1.ffn.down")].high for step in range(1, STEPS + 1)}
+    assert len(lows) == STEPS
+
+
+def test_estimators():
+    counts = np.zeros(BINS, np.int64)
+    counts[BINS // 2 - 50 : BINS // 2 + 50] = 100_000  # all but one value lie in the middle twentieth
+    counts[-1] = 1
+    outlier = Histogram(-10.0, 10.0, counts)
+    assert estimate(outlier, "minmax") == (-10.0, 10.0)
+    low, high = estimate(outlier, "percentile")
+    assert (low, high) == pytest.approx((-0.49, 0.49), abs=0.02)
+    low, high = estimate(outlier, "mse")
+    assert 0.4 < high < 10, "one outlier is worth some clipping"
+    assert estimate(Histogram(2.0, 3.0, counts), "minmax") == (0.0, 3.0), "zero is always representable"
+    empty = estimate(Histogram(0.0, 0.0, np.zeros(BINS, np.int64)), "mse")
+    assert empty.high > empty.low
+    with pytest.raises(UserError, match="estimator is 'max'"):
+        estimate(outlier, "max")
+
+
+def test_the_same_file_whatever_the_order(checkpoint, images, tmp_path):
+    calibrate(checkpoint, 2, images=images).save(tmp_path / "a.json")
+    shuffled = images.take(np.random.default_rng(0).permutation(len(images)))
+    calibrate(checkpoint, 2, images=shuffled).save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    again = load_calibration(tmp_path / "a.json", checkpoint, 2)
+    assert again == calibrate(checkpoint, 2, images=images)
+    assert again.shared("latents", "block.0.k") == Range(
+        min(again.at(s, "latents", "block.0.k").low for s in (1, 2)),
+        max(again.at(s, "latents", "block.0.k").high for s in (1, 2)),
+    )
+
+
+def test_a_calibration_of_something_else_is_refused_with_both_ids(checkpoint, images, tmp_path):
+    made = calibrate(checkpoint, 2, images=images)
+    made.save(tmp_path / "a.json")
+    other = Checkpoint(
+        model=checkpoint.model, data={}, weights={k: v * 1.01 for k, v in checkpoint.weights.items()}, source="other"
+    )
+    with pytest.raises(UserError, match=rf"id {made.id[:12]}.*weights .*, the model has {other.weights_id[:12]}"):
+        load_calibration(tmp_path / "a.json", other, 2)
+    with pytest.raises(UserError, match=rf"id {made.id[:12]}.* 2 steps, asked for are 3 \(id "):
+        load_calibration(tmp_path / "a.json", checkpoint, 3)
+    brighter = Checkpoint(
+        model=replace(checkpoint.model, mean=(0.1, 0.1, 0.1)), data={}, weights=checkpoint.weights, source="brighter"
+    )
+    with pytest.raises(UserError, match="another preprocessing"):
+        check_calibration(made, brighter, 2, "it")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda v: v["ranges"].update({"1/latents/block.0.k": [0]}), "not a calibration file"),
+        (lambda v: v.pop("steps"), "not a calibration file"),
+        (lambda v: v.update(steps=9), "was changed after it was written"),
+        (lambda v: v.update(format=2), "calibration format 2"),
+    ],
+)
+def test_damaged_files_are_refused(checkpoint, images, tmp_path, damage, message):
+    calibrate(checkpoint, 1, images=images.take(slice(0, 8))).save(tmp_path / "a.json")
+    values = json.loads((tmp_path / "a.json").read_text())
+    damage(values)
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        load_calibration(tmp_path / "a.json", checkpoint, 1)
+
+
+def test_what_cannot_be_calibrated(checkpoint, images):
+    constant = replace(images, pixels=np.full_like(images.pixels, 7))
+    with pytest.raises(UserError, match="130 calibration images are all the same"):
+        calibrate(checkpoint, 1, images=constant)
+    with pytest.raises(UserError, match="image is alone"):
+        calibrate(checkpoint, 1, images=images.take(slice(0, 1)))
+    with pytest.raises(UserError, match="no images"):
+        calibrate(checkpoint, 1, images=images.take(slice(0, 0)))
+    weights = {k: v * 1e38 if k == "block.1.out.weight" else v for k, v in checkpoint.weights.items()}
+    broken = Checkpoint(model=checkpoint.model, data={}, weights=weights, source="broken")
+    with pytest.raises(UserError, match=r"NaN or infinite at step 1, latents, block\.1\.ffn\.up"):
+        calibrate(broken, 1, images=images)
+
+
+def test_images_come_from_the_training_part_or_from_photographs(checkpoint, tmp_path):
+    found = calibration_images(checkpoint)
+    assert (found.name, found.split, len(found)) == ("digits", "train", IMAGES)
+    test = {p.tobytes() for p in load("digits", "test").pixels}
+    assert not any(p.tobytes() in test for p in found.pixels)
+    elsewhere = Checkpoint(model=checkpoint.model, data={"name": "cifar10"}, weights=checkpoint.weights, source="x")
+    with pytest.raises(UserError, match="cifar10"):
+        calibration_images(elsewhere, tmp_path)

@@ -1,0 +1,207 @@
+"""INT8 graphs: equal to the eager model with the same roundings, in every shape, for both targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import vitrm.runtime
+from vitrm import checkpoint as checkpoints
+from vitrm.calib.calibration import Calibration, calibrate
+from vitrm.errors import UserError
+from vitrm.export import cli, export
+from vitrm.export.int8 import quantise_weight
+from vitrm.runtime.metadata import Metadata
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return checkpoints.load(run)
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint) -> Calibration:
+    return calibrate(checkpoint, STEPS)
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint, calibration, tmp_path_factory):
+    """Every graph for every target, exported."""
+    folder = tmp_path_factory.mktemp("int8")
+    return {
+        (graph, target): export(
+            checkpoint,
+            folder / (f"{graph}-{target}" + ("" if graph == "stepwise" else ".onnx")),
+            steps=STEPS,
+            graph=graph,
+            precision="int8",
+            target=target,
+            calibration=calibration,
+        )
+        for graph in ("unrolled", "loop", "stepwise")
+        for target in ("cpu", "tensorrt")
+    }
+
+
+def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch.Tensor:
+    """What int8 keeps of activations."""
+    if target == "tensorrt":
+        scale = np.float32(max(-low, high) / 127)
+        return torch.clamp(torch.round(values / scale), -128, 127) * scale
+    scale = np.float32((high - low) / 255)
+    zero = round(-low / float(scale))
+    return (torch.clamp(torch.round(values / scale) + zero, 0, 255) - zero) * scale
+
+
+@torch.no_grad()
+def simulated(checkpoint, calibration, images, target, shared):
+    """The eager model with weights and inputs of linear layers rounded as int8 rounds them."""
+    model = checkpoint.build()
+    place = [0, "embed"]
+
+    def hook(layer):
+        def round_input(_, inputs):
+            step, role = place
+            extent = calibration.shared(role, layer) if shared and step else calibration.at(step, role, layer)
+            return (rounded(inputs[0], *extent, target),)
+
+        return round_input
+
+    for name, module in model.block.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
+            module.weight.copy_(torch.from_numpy(integers * scales).T)
+            module.register_forward_pre_hook(hook(f"block.{name}"))
+    embedded = model.embed(torch.from_numpy(images))
+    y, z = model.initial_state(len(images))
+    for step in range(1, STEPS + 1):
+        for _ in range(model.config.recursions):
+            place[:] = step, "project"
+            of_y = model.project(y)
+            place[:] = step, "latents"
+            for _ in range(model.config.n):
+                z = model.update_latents(embedded, y, of_y, z)
+            place[:] = step, "answer"
+            y = model.update_answer(y, of_y, z)
+    return model.heads(y)[0].numpy()
+
+
+@pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
+def test_the_cpu_graph_rounds_where_it_should_and_nowhere_else(made, checkpoint, calibration, model, digits, graph):
+    result = vitrm.runtime.open(made[graph, "cpu"].path).infer(digits[:40])
+    expected = simulated(checkpoint, calibration, digits[:40], "cpu", shared=graph != "unrolled")
+    with torch.no_grad():
+        exact = model(torch.from_numpy(digits[:40]), STEPS).logits.numpy()
+    rounding = np.abs(expected - exact)
+    assert rounding.max() > 1e-2, "int8 must leave a trace"
+    # A value on the edge between two integers may fall either way, and then moves what follows: most images must be exact.
+    difference = np.abs(result.logits - expected).max(1)
+    assert np.median(difference) < 0.1 * rounding.max(1).mean()
+    assert difference.max() < rounding.max()
+
+
+@pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
+def test_the_tensorrt_graph_does_too_with_float16_around(made, checkpoint, calibration, digits, model, graph):
+    result = vitrm.runtime.open(made[graph, "tensorrt"].path).infer(digits[:40])
+    expected = simulated(checkpoint, calibration, digits[:40], "tensorrt", shared=graph != "unrolled")
+    with torch.no_grad():
+        exact = model(torch.from_numpy(digits[:40]), STEPS).logits.numpy()
+    assert np.abs(result.logits - expected).mean() < np.abs(expected - exact).mean()
+    assert (result.logits.argmax(1) == exact.argmax(1)).mean() > 0.9
+
+
+@pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_exactly_the_linear_weights_are_int8_each_stored_once(made, model, graph, target):
+    found = made[graph, target]
+    expected = {f"block.{n}.weight.T.int8" for n, m in model.block.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert found.int8_weights == len(expected)
+    for path in sorted(found.path.iterdir()) if graph == "stepwise" else [found.path]:
+        proto = onnx.load(path)
+        onnx.checker.check_model(proto, full_check=True)
+        stored = [i.name for i in proto.graph.initializer]
+        assert len(stored) == len(set(stored))
+        integers = {i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT8 and i.dims}
+        wanted = {"heads.onnx": set()}.get(path.name, expected)
+        if path.name == "embed.onnx":
+            wanted = {f"block.0.{part}.weight.T.int8" for part in "qkv"}
+        assert integers == wanted
+        assert not any(name.endswith("weight.T") and name.startswith("block") for name in stored)
+        types = {n.op_type for n in ir.traversal.RecursiveGraphIterator(ir.from_proto(proto).graph)}
+        if path.name == "heads.onnx":
+            continue
+        assert ("MatMulIntegerToFloat" in types) == (target == "cpu")
+        assert ("DequantizeLinear" in types) == (target == "tensorrt")
+        if target == "tensorrt":
+            assert not {"MatMulInteger", "DynamicQuantizeLinear"} & types
+            unsigned = [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.UINT8]
+            assert not unsigned, "TensorRT takes no unsigned or asymmetric activations"
+            assert not [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT32]
+
+
+def test_each_step_has_its_own_scales_when_unrolled(made):
+    def scales(path) -> set[bytes]:
+        proto = onnx.load(path)
+        weights = {i.name: i for i in proto.graph.initializer}
+        nodes = [n for n in proto.graph.node if n.op_type == "QuantizeLinear" and "answer/block.1.ffn.down" in n.name]
+        assert len(nodes) == 2 * STEPS  # two recursions a step
+        return {weights[n.input[1]].raw_data for n in nodes}
+
+    assert len(scales(made["unrolled", "cpu"].path)) == STEPS
+
+
+def test_an_answer_does_not_depend_on_its_batch_mates(made, digits):
+    for graph in ("unrolled", "loop", "stepwise"):
+        session = vitrm.runtime.open(made[graph, "cpu"].path)
+        together = session.infer(digits[:33])
+        for i in (0, 20):
+            alone = session.infer(digits[i : i + 1])
+            np.testing.assert_allclose(alone.logits[0], together.logits[i], atol=1e-4)
+
+
+def test_it_says_what_it_was_made_for(made, calibration, digits):
+    for (graph, target), found in made.items():
+        session = vitrm.runtime.open(found.path)
+        assert session.metadata.target == target
+        assert session.metadata.precision == "int8"
+        assert session.metadata.calibration_id == calibration.id
+        assert bool(session.notes) == (target == "tensorrt"), graph
+    assert isinstance(Metadata.from_dict(vars(session.metadata), "a"), Metadata)
+
+
+def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, capsys):
+    file, out = tmp_path / "c.json", str(tmp_path / "a.onnx")
+    arguments = [str(run), "--int8", "--calibration", str(file), "-o", out]
+    assert cli.main([*arguments, "--steps", "2"]) == 0
+    first = capsys.readouterr().out
+    assert "int8     for cpu; activations calibrated on 512 training images of digits at 2 steps" in first
+    written = file.read_bytes()
+    assert cli.main([*arguments, "--steps", "2"]) == 0
+    assert file.read_bytes() == written
+    assert cli.main([*arguments, "--steps", "3"]) == 2
+    assert "was made for 2 steps, asked for are 3" in capsys.readouterr().err
+    assert cli.main([str(run), "--calibration", str(file), "-o", out]) == 2
+    assert "add --int8" in capsys.readouterr().err
+
+
+def test_baselines_are_refused(checkpoint, tmp_path):
+    from vitrm.checkpoint import Checkpoint, build_model
+    from vitrm.config import preset
+
+    config = preset("resnet18")
+    other = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
+    with pytest.raises(UserError, match="int8 is for ViTRMs"):
+        export(other, tmp_path / "a.onnx", precision="int8")
+    with pytest.raises(UserError, match="target is 'npu'"):
+        export(checkpoint, tmp_path / "a.onnx", precision="int8", target="npu")
+    stale = replace(calibrate(checkpoint, 1), steps=5)
+    with pytest.raises(UserError, match="the calibration given"):
+        export(checkpoint, tmp_path / "a.onnx", precision="int8", calibration=stale, steps=1)
+    assert not list(tmp_path.iterdir())
