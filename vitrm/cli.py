@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrm.checkpoint import RUNS
-from vitrm.config import PRESETS, ModelConfig, preset
+from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import run_command
 from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
-from vitrm.run_config import RunConfig, read
+from vitrm.run_config import MODEL_KEYS, RunConfig, read
 
 if TYPE_CHECKING:
     from vitrm.train import Splits
@@ -54,6 +54,7 @@ examples:
   vitrm-train --data photos/ --image-size 64              a folder of images, one folder per class
   vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
   vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.run_config)
+  vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
@@ -76,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="continue the run in --out; its settings are taken from it, those given must agree",
+    )
+    p.add_argument(
+        "--init", metavar="RUN", help="start from this checkpoint's weights and model: a run folder or a bundled name"
     )
     p.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
 
@@ -109,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"{' or '.join(RECIPES)} (default: paper for the paper's models and the baselines, else fast)",
+        help=f"{', '.join(RECIPES)} (default: paper for the paper's models and the baselines, else anytime)",
     )
     g.add_argument("--epochs", type=int, help="passes over the training images, at most")
     g.add_argument("--batch-size", type=int, metavar="IMAGES", help="images per batch")
@@ -199,6 +203,7 @@ def command(argv: Sequence[str] | None) -> int | None:
     if not args.resume:
         resolve(settings)  # a mistyped setting should not wait for torch
 
+    from vitrm import checkpoint
     from vitrm.execution import Execution, keep_freed_memory
     from vitrm.progress import reporter
     from vitrm.train import check_folder, train
@@ -207,6 +212,10 @@ def command(argv: Sequence[str] | None) -> int | None:
     check_folder(out, args.resume)
     if args.resume:
         settings = settings.over(RunConfig(**read_header(out / STATE_FILE)["settings"]))
+    init = checkpoint.load(args.init) if args.init else None
+    if init is not None and not settings.model and isinstance(init.model, ViTRMConfig):
+        # Its own settings, spelled out, so that the run can be resumed without it.
+        settings.model.update({k: v for k, v in to_dict(init.model).items() if k in MODEL_KEYS})
     model, chosen = resolve(settings)
     execution = Execution(
         device=args.device,
@@ -231,6 +240,7 @@ def command(argv: Sequence[str] | None) -> int | None:
         out,
         seed=settings.seed or 0,
         resume=args.resume,
+        init=init,
         execution=execution,
         reporter=reporter(chosen.epochs),
         settings=dataclasses.asdict(settings),

@@ -1,7 +1,9 @@
 """How a model is trained, as data: one frozen dataclass, and the named recipes.
 
 `paper` is the paper's recipe.  `fast` is meant for a CPU and for minutes: light augmentation, a high
-learning rate, and the losses of all steps in one update instead of one update per step.
+learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
+for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
+that accuracy does not fall with more steps than two (docs/anytime.md).
 
 Weight decay acts on weight matrices and convolutions only, unless `decay_all`: biases, LayerNorms
 (batch norms), position embeddings and the initial state y₀, z₀ set a level rather than a slope, and
@@ -149,8 +151,8 @@ BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is com
 
 
 def default_recipe(preset: str, kind: str) -> str:
-    """The recipe's name for a model preset: `paper` for the paper's models and the baselines, `fast` for the rest."""
-    return "paper" if kind != "vitrm" or preset.startswith("paper") else "fast"
+    """The recipe's name for a model preset: `paper` for the paper's models and the baselines, `anytime` for the rest."""
+    return "paper" if kind != "vitrm" or preset.startswith("paper") else "anytime"
 
 
 def recipe(name: str, kind: str = "vitrm", **changes: Any) -> Recipe:

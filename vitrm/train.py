@@ -30,6 +30,7 @@ from torch import Tensor
 
 from vitrm import __version__, checkpoint, curves, training_state
 from vitrm.augment import augment
+from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import Images, normalisation
 from vitrm.errors import UserError
@@ -88,6 +89,7 @@ def train(
     *,
     seed: int = 0,
     resume: bool = False,
+    init: Checkpoint | None = None,
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
@@ -95,7 +97,9 @@ def train(
 ) -> TrainingResult:
     """Trains a model into the folder `out`, or with `resume` continues the run in it.
 
-    `model_config` takes its classes, image size and normalisation from the data.  `settings` is any JSON
+    `model_config` takes its classes, image size and normalisation from the data.  A new run starts from the weights of
+    `init`, where one is given: a checkpoint of the same model, on any data (its classifier is left out for other
+    classes).  `settings` is any JSON
     object, kept in the state for the command that resumes the run.  SIGINT and SIGTERM
     (in the main thread) save the state before `KeyboardInterrupt` is raised.  Raises `UserError` for a
     folder that holds something else, a state of another run, a loss that is not finite, or a full disk;
@@ -105,9 +109,13 @@ def train(
         raise UserError(f"seed is {seed}, expected 0 or more")
     out = Path(out)
     check_folder(out, resume)
+    if resume and init is not None:
+        raise UserError("a run that is resumed goes on from its own weights: leave out --init")
     with torch.random.fork_rng(devices=[]):
         run = Run(model_config, recipe, data, out, seed, execution or Execution(), reporter or Reporter(), on_batch)
         run.settings = settings or {}
+        if init is not None:
+            run.start_from(init)
         with run.reporter:
             return run.run(resume)
 
@@ -163,6 +171,26 @@ class Run:
         self.progress = Progress()
         self.settings: dict[str, Any] = {}
 
+    def start_from(self, init: Checkpoint) -> None:
+        """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
+        own, theirs = to_dict(self.config), to_dict(init.model)
+        differing = [
+            f"{k} {own.get(k)!r} against {theirs.get(k)!r}"
+            for k in own.keys() | theirs.keys()
+            if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
+        ]
+        if differing:
+            raise UserError(
+                f"{init.source} is another model than asked for ({', '.join(sorted(differing))}): name its preset"
+            )
+        weights = dict(init.weights)
+        if init.model.classes != self.config.classes:
+            fresh = self.learner.model.state_dict()
+            weights |= {k: v for k, v in fresh.items() if v.shape != weights[k].shape}
+        for model in (self.learner.model, self.learner.ema.model):
+            checkpoint.load_weights(model, weights, init.source)
+        self.identity["init"] = {"run": Path(init.source).name, "weights_sha256": init.weights_id}
+
     @property
     def _eval_depth(self) -> int:
         return self.recipe.trained_depth if self.learner.model.recursive else 1
@@ -171,6 +199,9 @@ class Run:
         """Trains from the start or from the state in the folder, measures the test accuracy, and says so."""
         state_path = self.out / STATE_FILE
         if resume:
+            saved = training_state.read_header(state_path)["identity"]
+            if "init" in saved:
+                self.identity["init"] = saved["init"]
             self.progress = training_state.restore(state_path, self.learner, self.identity)
             done = self.progress.epoch, self.progress.batch
             finished = (
@@ -330,6 +361,7 @@ class Run:
         training = {
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
+            **({"init": self.identity["init"]} if "init" in self.identity else {}),
             "epochs_run": self.progress.epoch + 1,
             "best_epoch": best["epoch"],
             "validation_accuracy": best["accuracy"],
@@ -339,9 +371,7 @@ class Run:
             "versions": {"vitrm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         weights = self.learner.ema.model.state_dict()
-        checkpoint.save(
-            self.out, checkpoint.Checkpoint(model=self.config, data=description, training=training, weights=weights)
-        )
+        checkpoint.save(self.out, Checkpoint(model=self.config, data=description, training=training, weights=weights))
 
     def _save(self) -> None:
         training_state.save(self.out / STATE_FILE, self.learner, self.progress, self.identity, self.settings)

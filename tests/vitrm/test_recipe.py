@@ -25,7 +25,7 @@ def test_the_papers_recipe():
         ("paper", "vitrm", "paper"),
         ("paper-swiglu", "vitrm", "paper"),
         ("resnet18", "resnet", "paper"),
-        ("nano", "vitrm", "fast"),
+        ("nano", "vitrm", "anytime"),
     ],
 )
 def test_the_default_recipe_of_a_preset(preset, kind, expected):

@@ -247,3 +247,34 @@ def test_a_few_epochs_learn_digits(digits, tmp_path):
     result = train(config, chosen, part, tmp_path / "run", execution=Execution(precision="fp32"))
     assert result.test_accuracy[0] > 0.6  # 0.1 is chance
     assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
+
+
+def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
+    init = checkpoint.load(whole[0].out)
+    still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
+    result = train(model, still, few, tmp_path / "still", execution=EVERY_BATCH, init=init)
+    assert result.test_accuracy == whole[0].test_accuracy
+    made = checkpoint.load(tmp_path / "still")
+    for name, tensor in init.weights.items():
+        torch.testing.assert_close(made.weights[name], tensor, atol=1e-8, rtol=0)
+    assert made.training["init"] == {"run": "run", "weights_sha256": init.weights_id}
+    # Killed and resumed, it is the same run, and needs the other no more.
+    with pytest.raises(Killed):
+        train(model, still, few, tmp_path / "b", execution=EVERY_BATCH, init=init, on_batch=Recorder((0, 2)))
+    train(model, still, few, tmp_path / "b", execution=EVERY_BATCH, resume=True)
+    assert checkpoint.load(tmp_path / "b").weights_id == made.weights_id
+    assert checkpoint.load(tmp_path / "b").training["init"] == made.training["init"]
+
+
+def test_other_classes_get_a_new_classifier_and_other_models_are_refused(few, model, short, whole, tmp_path):
+    init = checkpoint.load(whole[0].out)
+    halves = [replace(part, labels=part.labels // 5, classes=("low", "high")) for part in vars(few).values()]
+    still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
+    train(model, still, Splits(*halves), tmp_path / "halves", execution=EVERY_BATCH, init=init)
+    made = checkpoint.load(tmp_path / "halves")
+    assert made.weights["classifier.weight"].shape[0] == 2
+    torch.testing.assert_close(made.weights["block.0.q.weight"], init.weights["block.0.q.weight"], atol=1e-8, rtol=0)
+    with pytest.raises(UserError, match=r"another model than asked for \(latents 3 against 2\)"):
+        train(replace(model, latents=3), still, few, tmp_path / "c", init=init)
+    with pytest.raises(UserError, match="leave out --init"):
+        train(model, still, few, tmp_path / "halves", init=init, resume=True)
