@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --graph loop                depth and halting threshold chosen at run time
   vitrm-export runs/mine --graph stepwise            a folder of three graphs: halted samples leave the batch
   vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
+  vitrm-export runs/mine --hf mine-hf                for optimum and transformers
 """
 
 
@@ -45,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="file to write, .onnx, or for stepwise a folder (default: named after run, depth and precision)",
+    )
+    p.add_argument(
+        "--hf",
+        type=Path,
+        metavar="DIR",
+        help="write a folder for Hugging Face's libraries instead: model.onnx, config.json and preprocessor_config.json",
     )
     shape = p.add_argument_group("shape")
     shape.add_argument(
@@ -116,6 +123,7 @@ def _export(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
+    from vitrm.export import huggingface
     from vitrm.export.artefact import MAX_STEPS, NEVER, export
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
@@ -128,6 +136,14 @@ def _export(argv: Sequence[str] | None) -> int:
     suffix = "" if args.graph == "stepwise" else ".onnx"
     precision = f"int8-{args.target}" if args.precision == "int8" else args.precision
     path = args.output or Path(f"{name}{depth}-{precision}{suffix}")
+    if args.hf:
+        if args.output or args.graph != "unrolled":
+            raise UserError(
+                "--hf DIR names the output, and optimum feeds images alone: leave out -o, and --graph loop or stepwise"
+            )
+        if args.hf.exists() and not args.hf.is_dir():
+            raise UserError(f"{args.hf} is a file: name a folder for --hf")
+        path = args.hf / huggingface.MODEL_FILE
     if args.calibration and args.precision != "int8":
         raise UserError("--calibration is of int8's activations: add --int8")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
@@ -148,6 +164,8 @@ def _export(argv: Sequence[str] | None) -> int:
             data_dir=args.data_dir,
             progress=progress,
         )
+    if args.hf:
+        huggingface.write_configs(args.hf, made.metadata)
     m, parity = made.metadata, made.parity
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
     kinds = [f"{n} {kind}" for n, kind in ((made.int8_weights, "int8"), (made.half_weights, "float16")) if n]

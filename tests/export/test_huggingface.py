@@ -1,0 +1,48 @@
+"""The exported folder in Hugging Face's own libraries."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrm.runtime
+from vitrm.data import load
+from vitrm.export import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf") / "nano"
+    assert cli.main(["nano-digits", "--steps", "2", "--hf", str(folder)]) == 0
+    return folder
+
+
+def test_optimum_and_the_pipeline_run_it(folder):
+    optimum = pytest.importorskip("optimum.onnxruntime", reason="needs optimum: pip install 'vitrm[optimum]'")
+    from transformers import AutoImageProcessor, pipeline
+
+    digits = load("digits", "test").take(slice(0, 12))
+    pictures = [Image.fromarray(pixels.transpose(1, 2, 0)) for pixels in digits.pixels]
+    model = optimum.ORTModelForImageClassification.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    inputs = processor(pictures, return_tensors="np")
+    np.testing.assert_allclose(inputs["pixel_values"], digits.floats(), atol=1e-6)
+    own = vitrm.runtime.open(folder / "model.onnx").infer(digits.floats())
+    np.testing.assert_allclose(model(**inputs).logits, own.logits, atol=1e-4)
+    found = pipeline("image-classification", model=model, image_processor=processor)(pictures, top_k=1)
+    assert [answer[0]["label"] for answer in found] == [digits.classes[i] for i in own.logits.argmax(1)]
+
+
+def test_what_the_folder_cannot_be(folder, tmp_path, capsys):
+    for extra in (["--graph", "loop"], ["-o", str(tmp_path / "a.onnx")]):
+        assert cli.main(["nano-digits", "--hf", str(tmp_path / "x"), *extra]) == 2
+        assert "optimum feeds images alone" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(["nano-digits", "--hf", str(tmp_path / "file")]) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
