@@ -21,6 +21,7 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.files import read_json, write_json
+from vitrm.model import ViTRM
 
 FORMAT = 1
 IMAGES = 512
@@ -37,6 +38,7 @@ class Calibration:
     data: dict[str, Any]  # name, count, and the SHA-256 of the images
     estimator: str
     ranges: dict[Site, Range]
+    note: str = ""  # why the images are not the model's own training images, where they are not
 
     @property
     def id(self) -> str:
@@ -44,14 +46,19 @@ class Calibration:
         return _identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.estimator)
 
     def at(self, step: int, role: str, layer: str) -> Range:
-        """The range at one step.  Raises KeyError for a site that was not met."""
-        return self.ranges[Site(step, role, layer)]
+        """The range at one step.  Raises `UserError` for a site that was not met."""
+        try:
+            return self.ranges[Site(step, role, layer)]
+        except KeyError:
+            raise UserError(
+                f"the calibration has no range for {layer} ({role}, step {step}): calibrate again"
+            ) from None
 
     def shared(self, role: str, layer: str) -> Range:
-        """One range for all steps: from the lowest to the highest of theirs.  Raises KeyError for an unknown site."""
+        """One range for all steps: from the lowest to the highest of theirs.  Raises `UserError` for an unknown site."""
         found = [r for site, r in self.ranges.items() if (site.role, site.layer) == (role, layer)]
         if not found:
-            raise KeyError((role, layer))
+            raise UserError(f"the calibration has no range for {layer} ({role}): calibrate again")
         return Range(min(r.low for r in found), max(r.high for r in found))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -66,7 +73,9 @@ class Calibration:
                 "steps": self.steps,
                 "data": self.data,
                 "estimator": self.estimator,
-                "ranges": {"/".join(map(str, site)): list(r) for site, r in sorted(self.ranges.items())},
+                "note": self.note,
+                "ranges": _plain(self.ranges),
+                "ranges_sha256": _digest(_plain(self.ranges)),
             },
         )
 
@@ -85,7 +94,9 @@ def calibrate(
     Natural photo crops stand in where the data set is not at hand; the calibration's data says so.  Raises `UserError`
     for weights whose activations are not finite, images that are all alike, or a damaged data set.
     """
-    images = images if images is not None else calibration_images(checkpoint, data_dir)
+    note = ""
+    if images is None:
+        images, note = calibration_images(checkpoint, data_dir)
     pixels = images.pixels
     # One order, whatever order they came in.
     images = images.take(sorted(range(len(images)), key=lambda i: pixels[i].tobytes()))
@@ -94,7 +105,10 @@ def calibrate(
             f"the {len(images)} calibration image{'s are all the same' if len(images) > 1 else ' is alone'}: ranges need "
             "images as various as those that will be met"
         )
-    histograms = collect(checkpoint.build(), images.floats(), steps, progress=progress)
+    model = checkpoint.build()
+    if not isinstance(model, ViTRM):
+        raise UserError(f"{checkpoint.source} is a {checkpoint.model.kind}: int8 is for ViTRMs")
+    histograms = collect(model, images.floats(), steps, progress=progress)
     return Calibration(
         weights_sha256=checkpoint.weights_id,
         preprocessing=_preprocessing(checkpoint),
@@ -102,25 +116,26 @@ def calibrate(
         data={"name": images.name, "count": len(images), "sha256": images.id},
         estimator=estimator,
         ranges={site: estimate(h, estimator) for site, h in histograms.items()},
+        note=note,
     )
 
 
-def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None = None) -> Images:
-    """`IMAGES` images of the training part of the checkpoint's data set, or photo crops where it is not at hand.
+def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None = None) -> tuple[Images, str]:
+    """`IMAGES` images of the training part of the checkpoint's data set; photo crops, and the reason, where it is not at hand.
 
     Raises `UserError` if `data_dir` is named and does not hold it.
     """
     size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
     try:
         part = load(name, "train", data_dir=data_dir, size=size)
-    except UserError:
+    except UserError as error:
         if data_dir is not None:
             raise
         pixels = photo_crops(IMAGES, size)
         labels: NDArray[np.int64] = np.zeros(IMAGES, np.int64)
-        return Images(pixels, labels, ("photo",), "photo crops", "train")
+        return Images(pixels, labels, ("photo",), "photo crops", "train"), str(error).split(":")[0]
     chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[:IMAGES]
-    return part.take(np.sort(chosen))
+    return part.take(np.sort(chosen)), ""
 
 
 def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps: int) -> Calibration:
@@ -135,6 +150,8 @@ def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps
         for key, (low, high) in values["ranges"].items():
             step, role, layer = key.split("/")
             ranges[Site(int(step), role, layer)] = Range(float(low), float(high))
+        if _digest(values["ranges"]) != values["ranges_sha256"]:
+            raise UserError(f"{path}: its ranges were changed after it was written: calibrate again")
         found = Calibration(
             weights_sha256=values["weights_sha256"],
             preprocessing=values["preprocessing"],
@@ -142,8 +159,9 @@ def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps
             data=values["data"],
             estimator=values["estimator"],
             ranges=ranges,
+            note=values["note"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a calibration file ({type(error).__name__}: {error}): calibrate again"
         ) from None
@@ -179,6 +197,12 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], estimator: str) -> str:
-    return hashlib.sha256(
-        json.dumps([weights, preprocessing, steps, data, estimator], sort_keys=True).encode()
-    ).hexdigest()
+    return _digest([weights, preprocessing, steps, data, estimator])
+
+
+def _plain(ranges: dict[Site, Range]) -> dict[str, list[float]]:
+    return {"/".join(map(str, site)): list(extent) for site, extent in sorted(ranges.items())}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

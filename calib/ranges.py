@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vitrm.baselines import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
 
@@ -35,7 +34,7 @@ class Site(NamedTuple):
     """Where an activation is quantised."""
 
     step: int  # 1, 2, …; 0 for what runs once per image
-    role: str  # embed, project, latents or answer: the fragment of a step it belongs to; net for a baseline
+    role: str  # embed, project, latents or answer: the fragment it belongs to
     layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
 
 
@@ -61,13 +60,13 @@ class Range(NamedTuple):
 
 
 def collect(
-    model: ViTRM | Baseline,
+    model: ViTRM,
     images: NDArray[np.float32],
     steps: int,
     *,
     progress: Callable[[float], None] | None = None,
 ) -> dict[Site, Histogram]:
-    """Histograms of every site over float32 images [n, 3, H, W] in [0, 1] and `steps` steps (1 for a baseline).
+    """Histograms of every site over float32 images [n, 3, H, W] in [0, 1] and `steps` steps.
 
     Raises `UserError` for no images, and where an activation is not finite.
     """
@@ -106,13 +105,9 @@ def collect(
     }
 
 
-def _run(model: ViTRM | Baseline, images: Tensor, steps: int, at: list[tuple[int, str]]) -> None:
+def _run(model: ViTRM, images: Tensor, steps: int, at: list[tuple[int, str]]) -> None:
     """One batch through the recursion; `at[0]` says which step and role is running."""
     with torch.no_grad():
-        if isinstance(model, Baseline):
-            at[0] = 0, "net"
-            model(images)
-            return
         at[0] = 0, "embed"
         embedded = model.embed(images)
         y, z = model.initial_state(len(images))

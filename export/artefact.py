@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline
-from vitrm.calib.calibration import Calibration, calibrate, check_calibration
+from vitrm.calib.calibration import Calibration, calibrate, check_calibration, load_calibration
 from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
 from vitrm.calib.ranges import Range
 from vitrm.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def export(
     halt_threshold: float = NEVER,
     every_step: bool = False,
     target: str = "cpu",
-    calibration: Calibration | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     images: NDArray[np.float32] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -79,8 +79,8 @@ def export(
     as the default; `every_step` adds the heads of each step as outputs (unrolled only).
 
     `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, "tensorrt":
-    products in int8 and float16 elsewhere) with the activation ranges of `calibration` (default: one made here, on
-    training images).  `images` float32
+    products in int8 and float16 elsewhere) with the activation ranges of `calibration`: a calibration, or a file to read
+    it from, or to write it to if it is not there yet (default: one made here, on training images).  `images` float32
     [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's data set, or
     natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed verification
     or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
@@ -96,6 +96,7 @@ def export(
     if len(images) < max(BATCHES):
         raise UserError(f"verification needs at least {max(BATCHES)} images, got {len(images)}")
 
+    made = _calibration(checkpoint, steps, calibration, data_dir, progress) if precision == "int8" else None
     headroom = None
     half = precision == "fp16" or (precision == "int8" and target == "tensorrt")
     if half:
@@ -103,20 +104,18 @@ def export(
         headroom = float16_headroom(model, torch.from_numpy(images[:64]), steps)
         if headroom.factor < 1:
             raise UserError(
-                f"activations reach {headroom.where}, float16 ends at {FLOAT16_MAX:.0f}: export without --fp16, or fewer steps"
+                f"activations reach {headroom.where}, float16 ends at {FLOAT16_MAX:.0f}: export in another precision, or fewer "
+                "steps"
             )
     progress("tracing")
     traced: Fragment | Fragments = trace_vitrm(model) if isinstance(model, ViTRM) else trace_baseline(model)
     by_step: tuple[Fragments, ...] = ()
     if precision == "int8":
         assert isinstance(traced, Fragments)
-        if calibration is None:
-            progress("calibrating")
-            calibration = calibrate(checkpoint, steps, data_dir=data_dir)
-        check_calibration(calibration, checkpoint, steps, "the calibration given")
+        assert made is not None
         if graph == "unrolled":
-            by_step = tuple(_int8(traced, calibration, target, step) for step in range(1, steps + 1))
-        traced = by_step[0] if by_step else _int8(traced, calibration, target, None)
+            by_step = tuple(_int8(traced, made, target, step) for step in range(1, steps + 1))
+        traced = by_step[0] if by_step else _int8(traced, made, target, None)
     if half:
         traced, by_step = _half(traced), tuple(f for f in map(_half, by_step) if isinstance(f, Fragments))
     progress("assembling")
@@ -141,7 +140,7 @@ def export(
         halt_threshold=halt_threshold,
         precision=precision,
         target=target if precision == "int8" else "any",
-        calibration_id=calibration.id if calibration else None,
+        calibration_id=made.id if made else None,
         weights_sha256=checkpoint.weights_id,
         run=Path(checkpoint.source).name,
         versions=_versions(),
@@ -171,7 +170,7 @@ def export(
         weights=sum(not k.endswith(".scale") for k in stored),
         half_weights=sum(v.dtype == ir.DataType.FLOAT16 and not k.endswith(".scale") for k, v in stored.items()),
         int8_weights=sum(v.dtype == ir.DataType.INT8 for v in stored.values()),
-        calibration=calibration,
+        calibration=made,
         nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
@@ -249,10 +248,31 @@ def _check_folder(path: Path) -> None:
     """Raises `UserError` unless a stepwise artefact may take the place of `path`: only another one may be replaced."""
     if path.suffix == ".onnx":
         raise UserError(f"{path}: a stepwise artefact is a folder of three files: leave out .onnx")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: name a folder")
     if path.is_dir():
         files = {p.name for p in path.iterdir()}
         if files - {f"{part}.onnx" for part in PARTS}:
             raise UserError(f"{path} is a folder with other things in it: name a new one")
+
+
+def _calibration(
+    checkpoint: Checkpoint,
+    steps: int,
+    given: Calibration | str | os.PathLike[str] | None,
+    data_dir: str | os.PathLike[str] | None,
+    progress: Callable[[str], None],
+) -> Calibration:
+    """The calibration given, read from the file given, or made now and written there."""
+    if isinstance(given, Calibration):
+        check_calibration(given, checkpoint, steps, "the calibration given")
+        return given
+    if given is not None and Path(given).exists():
+        return load_calibration(given, checkpoint, steps)
+    made = calibrate(checkpoint, steps, data_dir=data_dir, progress=lambda done: progress(f"calibrating, {done:.0%}"))
+    if given is not None:
+        made.save(given)
+    return made
 
 
 def _int8(traced: Fragments, calibration: Calibration, target: str, step: int | None) -> Fragments:

@@ -7,14 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitrm import __version__
 from vitrm.errors import run_command
-
-if TYPE_CHECKING:
-    from vitrm.calib.calibration import Calibration
-    from vitrm.checkpoint import Checkpoint
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -79,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
         help="also output logits and halt_prob of each step (step_logits, step_halt_prob)",
     )
     precision = p.add_argument_group("precision")
-    precision.add_argument(
+    choice = precision.add_mutually_exclusive_group()
+    choice.add_argument(
         "--fp16",
         dest="precision",
         action="store_const",
@@ -87,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         default="fp32",
         help="float16 inside, float32 inputs and outputs",
     )
-    precision.add_argument(
+    choice.add_argument(
         "--int8",
         dest="precision",
         action="store_const",
@@ -97,7 +93,6 @@ def parser() -> argparse.ArgumentParser:
     precision.add_argument(
         "--target",
         choices=["cpu", "tensorrt"],
-        default="cpu",
         help="what int8 is for: ONNX Runtime on a CPU (default), or TensorRT, with float16 around the products",
     )
     precision.add_argument(
@@ -134,7 +129,7 @@ def _export(argv: Sequence[str] | None) -> int:
     if checkpoint.model.kind == "vitrm":
         depth = f"-{args.steps or 6}steps" if args.graph == "unrolled" else f"-{args.graph}"
     suffix = "" if args.graph == "stepwise" else ".onnx"
-    precision = f"int8-{args.target}" if args.precision == "int8" else args.precision
+    precision = f"int8-{args.target or 'cpu'}" if args.precision == "int8" else args.precision
     path = args.output or Path(f"{name}{depth}-{precision}{suffix}")
     if args.hf:
         if args.output or args.graph != "unrolled":
@@ -144,13 +139,10 @@ def _export(argv: Sequence[str] | None) -> int:
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
         path = args.hf / huggingface.MODEL_FILE
-    if args.calibration and args.precision != "int8":
-        raise UserError("--calibration is of int8's activations: add --int8")
+    if (args.calibration or args.target) and args.precision != "int8":
+        raise UserError("--calibration and --target are for int8: add --int8, or leave them out")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
     with _status() as progress:
-        calibration = None
-        if args.calibration:
-            calibration = _calibration(args.calibration, checkpoint, args.steps or 6, args.data_dir, progress)
         made = export(
             checkpoint,
             path,
@@ -159,8 +151,8 @@ def _export(argv: Sequence[str] | None) -> int:
             precision=args.precision,
             halt_threshold=NEVER if args.halt_threshold is None else args.halt_threshold,
             every_step=args.every_step,
-            target=args.target,
-            calibration=calibration,
+            target=args.target or "cpu",
+            calibration=args.calibration,
             data_dir=args.data_dir,
             progress=progress,
         )
@@ -175,8 +167,9 @@ def _export(argv: Sequence[str] | None) -> int:
     )
     if made.calibration is not None:
         c = made.calibration
+        images = f"{c.data['name']} ({c.note})" if c.note else f"training images of {c.data['name']}"
         print(
-            f"  int8     for {m.target}; activations calibrated on {c.data['count']} training images of {c.data['name']} at {c.steps} "
+            f"  int8     for {m.target}; activations calibrated on {c.data['count']} {images} at {c.steps} "
             f"step{'s' * (c.steps > 1)} ({c.estimator}), id {c.id[:12]}"
         )
     if made.headroom is not None:
@@ -189,21 +182,6 @@ def _export(argv: Sequence[str] | None) -> int:
     print(f"  file     {made.path}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
     print(f"next: vitrm-bench {made.path}")
     return 0
-
-
-def _calibration(
-    path: Path, checkpoint: Checkpoint, steps: int, data_dir: str | None, progress: Callable[[str], None]
-) -> Calibration:
-    """The calibration in the file `path`, made and written there if it does not exist."""
-    from vitrm.calib.calibration import calibrate, load_calibration
-
-    if path.exists():
-        return load_calibration(path, checkpoint, steps)
-    calibration = calibrate(
-        checkpoint, steps, data_dir=data_dir, progress=lambda done: progress(f"calibrating: {done:.0%}")
-    )
-    calibration.save(path)
-    return calibration
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def _half_constant(value: ir.Value, name: str) -> ir.Value:
         largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
         if largest > FLOAT16_MAX:
             raise UserError(
-                f"weight {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}: export without --fp16"
+                f"weight {name} reaches {largest:.3g}, float16 ends at {FLOAT16_MAX:.0f}: export in another precision"
             )
         tensor = ir.tensor(array.astype(np.float16), name=value.name)
     return ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,22 @@ import numpy as np
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
-from vitrm.runtime.entries import Entry, Opened, at_settings, find_references, load_samples, open_all, with_eager
+from vitrm.runtime.entries import (
+    Entry,
+    Opened,
+    Unopened,
+    at_settings,
+    find_references,
+    load_samples,
+    open_all,
+    with_eager,
+)
 from vitrm.runtime.halting import HaltingChoice, choose, reliability, run_every_step
 from vitrm.runtime.latency import ROUNDS, interleave, speedup
+from vitrm.runtime.metadata import MAX_STEPS
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
 from vitrm.runtime.samples import Sample, load_sample
-from vitrm.runtime.stored_threshold import store_threshold
+from vitrm.runtime.stored_threshold import check_storable, store_threshold
 
 Progress = Callable[[str, float], None]  # what is being done, and which fraction of it is done
 EVALUATION_BATCH = 100
@@ -54,7 +65,7 @@ def bench(
 
     `steps` and `halt_thresholds` measure every loop and stepwise artefact at each combination of them (default: its own).
     `max_drop` chooses each such artefact's threshold on the validation images, the cheapest that gives up at most this
-    share of accuracy (in [0, 1]), writes it into the artefact, and measures it with and without halting.
+    share of accuracy (in [0, 1]), measures it with and without halting, and at last writes threshold and depth into it.
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile;
     `depths` adds the accuracy by depth; `threads` None means every physical core.
@@ -73,6 +84,9 @@ def bench(
         )
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UserError(f"max_drop is {max_drop}, expected a share of accuracy in [0, 1)")
+    for depth in steps:
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= MAX_STEPS:
+            raise UserError(f"steps are {list(steps)}, expected whole numbers from 1 to {MAX_STEPS}")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 image")
     report = progress or (lambda stage, fraction: None)
@@ -84,15 +98,23 @@ def bench(
     opened, unopened = open_all(artefacts, device, threads)
     if not opened:
         raise UserError("; ".join(u.reason for u in unopened))
-    choices: list[HaltingChoice] = []
+    choices: dict[Path, HaltingChoice] = {}
     artefact_entries: list[Entry] = []
     for one in opened:
         thresholds = halt_thresholds
-        if max_drop is not None and one.session.takes_depth:
+        if max_drop is not None and one.session.takes_depth and one.session.path is not None:
             depth = steps[0] if steps else one.session.metadata.steps
-            choices.append(_choose_threshold(one, depth, max_drop, data, data_dir, limit, report))
-            thresholds = list(dict.fromkeys((1.0, choices[-1].chosen.threshold)))
+            try:
+                check_storable(one.session.path)
+                choice = _choose_threshold(one, depth, max_drop, data, data_dir, limit, report)
+            except UserError as error:
+                unopened.append(Unopened(one.name, "artefact", str(error)))
+                continue
+            choices[one.session.path] = choice
+            thresholds = list(dict.fromkeys((1.0, choice.chosen.threshold)))
         artefact_entries += at_settings(one, steps, thresholds, notes)
+    if not artefact_entries:
+        raise UserError("; ".join(u.reason for u in unopened))
     if max_drop is not None and not choices:
         raise UserError(
             "no loop or stepwise artefact to choose a threshold for: make one with vitrm-export --graph stepwise"
@@ -120,6 +142,8 @@ def bench(
             f"the machine was not quiet: other processes kept {others:.1f} of {after.cpus} CPUs busy while latency was "
             "measured, so times are too long and ratios uncertain (two threads that wait for each other suffer most)"
         )
+    for path, choice in choices.items():
+        store_threshold(path, choice.chosen.threshold, choice.steps, choice.evidence())
     return BenchResult(
         rows=tuple(
             row
@@ -144,7 +168,7 @@ def bench(
         rounds=ROUNDS,
         warm_up=min((t.warm_up for e in entries for t in e.timings.values()), default=0),
         started=started,
-        halting=tuple(choices),
+        halting=tuple(choices.values()),
         evidence=evidence,
     )
 
@@ -152,25 +176,11 @@ def bench(
 def _choose_threshold(
     opened: Opened, steps: int, max_drop: float, data: str | None, data_dir: Any, limit: int | None, report: Progress
 ) -> HaltingChoice:
-    """Chooses a threshold on the validation images and writes it into the artefact."""
+    """Chooses a threshold on the validation images."""
     session, stage = opened.session, f"halting of {opened.name}"
     sample = load_sample(session.metadata, session.name, data=data, data_dir=data_dir, limit=limit, split="validation")
     trajectory = run_every_step(session, sample, steps, progress=lambda fraction: report(stage, fraction))
-    choice = choose(opened.name, sample, trajectory, max_drop)
-    evidence = {
-        "data": sample.name,
-        "split": sample.split,
-        "images": choice.images,
-        "steps": steps,
-        "max_drop": max_drop,
-        "accuracy": choice.chosen.accuracy,
-        "accuracy_without": choice.full.accuracy,
-        "mean_steps": choice.chosen.mean_steps,
-        "ece": choice.reliability.ece,
-    }
-    assert session.path is not None
-    store_threshold(session.path, choice.chosen.threshold, evidence)
-    return choice
+    return choose(opened.name, sample, trajectory, max_drop)
 
 
 # Measuring -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
+from vitrm.runtime.metadata import MAX_STEPS
 
 if TYPE_CHECKING:
     from vitrm.runtime.bench import Progress
@@ -72,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--halting",
         action="store_true",
-        help="choose the halting threshold of loop and stepwise artefacts on the validation images, write it into them, "
-        "and measure them with and without",
+        help="choose the halting threshold of loop and stepwise artefacts on the validation images, measure them with and "
+        "without, and write it into them",
     )
     parser.add_argument(
         "--max-drop",
@@ -245,6 +246,8 @@ def _depths(text: str) -> tuple[int, ...]:
         depths: list[int] = []
         for part in text.split(","):
             first, dash, last = part.partition("-")
+            if max(int(first), int(last or 1)) > MAX_STEPS:
+                raise argparse.ArgumentTypeError(f"{text} goes beyond {MAX_STEPS} steps")
             depths += range(_positive(first), _positive(last) + 1) if dash else [_positive(first)]
     except ValueError:
         depths = []

@@ -1,6 +1,6 @@
 """When to stop: how far a model's halt_prob can be trusted, and the threshold that follows.
 
-halt_prob is the model's own chance of being right after a step.  A sweep runs images to full depth once, keeps
+halt_prob is the model's own chance of being right after a step.  A sweep runs images to full depth, keeps
 what every step said, and can then tell for any threshold what halting would have answered, and after how many
 steps.  The threshold is chosen on the validation part; the test part is for saying how that turned out.
 """
@@ -67,6 +67,20 @@ class HaltingChoice:
     points: tuple[HaltingPoint, ...]
     by_depth: tuple[float, ...]  # accuracy after 1, 2, … steps
     reliability: Reliability  # of every step's halt_prob
+
+    def evidence(self) -> dict[str, str | int | float]:
+        """What an artefact keeps of this beside the threshold."""
+        return {
+            "data": self.data,
+            "split": "validation",
+            "images": self.images,
+            "steps": self.steps,
+            "max_drop": self.budget,
+            "accuracy": self.chosen.accuracy,
+            "accuracy_without": self.full.accuracy,
+            "mean_steps": self.chosen.mean_steps,
+            "ece": self.reliability.ece,
+        }
 
 
 def run_every_step(

@@ -1,9 +1,11 @@
-"""Writes a halting threshold into an artefact, where the runtime takes it as the default from then on."""
+"""Writes a halting threshold into an artefact, where `infer` takes it as the default from then on."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +14,48 @@ from vitrm.files import atomic_folder, atomic_path
 from vitrm.runtime.metadata import PARTS, PREFIX, Metadata
 
 
-def store_threshold(path: str | os.PathLike[str], threshold: float, evidence: dict[str, Any]) -> Metadata:
-    """Replaces the default threshold of the loop or stepwise artefact at `path`; returns its new metadata.
+def check_storable(path: Path) -> None:
+    """Raises `UserError` now rather than after a sweep if a threshold could not be written into the artefact at `path`."""
+    if find_spec("onnx") is None:
+        raise UserError(f"writing a threshold into {path} needs the onnx package: pip install onnx")
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"a threshold cannot be written into {path}: no permission in {folder}; copy the artefact")
 
-    `evidence` says how the threshold was chosen, and is kept beside it.  Everything else in the artefact stays as it
-    is; it is replaced whole or not at all.  Raises `UserError` for an artefact of another graph or without `onnx`.
+
+def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
+    """Makes `threshold`, at a depth of `steps`, the default of the loop or stepwise artefact at `path`.
+
+    `evidence` says how the threshold was chosen, and is kept beside it.  Everything else in the artefact, and other files
+    in a stepwise folder, stay as they are; it is replaced whole or not at all.  Returns its new metadata.
+    Raises `UserError` for an artefact of another graph or without `onnx`.
     """
     path = Path(path)
+    check_storable(path)
     if not path.is_dir():
         with atomic_path(path) as temporary:
-            return _rewrite(path, temporary, threshold, evidence)
+            return _rewrite(path, temporary, threshold, steps, evidence)
     with atomic_folder(path) as temporary:
+        for entry in path.iterdir():
+            if entry.is_dir():
+                shutil.copytree(entry, temporary / entry.name, symlinks=True)
+            else:
+                shutil.copy2(entry, temporary / entry.name, follow_symlinks=False)
         for part in PARTS:
-            metadata = _rewrite(path / f"{part}.onnx", temporary / f"{part}.onnx", threshold, evidence)
+            metadata = _rewrite(path / f"{part}.onnx", temporary / f"{part}.onnx", threshold, steps, evidence)
     return metadata
 
 
-def _rewrite(source: Path, target: Path, threshold: float, evidence: dict[str, Any]) -> Metadata:
-    try:
-        import onnx
-    except ImportError:
-        raise UserError(f"writing a threshold into {source} needs the onnx package: pip install onnx") from None
+def _rewrite(source: Path, target: Path, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
+    import onnx
+
     model = onnx.load(str(source))
     found = Metadata.from_props({p.key: p.value for p in model.metadata_props}, str(source))
     if found.graph not in ("loop", "stepwise"):
         raise UserError(
             f"{source} is {found.graph}, its threshold is part of the graph: export it with vitrm-export --halt-threshold {threshold:g}"
         )
-    metadata = replace(found, halt_threshold=threshold, halting=evidence)
+    metadata = replace(found, halt_threshold=threshold, steps=steps, halting=evidence)
     others = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in (*others, *metadata.to_props().items()):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrm.checkpoint import RUNS
+from vitrm.checkpoint import RUNS, load
 from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
-from vitrm.errors import run_command
+from vitrm.errors import UserError, run_command
 from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 
@@ -181,6 +181,23 @@ def load_data(settings: RunConfig, image_size: int) -> Splits:
     return Splits(parts["train"], parts["validation"], parts["test"])
 
 
+def preset_fields(config: ModelConfig) -> dict[str, Any]:
+    """A model section that gives `config`: its preset where one has these settings, else every field of a ViTRM.
+
+    Raises `UserError` for a baseline that is no preset.
+    """
+    from_data = dict.fromkeys(("classes", "mean", "std"))
+    wanted = {**to_dict(config), **from_data}
+    for name, known in PRESETS.items():
+        if {**to_dict(known), **from_data, "image_size": config.image_size} == wanted:
+            return {"preset": name, "image_size": config.image_size}
+    if not isinstance(config, ViTRMConfig):
+        raise UserError(
+            f"this {config.kind} is none of the presets: name its settings with --model and the flags after it"
+        )
+    return {"preset": DEFAULT_MODEL, **{k: v for k, v in wanted.items() if k in MODEL_KEYS}}
+
+
 def default_out(settings: RunConfig) -> Path:
     """runs/MODEL-DATA."""
     data = Path(settings.data.get("name", DEFAULT_DATA)).name or "data"
@@ -196,6 +213,11 @@ def command(argv: Sequence[str] | None) -> int | None:
     settings = from_flags(args)
     if args.config:
         settings = settings.over(read(args.config))
+    init = None
+    if args.init:
+        init = load(args.init)
+        if not settings.model:
+            settings.model.update(preset_fields(init.model))
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
         if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
             settings.data[key] = str(Path(settings.data[key]).resolve())
@@ -203,7 +225,6 @@ def command(argv: Sequence[str] | None) -> int | None:
     if not args.resume:
         resolve(settings)  # a mistyped setting should not wait for torch
 
-    from vitrm import checkpoint
     from vitrm.execution import Execution, keep_freed_memory
     from vitrm.progress import reporter
     from vitrm.train import check_folder, train
@@ -212,10 +233,6 @@ def command(argv: Sequence[str] | None) -> int | None:
     check_folder(out, args.resume)
     if args.resume:
         settings = settings.over(RunConfig(**read_header(out / STATE_FILE)["settings"]))
-    init = checkpoint.load(args.init) if args.init else None
-    if init is not None and not settings.model and isinstance(init.model, ViTRMConfig):
-        # Its own settings, spelled out, so that the run can be resumed without it.
-        settings.model.update({k: v for k, v in to_dict(init.model).items() if k in MODEL_KEYS})
     model, chosen = resolve(settings)
     execution = Execution(
         device=args.device,

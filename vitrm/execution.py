@@ -65,7 +65,9 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    mallopt(m_mmap_threshold, 1 << 30)
+    # Older versions refuse more than 32 MiB here, and the other two settings alone would make things worse.
+    if not mallopt(m_mmap_threshold, 1 << 30) and not mallopt(m_mmap_threshold, 1 << 25):
+        return
     mallopt(m_trim_threshold, (1 << 31) - 1)
     mallopt(m_top_pad, 1 << 28)
 

@@ -56,10 +56,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it takes the place of whatever folder `path` is.
 
-    On any exception the temporary folder is removed and `path` is as it was.
-    Raises `UserError` for a full disk, a missing right or any other `OSError`.
+    On any exception, an interrupt in the midst of the exchange included, the temporary folder is removed and `path` is
+    as it was.  A link is followed.  Raises `UserError` for a full disk, a missing right or any other `OSError`.
     """
-    target = Path(path)
+    target = Path(path).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
@@ -73,20 +73,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     old = temporary.with_suffix(".old")
     try:
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
         # Folders cannot be renamed over one another: the old one steps aside, and comes back if the new one fails.
         if target.exists():
             target.rename(old)
         temporary.rename(target)
-    except OSError as error:
+    except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)
-        raise explain_os_error(error, f"writing {target}") from error
+        if isinstance(error, OSError):
+            raise explain_os_error(error, f"writing {target}") from error
+        raise
     finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

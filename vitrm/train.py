@@ -45,6 +45,7 @@ from vitrm.training_state import STATE_FILE, Progress
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
+CLASSIFIERS = ("classifier.", "net.fc.", "net.head.")  # the layers that know classes, in all kinds of models
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
 
 
@@ -184,9 +185,10 @@ class Run:
                 f"{init.source} is another model than asked for ({', '.join(sorted(differing))}): name its preset"
             )
         weights = dict(init.weights)
-        if init.model.classes != self.config.classes:
+        if list(init.data.get("classes", [])) != list(self.data.train.classes):
             fresh = self.learner.model.state_dict()
-            weights |= {k: v for k, v in fresh.items() if v.shape != weights[k].shape}
+            for head in CLASSIFIERS:
+                weights |= {k: v for k, v in fresh.items() if k.startswith(head)}
         for model in (self.learner.model, self.learner.ema.model):
             checkpoint.load_weights(model, weights, init.source)
         self.identity["init"] = {"run": Path(init.source).name, "weights_sha256": init.weights_id}

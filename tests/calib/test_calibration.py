@@ -12,7 +12,8 @@ import torch
 
 from vitrm.calib.calibration import IMAGES, calibrate, calibration_images, check_calibration, load_calibration
 from vitrm.calib.ranges import BINS, Histogram, Range, Site, collect, estimate
-from vitrm.checkpoint import Checkpoint
+from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.config import preset
 from vitrm.data import Images, load
 from vitrm.errors import UserError
 
@@ -114,6 +115,9 @@ def test_a_calibration_of_something_else_is_refused_with_both_ids(checkpoint, im
     ("damage", "message"),
     [
         (lambda v: v["ranges"].update({"1/latents/block.0.k": [0]}), "not a calibration file"),
+        (lambda v: v["ranges"].update({"1/latents/block.0.k": [0, 1]}), "its ranges were changed"),
+        (lambda v: v["ranges"].pop("1/latents/block.0.k"), "its ranges were changed"),
+        (lambda v: v.update(ranges=[]), "not a calibration file"),
         (lambda v: v.pop("steps"), "not a calibration file"),
         (lambda v: v.update(steps=9), "was changed after it was written"),
         (lambda v: v.update(format=2), "calibration format 2"),
@@ -143,10 +147,26 @@ def test_what_cannot_be_calibrated(checkpoint, images):
 
 
 def test_images_come_from_the_training_part_or_from_photographs(checkpoint, tmp_path):
-    found = calibration_images(checkpoint)
-    assert (found.name, found.split, len(found)) == ("digits", "train", IMAGES)
+    found, note = calibration_images(checkpoint)
+    assert (found.name, found.split, len(found), note) == ("digits", "train", IMAGES, "")
     test = {p.tobytes() for p in load("digits", "test").pixels}
     assert not any(p.tobytes() in test for p in found.pixels)
-    elsewhere = Checkpoint(model=checkpoint.model, data={"name": "cifar10"}, weights=checkpoint.weights, source="x")
+    elsewhere = replace(checkpoint, data={"name": "no-such-set"})
+    photographs, note = calibration_images(elsewhere)
+    assert (photographs.name, len(photographs)) == ("photo crops", IMAGES)
+    assert "no-such-set" in note
+    assert calibrate(elsewhere, 1).note == note
     with pytest.raises(UserError, match="cifar10"):
-        calibration_images(elsewhere, tmp_path)
+        calibration_images(replace(checkpoint, data={"name": "cifar10"}), tmp_path)
+
+
+def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
+    made = calibrate(checkpoint, 1, images=images)
+    with pytest.raises(UserError, match=r"no range for block\.0\.k \(answer, step 7\)"):
+        made.at(7, "answer", "block.0.k")
+    with pytest.raises(UserError, match=r"no range for block\.9\.k \(answer\)"):
+        made.shared("answer", "block.9.k")
+    config = preset("vit-small", dim=32, layers=1, heads=2, mlp=64)
+    vit = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="vit")
+    with pytest.raises(UserError, match="vit is a vit: int8 is for ViTRMs"):
+        calibrate(vit, 1, images=images)

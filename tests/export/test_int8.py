@@ -14,7 +14,7 @@ import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate
 from vitrm.errors import UserError
-from vitrm.export import cli, export
+from vitrm.export import artefact, cli, export
 from vitrm.export.int8 import quantise_weight
 from vitrm.runtime.metadata import Metadata
 
@@ -189,6 +189,16 @@ def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, cap
     assert "was made for 2 steps, asked for are 3" in capsys.readouterr().err
     assert cli.main([str(run), "--calibration", str(file), "-o", out]) == 2
     assert "add --int8" in capsys.readouterr().err
+    assert cli.main([str(run), "--target", "tensorrt", "--fp16", "-o", out]) == 2
+    assert "--target are for int8" in capsys.readouterr().err
+
+
+def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "calibrate", None)
+    for path, message in ((tmp_path / "a.txt", "ending in"), (tmp_path, "is a folder|ending in")):
+        with pytest.raises(UserError, match=message):
+            export(checkpoint, path, precision="int8", calibration=tmp_path / "c.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_baselines_are_refused(checkpoint, tmp_path):

@@ -39,6 +39,9 @@ def test_every_graph_and_precision_builds(recursion, run, tmp_path):
         settings = {"steps": 2, "graph": graph, "precision": "int8", "target": "tensorrt"}
         export(checkpoints.load(run), path, calibration=calibration, **settings)
         graphs[path.stem] = ir.load(path)
+    settings = {"steps": 2, "graph": "stepwise", "precision": "int8", "target": "tensorrt"}
+    made = export(checkpoints.load(run), tmp_path / "stepwise", calibration=calibration, **settings)
+    graphs |= {f"stepwise-{file.stem}-int8": ir.load(file) for file in made.path.iterdir()}
     for name, model in graphs.items():
         ir.save(model, tmp_path / f"{name}.onnx")
     done = subprocess.run(

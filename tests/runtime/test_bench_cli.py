@@ -110,6 +110,11 @@ def test_bad_input_is_one_line_and_2(
         ["--seconds", "-1"],
         ["--limit", "0"],
         ["--min-agreement", "2"],
+        ["--steps", "0"],
+        ["--steps", "3-1"],
+        ["--steps", "1-99999999999"],
+        ["--halt-threshold", "nan"],
+        ["--halt-threshold", "-1"],
         [],
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import with_props
 
 import vitrm.runtime
 from vitrm.errors import UserError
@@ -16,6 +17,7 @@ from vitrm.runtime import cli, halting
 from vitrm.runtime.bench import bench
 from vitrm.runtime.halting import Trajectory, at_threshold, choose, reliability, run_every_step
 from vitrm.runtime.samples import load_sample
+from vitrm.runtime.stored_threshold import store_threshold
 
 DEPTH = 4
 
@@ -140,9 +142,30 @@ def test_a_failed_write_leaves_the_artefact_as_it_was(copies, monkeypatch):
 
     monkeypatch.setattr(stored_threshold, "_rewrite", fail_at_the_last)
     with pytest.raises(UserError, match="no space left"):
-        stored_threshold.store_threshold(copies["stepwise"], 0.5, {})
+        stored_threshold.store_threshold(copies["stepwise"], 0.5, 3, {})
     assert {p: p.read_bytes() for p in copies["stepwise"].iterdir()} == files
     assert {p.name for p in copies["stepwise"].parent.iterdir()} == {"loop.onnx", "stepwise"}
+
+
+def test_other_files_in_the_folder_stay_and_depth_goes_with_the_threshold(copies):
+    (copies["stepwise"] / "labels").mkdir()
+    (copies["stepwise"] / "labels" / "names.txt").write_text("zero one two")
+    for path in copies.values():
+        store_threshold(path, 0.5, 2, {})
+        metadata = vitrm.runtime.open(path).metadata
+        assert (metadata.halt_threshold, metadata.steps) == (0.5, 2)
+    assert (copies["stepwise"] / "labels" / "names.txt").read_text() == "zero one two"
+
+
+def test_one_artefact_that_cannot_be_tuned_is_a_row_and_the_rest_goes_on(copies, tmp_path):
+    elsewhere = with_props(copies["loop"], tmp_path / "cifar.onnx", data='{"name": "cifar10"}')
+    result = bench(
+        [elsewhere, copies["loop"]], max_drop=0.05, eager=False, data_dir=tmp_path, batches=(1,), seconds=0.05, threads=1
+    )
+    assert [r.status == "ok" for r in result.rows] == [True, True, False]
+    assert "labelled images" in result.failed[0].status
+    assert [c.name for c in result.halting] == ["loop.onnx"]
+    assert vitrm.runtime.open(elsewhere).metadata.halting == {}
 
 
 @pytest.mark.parametrize(

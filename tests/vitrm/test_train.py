@@ -268,8 +268,12 @@ def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
 
 def test_other_classes_get_a_new_classifier_and_other_models_are_refused(few, model, short, whole, tmp_path):
     init = checkpoint.load(whole[0].out)
-    halves = [replace(part, labels=part.labels // 5, classes=("low", "high")) for part in vars(few).values()]
+    letters = [replace(part, classes=tuple("abcdefghij")) for part in vars(few).values()]
     still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
+    train(model, still, Splits(*letters), tmp_path / "letters", execution=EVERY_BATCH, init=init)
+    classifier = checkpoint.load(tmp_path / "letters").weights["classifier.weight"]
+    assert (classifier - init.weights["classifier.weight"]).abs().max() > 1e-3, "letters are no digits"
+    halves = [replace(part, labels=part.labels // 5, classes=("low", "high")) for part in vars(few).values()]
     train(model, still, Splits(*halves), tmp_path / "halves", execution=EVERY_BATCH, init=init)
     made = checkpoint.load(tmp_path / "halves")
     assert made.weights["classifier.weight"].shape[0] == 2
