@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.calib.ranges import Range, Site, collect, estimate
+from vitrm.calib.ranges import Range, collect, estimate
+from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError

@@ -1,9 +1,5 @@
 """Activation ranges of a ViTRM, per site, step and role: what int8 scales are made from.
 
-A site is the input of a linear layer.  The same layer sees other values in each role (the embedding, the part of a
-step that both updates share, the latent update, the answer update) and at each step, so every (step, role, layer) has
-its own histogram.
-
 Two passes: the first finds each site's minimum and maximum, the second counts values in `BINS` bins between them.
 Extremes and counts do not depend on the order of the images, which are taken in a fixed order and in batches of one size
 besides: calibrating again gives the same ranges to the last bit.
@@ -11,16 +7,16 @@ besides: calibrating again gives the same ranges to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitrm.calib.sites import Site, run_watched
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
 
@@ -28,14 +24,6 @@ BINS = 2048
 BATCH = 64
 ESTIMATORS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99  # of the values, kept inside the range
-
-
-class Site(NamedTuple):
-    """Where an activation is quantised."""
-
-    step: int  # 1, 2, …; 0 for what runs once per image
-    role: str  # embed, project, latents or answer: the fragment it belongs to
-    layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
 
 
 @dataclass(frozen=True)
@@ -93,53 +81,16 @@ def collect(
 
     done, total = 0, 2 * len(images)
     for look in (widen, count):
-        with _watch(model, look) as at:
-            for start in range(0, len(images), BATCH):
-                part = torch.from_numpy(images[start : start + BATCH])
-                _run(model, part, steps, at)
-                done += len(part)
-                if progress:
-                    progress(done / total)
+        for start in range(0, len(images), BATCH):
+            part = torch.from_numpy(images[start : start + BATCH])
+            for _ in run_watched(model, part, steps, look):
+                pass
+            done += len(part)
+            if progress:
+                progress(done / total)
     return {
         site: Histogram(low, high, counts.get(site, np.zeros(BINS, np.int64))) for site, (low, high) in extremes.items()
     }
-
-
-def _run(model: ViTRM, images: Tensor, steps: int, at: list[tuple[int, str]]) -> None:
-    """One batch through the recursion; `at[0]` says which step and role is running."""
-    with torch.no_grad():
-        at[0] = 0, "embed"
-        embedded = model.embed(images)
-        y, z = model.initial_state(len(images))
-        for step in range(1, steps + 1):
-            for _ in range(model.config.recursions):
-                at[0] = step, "project"
-                of_y = model.project(y)
-                at[0] = step, "latents"
-                for _ in range(model.config.n):
-                    z = model.update_latents(embedded, y, of_y, z)
-                at[0] = step, "answer"
-                y = model.update_answer(y, of_y, z)
-
-
-@contextmanager
-def _watch(model: nn.Module, look: Callable[[Site, Tensor], None]) -> Iterator[list[tuple[int, str]]]:
-    """Calls `look` with the input of every linear layer that runs inside, and yields the place it is told of."""
-    at: list[tuple[int, str]] = [(0, "")]
-
-    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: look(Site(*at[0], layer), inputs[0])
-
-    handles = [
-        module.register_forward_pre_hook(hook(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        yield at
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def estimate(histogram: Histogram, estimator: str) -> Range:

@@ -19,6 +19,7 @@ from vitrm.baselines import Baseline
 from vitrm.calib.calibration import Calibration, calibrate, check_calibration, load_calibration
 from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
 from vitrm.calib.ranges import Range
+from vitrm.calib.simulation import StateError, draw, state_error
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import to_dict
 from vitrm.data import load, photo_crops
@@ -35,6 +36,7 @@ from vitrm.runtime.metadata import PARTS, Metadata
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_STEPS = 256  # each adds nodes to an unrolled file
+_SIMULATED = 16  # images that the error of int8 is told from
 NEVER = 2.0  # a halt_threshold no probability exceeds
 
 
@@ -50,6 +52,7 @@ class Exported:
     half_weights: int  # of them float16
     int8_weights: int  # of them int8
     calibration: Calibration | None  # of int8 activations; None for the other precisions
+    state_error: StateError | None  # of int8, on a few of the images; None for the other precisions
     nodes: int  # of the main graph, or of the three
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
@@ -96,7 +99,12 @@ def export(
     if len(images) < max(BATCHES):
         raise UserError(f"verification needs at least {max(BATCHES)} images, got {len(images)}")
 
-    made = _calibration(checkpoint, steps, calibration, data_dir, progress) if precision == "int8" else None
+    made = error = None
+    if precision == "int8":
+        some = images[:_SIMULATED]
+        made = _calibration(checkpoint, steps, calibration, some, target, data_dir, progress)
+        progress("simulating int8")
+        error = state_error(checkpoint, made, some, target=target, shared=graph != "unrolled")
     headroom = None
     half = precision == "fp16" or (precision == "int8" and target == "tensorrt")
     if half:
@@ -171,6 +179,7 @@ def export(
         half_weights=sum(v.dtype == ir.DataType.FLOAT16 and not k.endswith(".scale") for k, v in stored.items()),
         int8_weights=sum(v.dtype == ir.DataType.INT8 for v in stored.values()),
         calibration=made,
+        state_error=error,
         nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
@@ -260,10 +269,12 @@ def _calibration(
     checkpoint: Checkpoint,
     steps: int,
     given: Calibration | str | os.PathLike[str] | None,
+    images: NDArray[np.float32],
+    target: str,
     data_dir: str | os.PathLike[str] | None,
     progress: Callable[[str], None],
 ) -> Calibration:
-    """The calibration given, read from the file given, or made now and written there."""
+    """The calibration given, read from the file given, or made now and written there, with its picture."""
     if isinstance(given, Calibration):
         check_calibration(given, checkpoint, steps, "the calibration given")
         return given
@@ -272,6 +283,8 @@ def _calibration(
     made = calibrate(checkpoint, steps, data_dir=data_dir, progress=lambda done: progress(f"calibrating, {done:.0%}"))
     if given is not None:
         made.save(given)
+        shared, own = (state_error(checkpoint, made, images, target=target, shared=s) for s in (True, False))
+        draw(shared, own, made, Path(given).with_suffix(".png"))
     return made
 
 

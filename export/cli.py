@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="read int8's activation ranges from this file, or write them to it if it is not there yet",
+        help="read int8's activation ranges from this file, or write them to it, with a picture, if it is not there yet",
     )
     checks = p.add_argument_group("data, for verification and calibration")
     checks.add_argument(
@@ -171,6 +171,12 @@ def _export(argv: Sequence[str] | None) -> int:
         print(
             f"  int8     for {m.target}; activations calibrated on {c.data['count']} {images} at {c.steps} "
             f"step{'s' * (c.steps > 1)} ({c.estimator}), id {c.id[:12]}"
+        )
+    if made.state_error is not None:
+        y, z = made.state_error.y, made.state_error.z
+        print(
+            f"  error    of the state, signal to noise: y {y[0]:.1f} dB after step 1, {y[-1]:.1f} dB after step {len(y)}; "
+            f"z {z[0]:.1f} dB, {z[-1]:.1f} dB"
         )
     if made.headroom is not None:
         print(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")

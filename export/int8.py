@@ -21,12 +21,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitrm.calib.quantisation import affine_scale, quantise_weight, symmetric_scale
 from vitrm.calib.ranges import Range
 from vitrm.export.fragments import Fragment
 
 TARGETS = ("cpu", "tensorrt")
 CONTRIB = "com.microsoft"
-LEVELS = 127  # of a symmetric int8 number, on each side of 0
 _WEIGHT = ".weight.T"
 
 INT8, UINT8, FLOAT = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT
@@ -113,7 +113,7 @@ class _Rewriting:
     def _dequantised_product(self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str) -> None:
         if source not in self.quantised:
             extent = self.range_of(layer)
-            scale = self._constant(np.float32(max(-extent.low, extent.high) / LEVELS))
+            scale = self._constant(symmetric_scale(extent))
             zero = self._constant(np.int8(0))
             shape = source.shape
             q = self._node("QuantizeLinear", [self.value(source), scale, zero], f"{layer}/quantize", INT8, shape)
@@ -129,8 +129,7 @@ class _Rewriting:
     def _integer_product(self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str) -> None:
         if source not in self.quantised:
             extent = self.range_of(layer)
-            scale = np.float32((extent.high - extent.low) / 255)
-            zero = np.uint8(np.clip(round(-extent.low / float(scale)), 0, 255))
+            scale, zero = affine_scale(extent)
             a_scale, a_zero = self._constant(scale), self._constant(zero)
             q = self._node(
                 "QuantizeLinear", [self.value(source), a_scale, a_zero], f"{layer}/quantize", UINT8, source.shape
@@ -200,13 +199,6 @@ class _Rewriting:
         node = ir.node(op_type, inputs, attributes or {}, outputs=[output], name=unique)
         self.nodes.append(node)
         return output
-
-
-def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of a weight [in, out] with one scale per output channel: weight ≈ integers · scales."""
-    scales = (np.abs(weight).max(0) / LEVELS).astype(np.float32)
-    scales[scales == 0] = 1.0  # a channel of zeros
-    return np.clip(np.round(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
 
 
 def _initialiser(name: str, array: NDArray[Any]) -> ir.Value:

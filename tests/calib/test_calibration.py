@@ -11,7 +11,9 @@ import reference
 import torch
 
 from vitrm.calib.calibration import IMAGES, calibrate, calibration_images, check_calibration, load_calibration
-from vitrm.calib.ranges import BINS, Histogram, Range, Site, collect, estimate
+from vitrm.calib.ranges import BINS, Histogram, Range, collect, estimate
+from vitrm.calib.simulation import draw, state_error
+from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import Images, load
@@ -170,3 +172,24 @@ def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
     vit = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="vit")
     with pytest.raises(UserError, match="vit is a vit: int8 is for ViTRMs"):
         calibrate(vit, 1, images=images)
+
+
+def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
+    made = calibrate(checkpoint, STEPS, images=images)
+    floats = images.floats(slice(0, 64))
+    found = {
+        (target, shared): state_error(checkpoint, made, floats, target=target, shared=shared)
+        for target in ("cpu", "tensorrt")
+        for shared in (False, True)
+    }
+    for error in found.values():
+        assert len(error.y) == len(error.z) == STEPS
+        assert all(10 < v < 60 for v in (*error.y, *error.z)), "int8 keeps 8 bits at most, and something"
+    # Unsigned int8 with a zero point wastes no level on signs that do not occur.
+    assert sum(found["cpu", False].z) > sum(found["tensorrt", False].z)
+    # With ranges ten times too wide, an error ten times as large: 20 dB.
+    wide = replace(made, ranges={site: Range(10 * r.low, 10 * r.high) for site, r in made.ranges.items()})
+    worse = state_error(checkpoint, wide, floats, target="cpu", shared=False)
+    assert 8 < np.mean(found["cpu", False].z) - np.mean(worse.z) < 25
+    draw(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -13,9 +13,9 @@ import torch
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate
+from vitrm.calib.quantisation import quantise_weight
 from vitrm.errors import UserError
 from vitrm.export import artefact, cli, export
-from vitrm.export.int8 import quantise_weight
 from vitrm.runtime.metadata import Metadata
 
 STEPS = 3
@@ -182,6 +182,8 @@ def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, cap
     assert cli.main([*arguments, "--steps", "2"]) == 0
     first = capsys.readouterr().out
     assert "int8     for cpu; activations calibrated on 512 training images of digits at 2 steps" in first
+    assert "signal to noise: y " in first
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     written = file.read_bytes()
     assert cli.main([*arguments, "--steps", "2"]) == 0
     assert file.read_bytes() == written

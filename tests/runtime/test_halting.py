@@ -160,7 +160,13 @@ def test_other_files_in_the_folder_stay_and_depth_goes_with_the_threshold(copies
 def test_one_artefact_that_cannot_be_tuned_is_a_row_and_the_rest_goes_on(copies, tmp_path):
     elsewhere = with_props(copies["loop"], tmp_path / "cifar.onnx", data='{"name": "cifar10"}')
     result = bench(
-        [elsewhere, copies["loop"]], max_drop=0.05, eager=False, data_dir=tmp_path, batches=(1,), seconds=0.05, threads=1
+        [elsewhere, copies["loop"]],
+        max_drop=0.05,
+        eager=False,
+        data_dir=tmp_path,
+        batches=(1,),
+        seconds=0.05,
+        threads=1,
     )
     assert [r.status == "ok" for r in result.rows] == [True, True, False]
     assert "labelled images" in result.failed[0].status

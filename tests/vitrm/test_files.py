@@ -39,10 +39,15 @@ def test_whatever_happens_one_of_the_two_is_there(old, tmp_path, monkeypatch, er
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(UserError if error is OSError else error), atomic_folder(old) as new:
-        (new / "b").write_text("new")
-        if not rename:
-            raise error
+
+    def exchange() -> None:
+        with atomic_folder(old) as new:
+            (new / "b").write_text("new")
+            if not rename:
+                raise error
+
+    with pytest.raises(UserError if error is OSError else error):
+        exchange()
     assert [p.name for p in old.iterdir()] == ["a"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 

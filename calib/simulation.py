@@ -1,0 +1,112 @@
+"""What int8 does to the recursion's state, step by step: does the error grow, or does the next step heal it?
+
+The eager model runs twice, as it is and with the inputs and weights of its linear layers rounded as an int8 graph rounds
+them.  The state's signal-to-noise ratio after step s is 10 log₁₀(Σ v² / Σ (v − v̂)²) decibels, over all images and
+entries of y or z.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vitrm.calib.calibration import Calibration
+from vitrm.calib.quantisation import LEVELS, affine_scale, quantise_weight, symmetric_scale
+from vitrm.calib.ranges import Range
+from vitrm.calib.sites import Site, run_watched
+from vitrm.checkpoint import Checkpoint
+from vitrm.files import atomic_path
+from vitrm.model import ViTRM
+
+
+@dataclass(frozen=True)
+class StateError:
+    """Signal-to-noise ratios in decibels after step 1, 2, …"""
+
+    y: tuple[float, ...]
+    z: tuple[float, ...]
+
+
+def state_error(
+    checkpoint: Checkpoint, calibration: Calibration, images: NDArray[np.float32], *, target: str, shared: bool
+) -> StateError:
+    """The error of the state over float32 images [n, 3, H, W], for `target` "cpu" or "tensorrt".
+
+    `shared`: with scales that all steps share, as a loop has them; else each step's own.
+    """
+    exact, rounded = checkpoint.build(), checkpoint.build()
+    assert isinstance(exact, ViTRM)
+    assert isinstance(rounded, ViTRM)
+    with torch.no_grad():
+        for module in rounded.block.modules():
+            if isinstance(module, nn.Linear):
+                integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
+                module.weight.copy_(torch.from_numpy(integers * scales).T)
+    tensor = torch.from_numpy(images)
+
+    def round_input(site: Site, values: Tensor) -> Tensor:
+        whole = shared and site.step > 0
+        extent = calibration.shared(site.role, site.layer) if whole else calibration.at(*site)
+        return _rounded(values, extent, target)
+
+    pairs = zip(
+        run_watched(exact, tensor, calibration.steps, lambda *_: None),
+        run_watched(rounded, tensor, calibration.steps, round_input),
+        strict=True,
+    )
+    y, z = zip(*((_decibels(a.y, b.y), _decibels(a.z, b.z)) for a, b in pairs), strict=True)
+    return StateError(y, z)
+
+
+def _rounded(values: Tensor, extent: Range, target: str) -> Tensor:
+    """What int8 keeps of activations."""
+    if target == "tensorrt":
+        scale = float(symmetric_scale(extent))
+        return torch.clamp(torch.round(values / scale), -LEVELS - 1, LEVELS) * scale
+    affine, zero = affine_scale(extent)
+    return (torch.clamp(torch.round(values / float(affine)) + int(zero), 0, 255) - int(zero)) * float(affine)
+
+
+def _decibels(exact: Tensor, rounded: Tensor) -> float:
+    noise = float((exact - rounded).double().square().sum())
+    return 10 * math.log10(float(exact.double().square().sum()) / max(noise, 1e-30))
+
+
+def draw(error: StateError, own: StateError, calibration: Calibration, path: str | os.PathLike[str]) -> None:
+    """A picture, PNG: the state's signal-to-noise ratio and the ranges of each role, by step.
+
+    `error` is with scales that all steps share, `own` with each step's own.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = range(1, calibration.steps + 1)
+    for name, style, found in (("each step its own scales", "-", own), ("scales shared by all steps", "--", error)):
+        left.plot(steps, found.y, f"C0{style}", marker="o", label=f"y, {name}")
+        left.plot(steps, found.z, f"C1{style}", marker="o", label=f"z, {name}")
+    left.set(xlabel="step", ylabel="signal-to-noise ratio, dB", title="int8 error of the state", xticks=list(steps))
+    left.legend(fontsize=8)
+    for i, role in enumerate(("project", "latents", "answer")):
+        widths = [
+            [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
+            for step in steps
+        ]
+        right.fill_between(steps, [min(w) for w in widths], [max(w) for w in widths], color=f"C{i}", alpha=0.2)
+        right.plot(steps, [float(np.median(w)) for w in widths], f"C{i}", marker="o", label=role)
+    right.set(
+        xlabel="step",
+        ylabel="width of the range",
+        yscale="log",
+        title="ranges: median of a role's sites, and all",
+        xticks=list(steps),
+    )
+    right.legend(fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,62 @@
+"""Where a ViTRM's activations become int8: the inputs of its linear layers, by step and role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitrm.model import State, ViTRM
+
+
+class Site(NamedTuple):
+    """Where an activation is quantised.
+
+    The same layer sees other values in each role (the embedding, the part of a step that both updates share, the latent
+    update, the answer update) and at each step.
+    """
+
+    step: int  # 1, 2, …; 0 for what runs once per image
+    role: str  # embed, project, latents or answer: the fragment it belongs to
+    layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
+
+
+# Called with a site and its values [B, tokens, width]; what it returns takes their place, None leaves them.
+Look = Callable[[Site, Tensor], Tensor | None]
+
+
+def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> Iterator[State]:
+    """Runs `steps` steps on images [B, 3, H, W] in [0, 1] and yields the state after each, `look`ing at every site."""
+    at = 0, "embed"
+
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]:
+        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+            replaced = look(Site(*at, layer), inputs[0])
+            return None if replaced is None else (replaced,)
+
+        return see
+
+    handles = [
+        module.register_forward_pre_hook(hook(f"block.{name}"))
+        for name, module in model.block.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            embedded = model.embed(images)
+            y, z = model.initial_state(len(images))
+            for step in range(1, steps + 1):
+                for _ in range(model.config.recursions):
+                    at = step, "project"
+                    of_y = model.project(y)
+                    at = step, "latents"
+                    for _ in range(model.config.n):
+                        z = model.update_latents(embedded, y, of_y, z)
+                    at = step, "answer"
+                    y = model.update_answer(y, of_y, z)
+                yield State(y, z)
+    finally:
+        for handle in handles:
+            handle.remove()
