@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from vitrm import checkpoint
+from vitrm import checkpoint, cli
 from vitrm.cli import main
+from vitrm.config import preset
+from vitrm.errors import UserError
+from vitrm.run_config import RunConfig
 from vitrm.training_state import STATE_FILE, read_header
 
 SMALL = [
@@ -183,3 +187,20 @@ def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     assert len(error.splitlines()) == 1
     assert "state.safetensors" in error
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("name", ["paper", "nano", "vit-small"])
+def test_the_model_of_an_earlier_run_is_named_by_its_preset(name):
+    config = preset(name, classes=7, image_size=64, mean=[0.1, 0.2, 0.3])
+    fields = cli.preset_fields(config)
+    assert fields["preset"] == name
+    again, _ = cli.resolve(RunConfig(model=fields))
+    assert replace(again, classes=7, mean=config.mean, std=config.std) == config
+
+
+def test_a_model_of_its_own_settings_is_spelled_out():
+    config = preset("nano", latents=5, classes=3)
+    again, _ = cli.resolve(RunConfig(model=cli.preset_fields(config)))
+    assert replace(again, classes=3) == config
+    with pytest.raises(UserError, match="none of the presets"):
+        cli.preset_fields(preset("vit-small", layers=3))
