@@ -83,8 +83,7 @@ def collect(
     for look in (widen, count):
         for start in range(0, len(images), BATCH):
             part = torch.from_numpy(images[start : start + BATCH])
-            for _ in run_watched(model, part, steps, look):
-                pass
+            run_watched(model, part, steps, look)
             done += len(part)
             if progress:
                 progress(done / total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,9 +27,10 @@ class Site(NamedTuple):
 Look = Callable[[Site, Tensor], Tensor | None]
 
 
-def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> Iterator[State]:
-    """Runs `steps` steps on images [B, 3, H, W] in [0, 1] and yields the state after each, `look`ing at every site."""
-    at = 0, "embed"
+@torch.no_grad()
+def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> list[State]:
+    """Runs `steps` steps on images [B, 3, H, W] in [0, 1], `look`ing at every site; the state after each step."""
+    at, states = (0, "embed"), []
 
     def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]:
         def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
@@ -44,19 +45,19 @@ def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> Iterato
         if isinstance(module, nn.Linear)
     ]
     try:
-        with torch.no_grad():
-            embedded = model.embed(images)
-            y, z = model.initial_state(len(images))
-            for step in range(1, steps + 1):
-                for _ in range(model.config.recursions):
-                    at = step, "project"
-                    of_y = model.project(y)
-                    at = step, "latents"
-                    for _ in range(model.config.n):
-                        z = model.update_latents(embedded, y, of_y, z)
-                    at = step, "answer"
-                    y = model.update_answer(y, of_y, z)
-                yield State(y, z)
+        embedded = model.embed(images)
+        y, z = model.initial_state(len(images))
+        for step in range(1, steps + 1):
+            for _ in range(model.config.recursions):
+                at = step, "project"
+                of_y = model.project(y)
+                at = step, "latents"
+                for _ in range(model.config.n):
+                    z = model.update_latents(embedded, y, of_y, z)
+                at = step, "answer"
+                y = model.update_answer(y, of_y, z)
+            states.append(State(y, z))
     finally:
         for handle in handles:
             handle.remove()
+    return states

@@ -55,6 +55,7 @@ examples:
   vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
   vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.run_config)
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
+  vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best

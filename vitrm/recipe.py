@@ -3,7 +3,8 @@
 `paper` is the paper's recipe.  `fast` is meant for a CPU and for minutes: light augmentation, a high
 learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
 for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
-that accuracy does not fall with more steps than two (docs/anytime.md).
+that accuracy does not fall with more steps than two.  `deepen` is a short second stage for a trained model (`--init`):
+four steps at a random depth, the later ones weighing more (docs/anytime.md).
 
 Weight decay acts on weight matrices and convolutions only, unless `decay_all`: biases, LayerNorms
 (batch norms), position embeddings and the initial state y₀, z₀ set a level rather than a slope, and
@@ -147,6 +148,9 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 RECIPES["anytime"] = dataclasses.replace(RECIPES["fast"], free_steps=4, free_ramp=0.6)
+RECIPES["deepen"] = dataclasses.replace(
+    RECIPES["fast"], epochs=1, lr=3e-4, n_sup=4, free_steps=2, step_weight_power=2.0
+)
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 

@@ -193,3 +193,4 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
     assert 8 < np.mean(found["cpu", False].z) - np.mean(worse.z) < 25
     draw(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert torch.is_grad_enabled()
