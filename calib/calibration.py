@@ -24,7 +24,7 @@ from vitrm.errors import UserError
 from vitrm.files import read_json, write_json
 from vitrm.model import ViTRM
 
-FORMAT = 1
+FORMAT = 2
 IMAGES = 512
 _ORDER_SEED = 11  # of the draw of calibration images, the same in every run
 

@@ -93,7 +93,7 @@ def draw(error: StateError, own: StateError, calibration: Calibration, path: str
         left.plot(steps, found.z, f"C1{style}", marker="o", label=f"z, {name}")
     left.set(xlabel="step", ylabel="signal-to-noise ratio, dB", title="int8 error of the state", xticks=list(steps))
     left.legend(fontsize=8)
-    for i, role in enumerate(("project", "latents", "answer")):
+    for i, role in enumerate(("project_answer", "project_latents", "latents", "answer")):
         widths = [
             [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
             for step in steps

@@ -14,12 +14,12 @@ from vitrm.model import State, ViTRM
 class Site(NamedTuple):
     """Where an activation is quantised.
 
-    The same layer sees other values in each role (the embedding, the part of a step that both updates share, the latent
-    update, the answer update) and at each step.
+    The same layer sees other values in each role (the embedding, layer 1's projections of y and z, the latent update, the
+    answer update) and at each step.  The projection of z₀ belongs to step 1.
     """
 
     step: int  # 1, 2, …; 0 for what runs once per image
-    role: str  # embed, project, latents or answer: the fragment it belongs to
+    role: str  # embed, project_answer, project_latents, latents or answer: the fragment it belongs to
     layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
 
 
@@ -47,15 +47,19 @@ def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> list[St
     try:
         embedded = model.embed(images)
         y, z = model.initial_state(len(images))
+        at = 1, "project_latents"
+        of_z = model.project(z)
         for step in range(1, steps + 1):
             for _ in range(model.config.recursions):
-                at = step, "project"
+                at = step, "project_answer"
                 of_y = model.project(y)
-                at = step, "latents"
                 for _ in range(model.config.n):
-                    z = model.update_latents(embedded, y, of_y, z)
+                    at = step, "latents"
+                    z = model.update_latents(embedded, y, of_y, z, of_z)
+                    at = step, "project_latents"
+                    of_z = model.project(z)
                 at = step, "answer"
-                y = model.update_answer(y, of_y, z)
+                y = model.update_answer(y, of_y, z, of_z)
             states.append(State(y, z))
     finally:
         for handle in handles:

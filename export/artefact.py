@@ -25,7 +25,7 @@ from vitrm.config import to_dict
 from vitrm.data import load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
-from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
+from vitrm.export.fragments import BODY, Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
 from vitrm.export.int8 import TARGETS, to_int8
 from vitrm.export.verification import BATCHES, Parity, verify
@@ -299,19 +299,13 @@ def _int8(traced: Fragments, calibration: Calibration, target: str, step: int | 
 
         return to_int8(getattr(traced, role), range_of, target)
 
-    return replace(traced, **{role: made(role) for role in ("embed", "project", "latents", "answer")})
+    return replace(traced, **{role: made(role) for role in BODY})
 
 
 def _half(traced: Fragment | Fragments) -> Fragment | Fragments:
     if isinstance(traced, Fragment):
         return to_half(traced)
-    return replace(
-        traced,
-        embed=to_half(traced.embed),
-        project=to_half(traced.project),
-        latents=to_half(traced.latents),
-        answer=to_half(traced.answer),
-    )
+    return replace(traced, **{name: to_half(getattr(traced, name)) for name in BODY})
 
 
 def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:

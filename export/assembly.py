@@ -144,17 +144,19 @@ class Assembly:
         return ir.Graph(inputs, self._named(outputs), nodes=self.nodes, name=graph_name)
 
     def _named(self, outputs: Mapping[str, ir.Value]) -> list[ir.Value]:
-        # A value may serve twice (logits of the last step), be an input or a constant: an Identity gives each output its own name.
-        return [
-            self.op(
-                "Identity",
-                [v],
-                name,
-                dtype=v.dtype or ir.DataType.FLOAT,
-                shape=None if v.shape is None else tuple(v.shape),
-            )
-            for name, v in outputs.items()
-        ]
+        """The graph's outputs under these names.  A node's output takes the name itself: an Identity costs microseconds
+        a step.  Only a value that serves twice, is an input or a constant needs one.
+        """
+        produced = {v for node in self.nodes for v in node.outputs}
+        named: list[ir.Value] = []
+        for name, v in outputs.items():
+            if v in produced and v not in named:
+                v.name = name
+                named.append(v)
+            else:
+                shape = None if v.shape is None else tuple(v.shape)
+                named.append(self.op("Identity", [v], name, dtype=v.dtype or ir.DataType.FLOAT, shape=shape))
+        return named
 
 
 def _opsets(nodes: Sequence[ir.Node]) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """The model's functions as ONNX fragments, each traced once.
 
     embed(pixel_values) → x, q, k, v, y₀, z₀            once per image
-    project(y) → q, k, v                                once per recursion: what both updates share of y
-    latents(x, q, k, v, y, q, k, v, z) → z              eq. 2
-    answer(y, q, k, v, z) → y                           eq. 3
+    project_answer(y) → q, k, v                         layer 1's projection of an answer: once per answer, for all
+    project_latents(z) → q, k, v                        that read it; of latents: once per latents
+    latents(x, q, k, v, y, q, k, v, z, q, k, v) → z     eq. 2
+    answer(y, q, k, v, z, q, k, v) → y                  eq. 3
     heads(y) → logits, halt_prob                        eq. 4
 
 Whatever shape is assembled from them, at whatever depth, the tracer's cost and the weights are paid
@@ -58,10 +59,15 @@ class Fragments:
     """All fragments of a ViTRM."""
 
     embed: Fragment
-    project: Fragment
+    project_answer: Fragment
+    project_latents: Fragment
     latents: Fragment
     answer: Fragment
     heads: Fragment
+
+
+# The fragments that other precisions rewrite: the heads stay float32.
+BODY = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
 def trace_vitrm(model: ViTRM) -> Fragments:
@@ -75,26 +81,28 @@ def trace_vitrm(model: ViTRM) -> Fragments:
     def project(y: Tensor) -> tuple[Tensor, ...]:
         return tuple(model.project(y))
 
-    def latents(
-        x: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, qy: Tensor, ky: Tensor, vy: Tensor, z: Tensor
-    ) -> tuple[Tensor, ...]:
-        return (model.update_latents(Embedded(x, Projected(q, k, v)), y, Projected(qy, ky, vy), z),)
+    def latents(*tensors: Tensor) -> tuple[Tensor, ...]:
+        (x, *of_x), (y, *of_y), (z, *of_z) = tensors[:4], tensors[4:8], tensors[8:]
+        return (model.update_latents(Embedded(x, Projected(*of_x)), y, Projected(*of_y), z, Projected(*of_z)),)
 
-    def answer(y: Tensor, qy: Tensor, ky: Tensor, vy: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        return (model.update_answer(y, Projected(qy, ky, vy), z),)
+    def answer(*tensors: Tensor) -> tuple[Tensor, ...]:
+        (y, *of_y), (z, *of_z) = tensors[:4], tensors[4:]
+        return (model.update_answer(y, Projected(*of_y), z, Projected(*of_z)),)
 
     def heads(y: Tensor) -> tuple[Tensor, ...]:
-        return model.heads(y)
+        # halt_prob stays a column: it decides over rows of logits.
+        return model.classifier(y[:, 0]), model.halt(y[:, 0]).sigmoid()
 
     with torch.no_grad():
         images = torch.rand(_TRACE_BATCH, 3, size, size)
         *embedded, y, z = embed(images)
-        of_y = project(y)
+        of_y, of_z = project(y), project(z)
     functions: Functions = {
         "embed": (embed, [images]),
-        "project": (project, [y]),
-        "latents": (latents, [*embedded, y, *of_y, z]),
-        "answer": (answer, [y, *of_y, z]),
+        "project_answer": (project, [y]),
+        "project_latents": (project, [z]),
+        "latents": (latents, [*embedded, y, *of_y, z, *of_z]),
+        "answer": (answer, [y, *of_y, z, *of_z]),
         "heads": (heads, [y]),
     }
     return Fragments(**trace(model, functions))
@@ -137,6 +145,7 @@ def trace(model: nn.Module, functions: Functions) -> dict[str, Fragment]:
         # Before the optimizer, which would fold them too, but lose the weights' names.
         fold_weight_transposes(graph)
         program.optimize()
+        halve_gelu_last(graph)
     parameters = {f"model.{n}" for n, _ in (*model.named_parameters(), *model.named_buffers())}
     fragments: dict[str, Fragment] = {}
     inputs_left, outputs_left = list(graph.inputs), list(graph.outputs)
@@ -210,6 +219,37 @@ def fold_weight_transposes(graph: ir.Graph) -> bool:
             del graph.initializers[source.name]
         changed = True
     return changed
+
+
+def halve_gelu_last(graph: ir.Graph) -> bool:
+    """Rewrites x · (½ · (1 + erf(x/√2))) as (x · (1 + erf(x/√2))) · ½; returns whether anything changed.
+
+    The same number, but for overflow far outside of GELU's range: halving is exact.  ONNX Runtime fuses the second
+    form into one kernel, bias included, and runs torch's, the first, as five.
+    """
+    changed = False
+    for erf in [node for node in graph if node.op_type == "Erf"]:
+        add = _only_user(erf)
+        half = _only_user(add) if add is not None and add.op_type == "Add" else None
+        last = _only_user(half) if half is not None and half.op_type == "Mul" else None
+        if add is None or half is None or last is None or last.op_type != "Mul":
+            continue
+        by = next(v for v in half.inputs if v is not add.outputs[0])
+        x = next(v for v in last.inputs if v is not half.outputs[0])
+        if by is None or by.const_value is None or x is None:
+            continue
+        half.replace_input_with(0, x)
+        half.replace_input_with(1, add.outputs[0])
+        last.replace_input_with(0, half.outputs[0])
+        last.replace_input_with(1, by)
+        half.outputs[0].shape = x.shape
+        changed = True
+    return changed
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    users = [use.node for use in node.outputs[0].uses()]
+    return users[0] if len(users) == 1 else None
 
 
 def _site(node: ir.Node) -> str:

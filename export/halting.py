@@ -9,45 +9,41 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from vitrm.export.assembly import Assembly
 from vitrm.export.fragments import BATCH
+from vitrm.runtime.metadata import HALT_PROB, LOGITS, STEPS_USED
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
 class Answer(NamedTuple):
-    """What the heads say, and after how many steps."""
+    """What the heads say, and after how many steps.  Columns, so that one condition serves all three."""
 
     logits: ir.Value  # float32 [batch, classes]
-    halt_prob: ir.Value  # float32 [batch]
-    steps_used: ir.Value  # int64 [batch]
+    halt_prob: ir.Value  # float32 [batch, 1]
+    steps_used: ir.Value  # int64 [batch, 1], or one number for all
 
 
-def active_samples(a: Assembly, halt_prob: ir.Value, threshold: ir.Value, scope: str) -> ir.Value:
-    """bool [batch]: not (halt_prob > threshold), so a NaN threshold never halts."""
-    halted = a.op("Greater", [halt_prob, threshold], f"{scope}/halted", dtype=BOOL, shape=[BATCH])
-    return a.op("Not", [halted], f"{scope}/active", dtype=BOOL, shape=[BATCH])
+def halted_samples(a: Assembly, halt_prob: ir.Value, threshold: ir.Value, scope: str) -> ir.Value:
+    """bool [batch, 1]: halt_prob > threshold, so a NaN threshold never halts."""
+    return a.op("Greater", [halt_prob, threshold], f"{scope}/halted", dtype=BOOL, shape=[BATCH, 1])
 
 
-def keep(
-    a: Assembly, active: ir.Value, fresh: tuple[ir.Value, ir.Value], kept: Answer, classes: int, scope: str
-) -> Answer:
-    """`fresh` logits and halt_prob for the active samples, with one more step used; what was `kept` for the others."""
-    axis = a.constant([1], np.int64)
-    column = a.op("Unsqueeze", [active, axis], f"{scope}/active_column", dtype=BOOL, shape=[BATCH, 1])
-    one = a.op("Cast", [active], f"{scope}/one", dtype=INT64, shape=[BATCH], attributes={"to": INT64})
+def keep(a: Assembly, halted: ir.Value, kept: Answer, fresh: Answer, classes: int, scope: str) -> Answer:
+    """What was `kept` for the halted samples, the `fresh` answer for the others."""
+    types = ((LOGITS, FLOAT, classes), (HALT_PROB, FLOAT, 1), (STEPS_USED, INT64, 1))
     return Answer(
-        a.op("Where", [column, fresh[0], kept.logits], f"{scope}/logits", dtype=FLOAT, shape=[BATCH, classes]),
-        a.op("Where", [active, fresh[1], kept.halt_prob], f"{scope}/halt_prob", dtype=FLOAT, shape=[BATCH]),
-        a.op("Add", [kept.steps_used, one], f"{scope}/steps_used", dtype=INT64, shape=[BATCH]),
+        *(
+            a.op("Where", [halted, old, new], f"{scope}/{name}", dtype=dtype, shape=[BATCH, width])
+            for (name, dtype, width), old, new in zip(types, kept, fresh, strict=True)
+        )
     )
 
 
-def any_of(a: Assembly, flags: ir.Value, scope: str) -> ir.Value:
-    """bool scalar: whether any of bool [batch] is true."""
-    numbers = a.op("Cast", [flags], f"{scope}/numbers", dtype=FLOAT, shape=[BATCH], attributes={"to": FLOAT})
-    largest = a.op("ReduceMax", [numbers], f"{scope}/largest", dtype=FLOAT, shape=[], attributes={"keepdims": 0})
-    return a.op("Cast", [largest], f"{scope}/any", dtype=BOOL, shape=[], attributes={"to": BOOL})
+def all_of(a: Assembly, flags: ir.Value, scope: str) -> ir.Value:
+    """bool scalar: whether all of bool [batch, 1] are true."""
+    numbers = a.op("Cast", [flags], f"{scope}/numbers", dtype=FLOAT, shape=[BATCH, 1], attributes={"to": FLOAT})
+    smallest = a.op("ReduceMin", [numbers], f"{scope}/smallest", dtype=FLOAT, shape=[], attributes={"keepdims": 0})
+    return a.op("Cast", [smallest], f"{scope}/all", dtype=BOOL, shape=[], attributes={"to": BOOL})

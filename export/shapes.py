@@ -14,7 +14,7 @@ import onnx_ir as ir
 from vitrm.config import ViTRMConfig
 from vitrm.export.assembly import Assembly
 from vitrm.export.fragments import BATCH, Fragment, Fragments
-from vitrm.export.halting import BOOL, FLOAT, INT64, Answer, active_samples, any_of, keep
+from vitrm.export.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
 from vitrm.runtime.metadata import (
     EMBEDDED,
     HALT_PROB,
@@ -44,29 +44,35 @@ class Recursion:
         """The type of the recursion's state."""
         return self.fragments.latents.outputs[0].dtype or ir.DataType.FLOAT
 
-    def embed(self, a: Assembly, pixels: ir.Value) -> list[ir.Value]:
-        """x, its layer-1 projection q, k, v, and the initial state y₀, z₀."""
-        return a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
+    def embed(self, a: Assembly, pixels: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
+        """x with its layer-1 projection q, k, v; and the initial state: y₀, and z₀ with its own."""
+        *embedded, y, z = a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
+        of_z = a.apply(self.fragments.project_latents, [z], "embed/project_latents")
+        return embedded, [y, z, *of_z]
 
     def heads(self, a: Assembly, y: ir.Value, scope: str) -> tuple[ir.Value, ir.Value]:
-        """logits and halt_prob of the answer y, in float32 at every precision: halting compares small differences."""
+        """logits [batch, classes] and halt_prob [batch, 1] of y, in float32 at every precision: halting compares small
+        differences.
+        """
         logits, halt_prob = a.apply(
             self.fragments.heads, [_cast(a, y, ir.DataType.FLOAT, f"{scope}/heads/cast")], f"{scope}/heads"
         )
         return logits, halt_prob
 
     def step(
-        self, a: Assembly, embedded: list[ir.Value], y: ir.Value, z: ir.Value, scope: str, number: int = 0
-    ) -> tuple[ir.Value, ir.Value]:
+        self, a: Assembly, embedded: list[ir.Value], state: list[ir.Value], scope: str, number: int = 0
+    ) -> list[ir.Value]:
         """One step: T recursions of n latent updates and an answer update.  `number` 1, 2, … takes that step's fragments."""
         f = self.by_step[number - 1] if number and self.by_step else self.fragments
+        y, z, *of_z = state
         for t in range(self.config.recursions):
             inner = scope if self.config.recursions == 1 else f"{scope}/recursion{t + 1}"
-            of_y = a.apply(f.project, [y], f"{inner}/project")
+            of_y = a.apply(f.project_answer, [y], f"{inner}/project_answer")
             for i in range(self.config.n):
-                (z,) = a.apply(f.latents, [*embedded, y, *of_y, z], f"{inner}/latents{i + 1}")
-            (y,) = a.apply(f.answer, [y, *of_y, z], f"{inner}/answer")
-        return y, z
+                (z,) = a.apply(f.latents, [*embedded, y, *of_y, z, *of_z], f"{inner}/latents{i + 1}")
+                of_z = a.apply(f.project_latents, [z], f"{inner}/project_latents{i + 1}")
+            (y,) = a.apply(f.answer, [y, *of_y, z, *of_z], f"{inner}/answer")
+        return [y, z, *of_z]
 
 
 def _cast(a: Assembly, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
@@ -99,29 +105,26 @@ def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, ever
     a = Assembly()
     classes = recursion.config.classes
     pixels = _pixels(a, recursion.config)
-    *embedded, y, z = recursion.embed(a, pixels)
+    embedded, state = recursion.embed(a, pixels)
     halting = halt_threshold < 1
-    first = a.constant([1 if halting else steps], np.int64)
-    steps_used = a.op("Expand", [first, _batch(a, pixels)], "steps_at_least", dtype=INT64, shape=[BATCH])
-    answer: Answer | None = None
     history: list[tuple[ir.Value, ir.Value]] = []
     for s in range(1, steps + 1):
-        scope = f"step{s}"
-        y, z = recursion.step(a, embedded, y, z, scope, s)
-        if not (halting or every_step or s == steps):
-            continue
-        fresh = recursion.heads(a, y, scope)
-        history.append(fresh)
-        if halting and answer is not None:
-            active = active_samples(a, answer.halt_prob, a.constant(halt_threshold, np.float32), scope)
-            answer = keep(a, active, fresh, answer, classes, scope)
-        else:
-            answer = Answer(*fresh, steps_used)
-    assert answer is not None
-    outputs = {LOGITS: answer.logits, HALT_PROB: answer.halt_prob, STEPS_USED: answer.steps_used}
+        state = recursion.step(a, embedded, state, f"step{s}", s)
+        if halting or every_step or s == steps:
+            history.append(recursion.heads(a, state[0], f"step{s}"))
+    used = _fill(a, a.constant([[1 if halting else steps]], np.int64), _batch(a, pixels), 1, "steps_at_least")
+    answer = Answer(*history[0 if halting else -1], used)
+    if halting:
+        threshold = a.constant(halt_threshold, np.float32)
+        for s, fresh in enumerate(history[1:], 2):
+            halted = halted_samples(a, answer.halt_prob, threshold, f"step{s}")
+            number = a.constant([[s]], np.int64)
+            answer = keep(a, halted, answer, Answer(*fresh, number), classes, f"step{s}")
+    outputs = _outputs(a, answer)
     if every_step:
+        columns = _stack(a, [halt_prob for _, halt_prob in history], [BATCH, 1], STEP_HALT_PROB)
         outputs[STEP_LOGITS] = _stack(a, [logits for logits, _ in history], [BATCH, classes], STEP_LOGITS)
-        outputs[STEP_HALT_PROB] = _stack(a, [halt_prob for _, halt_prob in history], [BATCH], STEP_HALT_PROB)
+        outputs[STEP_HALT_PROB] = _row(a, columns, f"{STEP_HALT_PROB}/rows", [len(history), BATCH])
     return a.model([pixels], outputs, "vitrm_unrolled")
 
 
@@ -136,25 +139,24 @@ def loop(recursion: Recursion) -> ir.Model:
     pixels = _pixels(a, recursion.config)
     steps = a.input(STEPS, INT64, [])
     threshold = a.input(HALT_THRESHOLD, FLOAT, [])
-    *embedded, y, z = recursion.embed(a, pixels)
+    embedded, state = recursion.embed(a, pixels)
     batch = _batch(a, pixels)
-    table = a.op(
-        "Concat", [batch, a.constant([classes], np.int64)], "table", dtype=INT64, shape=[2], attributes={"axis": 0}
-    )
     # −∞ exceeds no threshold, so every sample starts active.
     start = Answer(
-        a.op("Expand", [a.constant([[0]], np.float32), table], "start/logits", dtype=FLOAT, shape=[BATCH, classes]),
-        a.op("Expand", [a.constant([-np.inf], np.float32), batch], "start/halt_prob", dtype=FLOAT, shape=[BATCH]),
-        a.op("Expand", [a.constant([0], np.int64), batch], "start/steps_used", dtype=INT64, shape=[BATCH]),
+        _fill(a, a.constant([[0]], np.float32), batch, classes, "start/logits"),
+        _fill(a, a.constant([[-np.inf]], np.float32), batch, 1, "start/halt_prob"),
+        _fill(a, a.constant([[0]], np.int64), batch, 1, "start/trip"),
     )
     at_least = a.op("Max", [steps, a.constant(1, np.int64)], "trips/at_least", dtype=INT64, shape=[])
     trips = a.op("Min", [at_least, a.constant(MAX_STEPS, np.int64)], "trips", dtype=INT64, shape=[])
-    carried = [y, z, *start]
+    carried = [*state, *start]
     body = _body(recursion, Assembly(a.initialisers), embedded, carried, threshold)
     finals = [ir.Value(shape=v.shape, type=v.type) for v in carried]
     a.add(ir.node("Loop", [trips, a.constant(True, np.bool_), *carried], {"body": body}, outputs=finals), "loop")
-    _, _, logits, halt_prob, steps_used = finals
-    outputs = {LOGITS: logits, HALT_PROB: halt_prob, STEPS_USED: steps_used}
+    logits, halt_prob, trip = finals[len(state) :]
+    # The loop counts its trips from 0.
+    used = a.op("Add", [trip, a.constant([[1]], np.int64)], "steps_used/column", dtype=INT64, shape=[BATCH, 1])
+    outputs = _outputs(a, Answer(logits, halt_prob, used))
     return a.model([pixels, steps, threshold], outputs, "vitrm_loop")
 
 
@@ -162,15 +164,17 @@ def _body(
     recursion: Recursion, b: Assembly, embedded: list[ir.Value], carried: list[ir.Value], threshold: ir.Value
 ) -> ir.Graph:
     """One step of all samples, of which the active ones take the answer."""
-    names = ("y", "z", LOGITS, HALT_PROB, STEPS_USED)
+    names = (*STATE, LOGITS, HALT_PROB, STEPS_USED)
     trip, go = b.input("body/trip", INT64, []), b.input("body/go", BOOL, [])
     inputs = [ir.Value(name=f"body/{n}", shape=v.shape, type=v.type) for n, v in zip(names, carried, strict=True)]
-    y, z, *kept = inputs
-    active = active_samples(b, kept[1], threshold, "body/before")
-    y, z = recursion.step(b, embedded, y, z, "body/step")
-    answer = keep(b, active, recursion.heads(b, y, "body/step"), Answer(*kept), recursion.config.classes, "body/keep")
-    go_on = any_of(b, active_samples(b, answer.halt_prob, threshold, "body/after"), "body/go_on")
-    results = {"body/out/go": go_on, **{f"body/out/{n}": v for n, v in zip(names, (y, z, *answer), strict=True)}}
+    state, kept = inputs[: len(STATE)], Answer(*inputs[len(STATE) :])
+    halted = halted_samples(b, kept.halt_prob, threshold, "body/before")
+    state = recursion.step(b, embedded, state, "body/step")
+    fresh = Answer(*recursion.heads(b, state[0], "body/step"), trip)
+    answer = keep(b, halted, kept, fresh, recursion.config.classes, "body/keep")
+    done = all_of(b, halted_samples(b, answer.halt_prob, threshold, "body/after"), "body/done")
+    go_on = b.op("Not", [done], "body/go_on", dtype=BOOL, shape=[])
+    results = {"body/out/go": go_on, **{f"body/out/{n}": v for n, v in zip(names, (*state, *answer), strict=True)}}
     return b.body([trip, go, *inputs], results, "vitrm_step")
 
 
@@ -181,24 +185,27 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
     Each graph carries the weights it uses; layer 1's projection is in two of them.
     """
 
-    def inputs(a: Assembly, names: tuple[str, ...]) -> list[ir.Value]:
-        like = dict(zip((*EMBEDDED, *STATE), recursion.fragments.embed.outputs, strict=True))
-        return [a.input(n, recursion.dtype, _dimensions(like[n])) for n in names]
-
     embed = Assembly()
     pixels = _pixels(embed, recursion.config)
-    outputs = dict(zip((*EMBEDDED, *STATE), recursion.embed(embed, pixels), strict=True))
+    embedded, state = recursion.embed(embed, pixels)
+    made = dict(zip((*EMBEDDED, *STATE), (*embedded, *state), strict=True))
+    dimensions = {name: _dimensions(value) for name, value in made.items()}
+
+    def inputs(a: Assembly, names: tuple[str, ...]) -> list[ir.Value]:
+        return [a.input(name, recursion.dtype, dimensions[name]) for name in names]
+
     step = Assembly()
-    *embedded, y, z = given = inputs(step, (*EMBEDDED, *STATE))
-    after = recursion.step(step, embedded, y, z, "step")
+    fixed, before = inputs(step, EMBEDDED), inputs(step, STATE)
+    after = recursion.step(step, fixed, before, "step")
     heads = Assembly()
     (answer,) = inputs(heads, STATE[:1])
+    logits, halt_prob = recursion.heads(heads, answer, "heads")
     return {
-        "embed": embed.model([pixels], outputs, "vitrm_embed"),
-        "step": step.model(given, dict(zip(NEXT, after, strict=True)), "vitrm_step"),
+        "embed": embed.model([pixels], made, "vitrm_embed"),
+        "step": step.model([*fixed, *before], dict(zip(NEXT, after, strict=True)), "vitrm_step"),
         "heads": heads.model(
             [answer],
-            dict(zip((LOGITS, HALT_PROB), recursion.heads(heads, answer, "heads"), strict=True)),
+            {LOGITS: logits, HALT_PROB: _row(heads, halt_prob, "halt_prob/row", [BATCH])},
             "vitrm_heads",
         ),
     }
@@ -216,6 +223,28 @@ def _pixels(a: Assembly, config: ViTRMConfig) -> ir.Value:
 def _batch(a: Assembly, pixels: ir.Value) -> ir.Value:
     """The batch size, int64 [1]."""
     return a.op("Shape", [pixels], "batch", dtype=INT64, shape=[1], attributes={"start": 0, "end": 1})
+
+
+def _outputs(a: Assembly, answer: Answer) -> dict[str, ir.Value]:
+    """An answer under its public names: logits [batch, classes], halt_prob [batch], steps_used [batch]."""
+    return {
+        LOGITS: answer.logits,
+        HALT_PROB: _row(a, answer.halt_prob, f"{HALT_PROB}/row", [BATCH]),
+        STEPS_USED: _row(a, answer.steps_used, f"{STEPS_USED}/row", [BATCH]),
+    }
+
+
+def _fill(a: Assembly, value: ir.Value, batch: ir.Value, width: int, name: str) -> ir.Value:
+    """The one number `value` [1, 1] as [batch, width]."""
+    table = [batch, a.constant([width], np.int64)]
+    shape = a.op("Concat", table, f"{name}/shape", dtype=INT64, shape=[2], attributes={"axis": 0})
+    return a.op("Expand", [value, shape], name, dtype=value.dtype or FLOAT, shape=[BATCH, width])
+
+
+def _row(a: Assembly, column: ir.Value, name: str, shape: list[int | str]) -> ir.Value:
+    """`column` without its last axis, of length 1."""
+    axis = a.constant([-1], np.int64)
+    return a.op("Squeeze", [column, axis], name, dtype=column.dtype or FLOAT, shape=shape)
 
 
 def _stack(a: Assembly, values: list[ir.Value], shape: list[int | str], name: str) -> ir.Value:

@@ -35,8 +35,9 @@ STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of 
 #   heads.onnx   y → logits, halt_prob
 PARTS = ("embed", "step", "heads")
 EMBEDDED = ("x", "x_q", "x_k", "x_v")  # tokens [batch, N, D], and layer 1's projections of them
-STATE = ("y", "z")  # answer [batch, 1, D], latents [batch, K, D]
-NEXT = ("y_next", "z_next")  # the state one step later
+# answer [batch, 1, D], latents [batch, K, D], and layer 1's projection of them, which two steps need
+STATE = ("y", "z", "z_q", "z_k", "z_v")
+NEXT = tuple(f"{name}_next" for name in STATE)  # the state one step later
 
 
 @dataclass(frozen=True, kw_only=True)

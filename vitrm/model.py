@@ -223,11 +223,13 @@ class ViTRM(nn.Module):
     def step(self, embedded: Embedded, state: State) -> State:
         """T recursions: each n latent updates, then one answer update."""
         y, z = state
+        of_z = self.project(z)
         for _ in range(self.config.recursions):
             of_y = self.project(y)
             for _ in range(self.config.n):
-                z = self.update_latents(embedded, y, of_y, z)
-            y = self.update_answer(y, of_y, z)
+                z = self.update_latents(embedded, y, of_y, z, of_z)
+                of_z = self.project(z)
+            y = self.update_answer(y, of_y, z, of_z)
         return State(y, z)
 
     def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,14 +243,14 @@ class ViTRM(nn.Module):
         """Layer 1's projection of some tokens h [B, tokens, D]."""
         return self._first.project(h)
 
-    def update_latents(self, embedded: Embedded, y: Tensor, of_y: Projected, z: Tensor) -> Tensor:
-        """Eq. 2: z ← f([x; y; z])[−K:], given layer 1's projection of y; z [B, K, D]."""
+    def update_latents(self, embedded: Embedded, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
+        """Eq. 2: z ← f([x; y; z])[−K:], given layer 1's projections of y and z; z [B, K, D]."""
         x, of_x = embedded
-        return self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, self.project(z)), slice(-self.config.latents, None))
+        return self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, of_z), slice(-self.config.latents, None))
 
-    def update_answer(self, y: Tensor, of_y: Projected, z: Tensor) -> Tensor:
-        """Eq. 3: y ← f([y; z])[:1], given layer 1's projection of y; y [B, 1, D]."""
-        return self._f(torch.cat([y, z], 1), _join(of_y, self.project(z)), slice(0, 1))
+    def update_answer(self, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
+        """Eq. 3: y ← f([y; z])[:1], given layer 1's projections of y and z; y [B, 1, D]."""
+        return self._f(torch.cat([y, z], 1), _join(of_y, of_z), slice(0, 1))
 
     def head_logits(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4 before the sigmoid, for losses: logits [B, classes] and the halting logit [B]."""

@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 
-from vitrm.calib.calibration import IMAGES, calibrate, calibration_images, check_calibration, load_calibration
+from vitrm.calib.calibration import FORMAT, IMAGES, calibrate, calibration_images, check_calibration, load_calibration
 from vitrm.calib.ranges import BINS, Histogram, Range, collect, estimate
 from vitrm.calib.simulation import draw, state_error
 from vitrm.calib.sites import Site
@@ -44,8 +44,10 @@ def test_every_site_of_every_step_is_met(model, images):
     first = ["block.0.q", "block.0.k", "block.0.v"]
     expected = {Site(0, "embed", layer) for layer in first}
     for step in range(1, STEPS + 1):
-        expected |= {Site(step, "project", layer) for layer in first}
-        expected |= {Site(step, role, layer) for role in ("latents", "answer") for layer in layers}
+        expected |= {Site(step, role, layer) for role in ("project_answer", "project_latents") for layer in first}
+        expected |= {
+            Site(step, role, layer) for role in ("latents", "answer") for layer in layers if layer not in first
+        }
     assert set(found) == expected
 
 
@@ -90,9 +92,9 @@ def test_the_same_file_whatever_the_order(checkpoint, images, tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     again = load_calibration(tmp_path / "a.json", checkpoint, 2)
     assert again == calibrate(checkpoint, 2, images=images)
-    assert again.shared("latents", "block.0.k") == Range(
-        min(again.at(s, "latents", "block.0.k").low for s in (1, 2)),
-        max(again.at(s, "latents", "block.0.k").high for s in (1, 2)),
+    assert again.shared("latents", "block.1.k") == Range(
+        min(again.at(s, "latents", "block.1.k").low for s in (1, 2)),
+        max(again.at(s, "latents", "block.1.k").high for s in (1, 2)),
     )
 
 
@@ -116,13 +118,13 @@ def test_a_calibration_of_something_else_is_refused_with_both_ids(checkpoint, im
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda v: v["ranges"].update({"1/latents/block.0.k": [0]}), "not a calibration file"),
-        (lambda v: v["ranges"].update({"1/latents/block.0.k": [0, 1]}), "its ranges were changed"),
-        (lambda v: v["ranges"].pop("1/latents/block.0.k"), "its ranges were changed"),
+        (lambda v: v["ranges"].update({"1/latents/block.1.k": [0]}), "not a calibration file"),
+        (lambda v: v["ranges"].update({"1/latents/block.1.k": [0, 1]}), "its ranges were changed"),
+        (lambda v: v["ranges"].pop("1/latents/block.1.k"), "its ranges were changed"),
         (lambda v: v.update(ranges=[]), "not a calibration file"),
         (lambda v: v.pop("steps"), "not a calibration file"),
         (lambda v: v.update(steps=9), "was changed after it was written"),
-        (lambda v: v.update(format=2), "calibration format 2"),
+        (lambda v: v.update(format=FORMAT + 1), f"calibration format {FORMAT + 1}"),
     ],
 )
 def test_damaged_files_are_refused(checkpoint, images, tmp_path, damage, message):

@@ -81,15 +81,19 @@ def simulated(checkpoint, calibration, images, target, shared):
             module.register_forward_pre_hook(hook(f"block.{name}"))
     embedded = model.embed(torch.from_numpy(images))
     y, z = model.initial_state(len(images))
+    place[:] = 1, "project_latents"
+    of_z = model.project(z)
     for step in range(1, STEPS + 1):
         for _ in range(model.config.recursions):
-            place[:] = step, "project"
+            place[:] = step, "project_answer"
             of_y = model.project(y)
-            place[:] = step, "latents"
             for _ in range(model.config.n):
-                z = model.update_latents(embedded, y, of_y, z)
+                place[:] = step, "latents"
+                z = model.update_latents(embedded, y, of_y, z, of_z)
+                place[:] = step, "project_latents"
+                of_z = model.project(z)
             place[:] = step, "answer"
-            y = model.update_answer(y, of_y, z)
+            y = model.update_answer(y, of_y, z, of_z)
     return model.heads(y)[0].numpy()
 
 

@@ -9,9 +9,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import reference
 import torch
 
-from vitrm.export.shapes import loop, unrolled
+from vitrm.export.fragments import trace_vitrm
+from vitrm.export.shapes import Recursion, loop, unrolled
 from vitrm.runtime.metadata import (
     HALT_PROB,
     HALT_THRESHOLD,
@@ -101,7 +103,7 @@ def test_weights_are_stored_once_under_their_names(recursion, model):
 def test_nodes_say_where_they_come_from(recursion):
     names = {n.name for n in unrolled(recursion, 2).graph}
     assert "step2/recursion1/latents1/block.1.ffn.up/MatMul" in names
-    assert "step1/recursion2/answer/block.0.q/MatMul" in names
+    assert "step1/recursion2/project_latents1/block.0.q/MatMul" in names
     assert len(names) == len(list(unrolled(recursion, 2).graph))
 
 
@@ -133,3 +135,23 @@ def test_a_loop_is_as_small_as_one_step(recursion):
     assert nodes < sum(1 for _ in unrolled(recursion, 1).graph) + 40
     weights = {k for k in loop(recursion).graph.initializers if not k.startswith("const.")}
     assert weights == {k for k in unrolled(recursion, 1).graph.initializers if not k.startswith("const.")}
+
+
+def test_a_trip_of_the_loop_computes_nothing_twice(recursion):
+    body = next(node for node in loop(recursion).graph if node.op_type == "Loop").attributes["body"].as_graph()
+    config = recursion.config
+    products = [n.inputs[1].name for n in body if n.op_type == "MatMul" and n.inputs[1].const_value is not None]
+    # Layer 1 projects each y and each z once, though two updates, of two steps even, read it.
+    assert products.count("block.0.q.weight.T") == config.recursions * (1 + config.n)
+    assert not [n.name for n in body if n.op_type == "Identity"], "outputs carry their names without a copy"
+
+
+def test_onnxruntime_fuses_gelu(tmp_path):
+    gelu = reference.shaken("tiny")
+    ir.save(unrolled(Recursion(gelu.config, trace_vitrm(gelu)), 1), tmp_path / "in.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "out.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "in.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "out.onnx")).graph.node]
+    assert "Erf" not in kinds
+    assert kinds.count("BiasGelu") == (gelu.config.n + 1) * gelu.config.layers

@@ -15,6 +15,7 @@ import pytest
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
 from vitrm.export import export
+from vitrm.export.fragments import BODY
 from vitrm.export.half import to_half
 from vitrm.export.shapes import loop, stepwise, unrolled
 
@@ -26,7 +27,7 @@ BUILD = Path(__file__).with_name("tensorrt_build.py")
 )
 def test_every_graph_and_precision_builds(recursion, run, tmp_path):
     f = recursion.fragments
-    halves = {name: to_half(getattr(f, name)) for name in ("embed", "project", "latents", "answer")}
+    halves = {name: to_half(getattr(f, name)) for name in BODY}
     graphs = {}
     for precision, r in (("fp32", recursion), ("fp16", replace(recursion, fragments=replace(f, **halves)))):
         graphs[f"unrolled-{precision}"] = unrolled(r, 2)

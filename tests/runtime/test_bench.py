@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import STEPS, make_checkpoint, with_props
+from small_models import STEPS, make_checkpoint, with_props
 
 from vitrm import checkpoint as checkpoints
 from vitrm import data

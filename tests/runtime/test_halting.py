@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import with_props
+from small_models import with_props
 
 import vitrm.runtime
 from vitrm.errors import UserError

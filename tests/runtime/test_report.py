@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import with_props
 from PIL import Image
+from small_models import with_props
 
 from vitrm import data
 from vitrm.runtime import png

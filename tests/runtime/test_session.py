@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STEPS, with_props
+from small_models import STEPS, with_props
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints

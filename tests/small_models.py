@@ -1,0 +1,58 @@
+"""Small models that mostly answer right, and artefacts with altered metadata, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+
+from vitrm import data as datasets
+from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.config import preset
+from vitrm.model import ViTRM
+
+STEPS = 3
+
+
+def make_checkpoint(name: str, seed: int = 0, **changes: object) -> Checkpoint:
+    """A model with random layers; a ViTRM's heads are fitted to digits by least squares, so that it is mostly right."""
+    torch.manual_seed(seed)
+    config = preset(name, **changes)
+    model = build_model(config).eval()
+    if isinstance(model, ViTRM):
+        _fit_heads(model)
+    data = {"name": "digits", "classes": [str(i) for i in range(config.classes)]}
+    return Checkpoint(model=config, data=data, weights=model.state_dict(), source="test")
+
+
+@torch.no_grad()
+def _fit_heads(model: ViTRM) -> None:
+    images = datasets.load("digits", "train")
+    embedded = model.embed(torch.from_numpy(images.floats()))
+    state = model.initial_state(len(images))
+    for _ in range(STEPS):
+        state = model.step(embedded, state)
+    y = state.y[:, 0]
+    features = torch.cat([y, torch.ones(len(y), 1)], 1)
+    labels = torch.from_numpy(images.labels)
+    targets = 8 * torch.nn.functional.one_hot(labels, model.config.classes).float()
+    solution = torch.linalg.lstsq(features, targets).solution
+    model.classifier.weight.copy_(solution[:-1].T)
+    model.classifier.bias.copy_(solution[-1])
+    right = (model.classifier(y).argmax(1) == labels).float()[:, None]
+    solution = torch.linalg.lstsq(features, 4 * right - 2).solution
+    model.halt.weight.copy_(solution[:-1].T)
+    model.halt.bias.copy_(solution[-1])
+
+
+def with_props(source: Path, target: Path, /, **changes: str | None) -> Path:
+    """A copy of an ONNX file with other metadata_props (None removes one)."""
+    model = onnx.load(str(source))
+    kept = {p.key: p.value for p in model.metadata_props} | {f"vitrm.{k}": v for k, v in changes.items()}
+    del model.metadata_props[:]
+    for key, value in kept.items():
+        if value is not None:
+            model.metadata_props.add(key=key, value=value)
+    onnx.save(model, str(target))
+    return target
