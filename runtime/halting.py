@@ -3,6 +3,9 @@
 halt_prob is the model's own chance of being right after a step.  A sweep runs images to full depth, keeps
 what every step said, and can then tell for any threshold what halting would have answered, and after how many
 steps.  The threshold is chosen on the validation part; the test part is for saying how that turned out.
+
+The choice allows for chance.  The cheapest threshold that holds on n images is the luckiest one: with nano-cifar10, 5,000
+images and 0.3 points to give up, it lost 0.18 points there and 0.65 on the test images.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from vitrm.runtime.session import Session
 from vitrm.runtime.stepwise_session import StepwiseSession
 
 BINS = 15
+_CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
 # Fine enough that the next one changes little; near 1 the interesting ones lie closer together.
 THRESHOLDS = (*(i / 100 for i in range(5, 100)), 0.995, 0.998, 0.999)
 
@@ -38,6 +42,9 @@ class HaltingPoint:
     threshold: float
     accuracy: float  # in [0, 1]
     mean_steps: float
+    # What may be lost of full depth's accuracy: lost on these images + 1.645 standard errors of that paired difference,
+    # so that other images lose more in 1 of 20 cases.
+    drop_bound: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +129,26 @@ def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
     halted = trajectory.halt_prob > threshold
     last = np.where(halted.any(0), halted.argmax(0), len(halted) - 1)
     right = trajectory.right[last, np.arange(len(last))]
-    return HaltingPoint(threshold=threshold, accuracy=float(right.mean()), mean_steps=float(last.mean()) + 1)
+    lost = trajectory.right[-1].astype(np.float64) - right  # 1 lost, −1 gained
+    return HaltingPoint(
+        threshold=threshold,
+        accuracy=float(right.mean()),
+        mean_steps=float(last.mean()) + 1,
+        drop_bound=float(lost.mean() + _CONFIDENCE * lost.std() / np.sqrt(len(lost))),
+    )
 
 
 def choose(
     name: str, sample: Sample, trajectory: Trajectory, budget: float, thresholds: Sequence[float] = THRESHOLDS
 ) -> HaltingChoice:
-    """The threshold with the fewest mean steps whose accuracy is at most `budget` (in [0, 1]) below full depth's.
+    """The threshold with the fewest mean steps that loses at most `budget` (in [0, 1]) of full depth's accuracy, with
+    95 % confidence.
 
     Of equally cheap ones the most accurate, then the highest; never halting (1) where none keeps the budget.
     """
     full = at_threshold(trajectory, 1.0)
     points = tuple(at_threshold(trajectory, t) for t in thresholds)
-    kept = [p for p in (*points, full) if p.accuracy >= full.accuracy - budget - 1e-12]
+    kept = [p for p in (*points, full) if p.drop_bound <= budget + 1e-12]
     chosen = min(kept, key=lambda p: (p.mean_steps, -p.accuracy, -p.threshold))
     return HaltingChoice(
         name=name,

@@ -65,7 +65,10 @@ def test_the_cheapest_within_the_budget_is_chosen(validation):
     assert choice.full.accuracy == choice.chosen.accuracy == 0.75
     assert choice.chosen.mean_steps == (1 + 1 + 3 + 3) / 4
     assert 0.6 <= choice.chosen.threshold < 0.8
-    generous = choose("a", validation, trajectory, 0.25).chosen
+    # One image of four lost: 0.25 and a standard error of √(3/16) / 2.
+    assert at_threshold(trajectory, 0.0).drop_bound == pytest.approx(0.25 + 1.645 * np.sqrt(3 / 16) / 2)
+    assert choose("a", validation, trajectory, 0.25).chosen.mean_steps == 2, "an estimate at the limit is not enough"
+    generous = choose("a", validation, trajectory, 0.61).chosen
     assert (generous.accuracy, generous.mean_steps, generous.threshold) == (0.5, 1.0, 0.09), (
         "all at once, with the highest threshold for that"
     )
