@@ -202,7 +202,7 @@ def _identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dic
 
 
 def _plain(ranges: dict[Site, Range]) -> dict[str, list[float]]:
-    return {"/".join(map(str, site)): list(extent) for site, extent in sorted(ranges.items())}
+    return {str(site): list(extent) for site, extent in sorted(ranges.items())}
 
 
 def _digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from vitrm.model import ViTRM
 
 BINS = 2048
 BATCH = 64
-ESTIMATORS = ("minmax", "percentile", "mse")
+ESTIMATORS = ("minmax", "percentile", "mse", "entropy")
 _PERCENTILE = 99.99  # of the values, kept inside the range
 
 
@@ -96,7 +96,8 @@ def estimate(histogram: Histogram, estimator: str) -> Range:
     """The range that a site's int8 values should span.
 
     minmax: all that was seen.  percentile: its inner 99.99 %.  mse: of a hundred narrower and narrower ranges, the
-    one whose rounding and clipping together cost the least squared error.  A range always includes 0, and is never empty.
+    one whose rounding and clipping together cost the least squared error.  entropy: the one whose int8 histogram diverges
+    least from the values' own.  A range always includes 0, and is never empty.
     """
     if estimator not in ESTIMATORS:
         raise UserError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
@@ -106,9 +107,10 @@ def estimate(histogram: Histogram, estimator: str) -> Range:
         tail = (1 - _PERCENTILE / 100) / 2
         edges = np.linspace(low, high, BINS + 1)
         low, high = float(edges[np.searchsorted(share, tail)]), float(edges[np.searchsorted(share, 1 - tail) + 1])
-    elif total and estimator == "mse":
+    elif total and estimator in ("mse", "entropy"):
+        loss = _squared_error if estimator == "mse" else _divergence
         candidates = [(low * s, high * s) for s in np.linspace(1.0, 0.01, 100)]
-        low, high = min(candidates, key=lambda c: _squared_error(histogram, *c))
+        low, high = min(candidates, key=lambda c: loss(histogram, *c))
     low, high = min(low, 0.0), max(high, 0.0)
     return Range(low, high) if high > low else Range(0.0, 1e-6)
 
@@ -122,3 +124,31 @@ def _squared_error(histogram: Histogram, low: float, high: float) -> float:
     values = histogram.centres
     rounded = np.round(np.clip(values, low, high) / scale) * scale
     return float((histogram.counts * (values - rounded) ** 2).sum())
+
+
+def _divergence(histogram: Histogram, low: float, high: float) -> float:
+    """Kullback–Leibler divergence Σ p log(p / q) of a histogram from what 255 levels between low and high keep of it.
+
+    p counts clipped values in its outermost bins; q spreads the count of each level evenly over the bins that round to it
+    and hold a value, clipped ones left out: so clipping shows where the two differ.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high <= low:
+        return float("inf")
+    centres, counts = histogram.centres, histogram.counts.astype(np.float64)
+    inside = np.flatnonzero((centres >= low) & (centres <= high))
+    if not len(inside):
+        return float("inf")
+    kept = counts[inside]
+    p = kept.copy()
+    p[0] += counts[: inside[0]].sum()
+    p[-1] += counts[inside[-1] + 1 :].sum()
+    level = np.round(centres[inside] / ((high - low) / 255)).astype(np.int64)
+    level -= level.min()
+    held = kept > 0
+    total = np.bincount(level, kept)
+    bins = np.bincount(level, held)
+    q = np.where(held, (total / np.maximum(bins, 1))[level], 0.0)
+    p, q = p / p.sum(), q / max(q.sum(), 1.0)
+    some = p > 0
+    return float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-12))).sum())

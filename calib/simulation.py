@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.quantisation import LEVELS, affine_scale, quantise_weight, symmetric_scale
 from vitrm.calib.ranges import Range
-from vitrm.calib.sites import Site, run_watched
+from vitrm.calib.sites import ROLES, Site, run_watched
 from vitrm.checkpoint import Checkpoint
 from vitrm.files import atomic_path
 from vitrm.model import ViTRM
@@ -43,25 +43,38 @@ def state_error(
     exact, rounded = checkpoint.build(), checkpoint.build()
     assert isinstance(exact, ViTRM)
     assert isinstance(rounded, ViTRM)
-    with torch.no_grad():
-        for module in rounded.block.modules():
-            if isinstance(module, nn.Linear):
-                integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
-                module.weight.copy_(torch.from_numpy(integers * scales).T)
     tensor = torch.from_numpy(images)
-
-    def round_input(site: Site, values: Tensor) -> Tensor:
-        whole = shared and site.step > 0
-        extent = calibration.shared(site.role, site.layer) if whole else calibration.at(*site)
-        return _rounded(values, extent, target)
-
     pairs = zip(
-        run_watched(exact, tensor, calibration.steps, lambda *_: None),
-        run_watched(rounded, tensor, calibration.steps, round_input),
+        run_watched(exact, tensor, calibration.steps),
+        run_watched(rounded, tensor, calibration.steps, Int8(rounded, calibration, target=target, shared=shared)),
         strict=True,
     )
     y, z = zip(*((_decibels(a.y, b.y), _decibels(a.z, b.z)) for a, b in pairs), strict=True)
     return StateError(y, z)
+
+
+class Int8:
+    """A look (vitrm.calib.sites.Look) under which a model computes with int8's rounding at the sites `at` (None: all)."""
+
+    def __init__(self, model: ViTRM, calibration: Calibration, *, target: str, shared: bool) -> None:
+        self.calibration, self.target, self.shared = calibration, target, shared
+        self.at: frozenset[Site] | None = None
+        self.layers = {f"block.{n}": m for n, m in model.block.named_modules() if isinstance(m, nn.Linear)}
+        self.exact = {name: layer.weight.detach() for name, layer in self.layers.items()}
+        self.rounded = {}
+        for name, weight in self.exact.items():
+            integers, scales = quantise_weight(weight.T.contiguous().numpy())
+            self.rounded[name] = torch.from_numpy(integers * scales).T.contiguous()
+
+    def __call__(self, site: Site, values: Tensor) -> Tensor | None:
+        """Puts the layer's weight in place, and returns its rounded input."""
+        rounding = self.at is None or site in self.at
+        self.layers[site.layer].weight.data = (self.rounded if rounding else self.exact)[site.layer]
+        if not rounding:
+            return None
+        whole = self.shared and site.step > 0
+        extent = self.calibration.shared(site.role, site.layer) if whole else self.calibration.at(*site)
+        return _rounded(values, extent, self.target)
 
 
 def _rounded(values: Tensor, extent: Range, target: str) -> Tensor:
@@ -93,7 +106,7 @@ def draw(error: StateError, own: StateError, calibration: Calibration, path: str
         left.plot(steps, found.z, f"C1{style}", marker="o", label=f"z, {name}")
     left.set(xlabel="step", ylabel="signal-to-noise ratio, dB", title="int8 error of the state", xticks=list(steps))
     left.legend(fontsize=8)
-    for i, role in enumerate(("project_answer", "project_latents", "latents", "answer")):
+    for i, role in enumerate(ROLES[1:]):  # of what each step does
         widths = [
             [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
             for step in steps

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitrm.model import State, ViTRM
+from vitrm.model import Embedded, State, ViTRM
+
+ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
 class Site(NamedTuple):
@@ -19,22 +22,39 @@ class Site(NamedTuple):
     """
 
     step: int  # 1, 2, …; 0 for what runs once per image
-    role: str  # embed, project_answer, project_latents, latents or answer: the fragment it belongs to
+    role: str  # one of ROLES: the fragment it belongs to
     layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
+
+    def __str__(self) -> str:
+        return f"{self.step}/{self.role}/{self.layer}"
 
 
 # Called with a site and its values [B, tokens, width]; what it returns takes their place, None leaves them.
 Look = Callable[[Site, Tensor], Tensor | None]
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run may go on from, so that what came before need not be computed again."""
+
+    step: int  # steps already taken, at least 1
+    embedded: Embedded
+    state: State  # after them
+
+
 @torch.no_grad()
-def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> list[State]:
-    """Runs `steps` steps on images [B, 3, H, W] in [0, 1], `look`ing at every site; the state after each step."""
+def run_watched(
+    model: ViTRM, images: Tensor, steps: int, look: Look | None = None, start: Start | None = None
+) -> list[State]:
+    """Runs up to `steps` steps on images [B, 3, H, W] in [0, 1], `look`ing at every site; the state after each step.
+
+    With `start`, the steps after it alone, whose sites are looked at.
+    """
     at, states = (0, "embed"), []
 
     def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]:
         def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            replaced = look(Site(*at, layer), inputs[0])
+            replaced = look(Site(*at, layer), inputs[0]) if look else None
             return None if replaced is None else (replaced,)
 
         return see
@@ -45,11 +65,15 @@ def run_watched(model: ViTRM, images: Tensor, steps: int, look: Look) -> list[St
         if isinstance(module, nn.Linear)
     ]
     try:
-        embedded = model.embed(images)
-        y, z = model.initial_state(len(images))
-        at = 1, "project_latents"
+        if start is None:
+            embedded = model.embed(images)
+            y, z = model.initial_state(len(images))
+            at = 1, "project_latents"
+        else:
+            embedded, (y, z) = start.embedded, start.state
+            at = start.step, "project_latents"
         of_z = model.project(z)
-        for step in range(1, steps + 1):
+        for step in range(1 + (start.step if start else 0), steps + 1):
             for _ in range(model.config.recursions):
                 at = step, "project_answer"
                 of_y = model.project(y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,29 +16,32 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+import vitrm.runtime
 from vitrm.baselines import Baseline
 from vitrm.calib.calibration import Calibration, calibrate, check_calibration, load_calibration
 from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
-from vitrm.calib.ranges import Range
+from vitrm.calib.sensitivity import IMAGES as SENSITIVITY_IMAGES
+from vitrm.calib.sensitivity import Sensitivity, sensitivity
 from vitrm.calib.simulation import StateError, draw, state_error
+from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import to_dict
-from vitrm.data import load, photo_crops
+from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
-from vitrm.export.fragments import BODY, Fragment, Fragments, trace_baseline, trace_vitrm
+from vitrm.export.budget import Budget, keep_within
+from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
-from vitrm.export.int8 import TARGETS, to_int8
+from vitrm.export.precision import half_fragments, int8_fragments
+from vitrm.export.request import NEVER, Request, check
 from vitrm.export.verification import BATCHES, Parity, verify
 from vitrm.files import atomic_folder, atomic_path
 from vitrm.model import ViTRM
-from vitrm.runtime.metadata import PARTS, Metadata
+from vitrm.runtime.accuracy import predict
+from vitrm.runtime.eager_session import EagerSession
+from vitrm.runtime.metadata import Metadata
 
-GRAPHS = ("unrolled", "loop", "stepwise")
-PRECISIONS = ("fp32", "fp16", "int8")
-MAX_STEPS = 256  # each adds nodes to an unrolled file
 _SIMULATED = 16  # images that the error of int8 is told from
-NEVER = 2.0  # a halt_threshold no probability exceeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class Exported:
     int8_weights: int  # of them int8
     calibration: Calibration | None  # of int8 activations; None for the other precisions
     state_error: StateError | None  # of int8, on a few of the images; None for the other precisions
+    budget: Budget | None  # what keeping `max_drop` took; None where nothing was asked
     nodes: int  # of the main graph, or of the three
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
@@ -70,6 +75,9 @@ def export(
     every_step: bool = False,
     target: str = "cpu",
     calibration: Calibration | str | os.PathLike[str] | None = None,
+    estimator: str = "mse",
+    max_drop: float | None = None,
+    sensitivity_file: str | os.PathLike[str] | None = None,
     images: NDArray[np.float32] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda message: None,
@@ -83,15 +91,32 @@ def export(
 
     `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, "tensorrt":
     products in int8 and float16 elsewhere) with the activation ranges of `calibration`: a calibration, or a file to read
-    it from, or to write it to if it is not there yet (default: one made here, on training images).  `images` float32
-    [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's data set, or
-    natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed verification
-    or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
+    it from, or to write it to if it is not there yet (default: one made here, on training images, with `estimator`).
+    With `max_drop`, the sites that hurt most stay floating point until at most so many percentage points of accuracy are
+    lost on the validation images; `sensitivity_file` is where to write how much each site hurts.
+
+    `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's
+    data set, or natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed
+    verification or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     path = Path(path)
     model = checkpoint.build()
-    steps = _check(model, path, steps, graph, precision, target, halt_threshold, every_step)
+    request = check(
+        model,
+        path,
+        steps=steps,
+        graph=graph,
+        precision=precision,
+        halt_threshold=halt_threshold,
+        every_step=every_step,
+        target=target,
+        estimator=estimator,
+        max_drop=max_drop,
+    )
+    steps = request.steps
+    # Loaded first: a data set that is not there should not cost minutes of calibration.
+    validation = _validation(checkpoint, data_dir) if max_drop is not None else None
     if images is None:
         images, verified_on = verification_images(checkpoint, data_dir)
     else:
@@ -102,12 +127,11 @@ def export(
     made = error = None
     if precision == "int8":
         some = images[:_SIMULATED]
-        made = _calibration(checkpoint, steps, calibration, some, target, data_dir, progress)
+        made = _calibration(checkpoint, request, calibration, some, data_dir, progress)
         progress("simulating int8")
-        error = state_error(checkpoint, made, some, target=target, shared=graph != "unrolled")
+        error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
     headroom = None
-    half = precision == "fp16" or (precision == "int8" and target == "tensorrt")
-    if half:
+    if request.float16:
         progress("measuring float16 headroom")
         headroom = float16_headroom(model, torch.from_numpy(images[:64]), steps)
         if headroom.factor < 1:
@@ -117,33 +141,11 @@ def export(
             )
     progress("tracing")
     traced: Fragment | Fragments = trace_vitrm(model) if isinstance(model, ViTRM) else trace_baseline(model)
-    by_step: tuple[Fragments, ...] = ()
-    if precision == "int8":
-        assert isinstance(traced, Fragments)
-        assert made is not None
-        if graph == "unrolled":
-            by_step = tuple(_int8(traced, made, target, step) for step in range(1, steps + 1))
-        traced = by_step[0] if by_step else _int8(traced, made, target, None)
-    if half:
-        traced, by_step = _half(traced), tuple(f for f in map(_half, by_step) if isinstance(f, Fragments))
-    progress("assembling")
-    models: dict[str, ir.Model]  # by file name in the folder; the one model of a single file by ""
-    if isinstance(traced, Fragment):
-        models, graph = {"": shapes.single(traced, model.config.image_size)}, "single"
-    else:
-        assert isinstance(model, ViTRM)
-        recursion = shapes.Recursion(model.config, traced, by_step)
-        if graph == "stepwise":
-            models = {f"{part}.onnx": m for part, m in shapes.stepwise(recursion).items()}
-        elif graph == "loop":
-            models = {"": shapes.loop(recursion)}
-        else:
-            models = {"": shapes.unrolled(recursion, steps, halt_threshold, every_step)}
     metadata = Metadata(
         model=to_dict(checkpoint.model),
         classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
         data={k: v for k, v in checkpoint.data.items() if k != "classes"},
-        graph=graph,
+        graph=graph if isinstance(model, ViTRM) else "single",
         steps=steps,
         halt_threshold=halt_threshold,
         precision=precision,
@@ -153,6 +155,39 @@ def export(
         run=Path(checkpoint.source).name,
         versions=_versions(),
     )
+
+    sites = None
+    if made is not None and sensitivity_file is not None:
+        sites = _sensitivity(checkpoint, made, images, request, progress)
+        sites.save(sensitivity_file)
+    budget = None
+    if made is not None and max_drop is not None and validation is not None:
+
+        def answers(floats: frozenset[Site]) -> NDArray[np.int64]:
+            progress(
+                f"int8 on validation images, {len(floats)} sites in floating point"
+                if floats
+                else "int8 on validation images"
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                candidate = Path(folder) / path.name
+                if graph == "stepwise":
+                    candidate.mkdir()
+                _save(_models(model, traced, request, made, floats), metadata, candidate)
+                return predict(vitrm.runtime.open(candidate), validation.pixels).top1
+
+        progress("PyTorch on validation images")
+        exact = predict(EagerSession(checkpoint, steps=steps, halt_threshold=halt_threshold), validation.pixels).top1
+        budget = keep_within(
+            max_drop,
+            validation.labels,
+            exact,
+            answers,
+            lambda: (sites or _sensitivity(checkpoint, made, images, request, progress)).ranked(),
+        )
+        metadata = replace(metadata, kept_float=[str(site) for site in sorted(budget.sites)])
+    progress("assembling")
+    models = _models(model, traced, request, made, budget.sites if budget else frozenset())
     with (atomic_folder if graph == "stepwise" else atomic_path)(path) as temporary:
         progress("verifying")
         _save(models, metadata, temporary)
@@ -180,11 +215,45 @@ def export(
         int8_weights=sum(v.dtype == ir.DataType.INT8 for v in stored.values()),
         calibration=made,
         state_error=error,
+        budget=budget,
         nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - began,
     )
+
+
+def _models(
+    model: ViTRM | Baseline,
+    traced: Fragment | Fragments,
+    request: Request,
+    calibration: Calibration | None,
+    floats: frozenset[Site],
+) -> dict[str, ir.Model]:
+    """The graphs, by file name in the folder; the one graph of a single file by "".  int8 leaves the sites `floats` out."""
+    if isinstance(traced, Fragment):
+        made = to_half(traced) if request.float16 else traced
+        return {"": shapes.single(made, model.config.image_size)}
+    assert isinstance(model, ViTRM)
+    fragments: tuple[Fragments, ...] = (half_fragments(traced) if request.float16 else traced,)
+    if calibration is not None:
+        numbers = [None] if request.shares_steps else range(1, request.steps + 1)
+        fragments = tuple(int8_fragments(traced, calibration, request.target, n, floats) for n in numbers)
+    recursion = shapes.Recursion(model.config, fragments[0], fragments if len(fragments) > 1 else ())
+    if request.graph == "stepwise":
+        return {f"{part}.onnx": m for part, m in shapes.stepwise(recursion).items()}
+    if request.graph == "loop":
+        return {"": shapes.loop(recursion)}
+    return {"": shapes.unrolled(recursion, request.steps, request.halt_threshold, request.every_step)}
+
+
+def _validation(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None) -> Images:
+    """The validation part of the checkpoint's data set, to judge accuracy on; raises `UserError` where it is not at hand."""
+    name, size = str(checkpoint.data.get("name", "")), checkpoint.model.image_size
+    try:
+        return load(name, "validation", data_dir=data_dir, size=size)
+    except UserError as error:
+        raise UserError(f"--max-drop is judged on validation images: {error}") from None
 
 
 def verification_images(
@@ -207,105 +276,50 @@ def verification_images(
     return photo_crops(count, size).astype(np.float32) / np.float32(255), f"crops of photographs ({reason})"
 
 
-def _check(
-    model: ViTRM | Baseline,
-    path: Path,
-    steps: int | None,
-    graph: str,
-    precision: str,
-    target: str,
-    halt_threshold: float,
-    every_step: bool,
-) -> int:
-    """The depth to export at; raises `UserError` for what cannot be exported."""
-    if path.suffix == ".plan" or path.suffix == ".engine":
-        raise UserError(
-            f"{path}: this version writes .onnx files; build the plan from one with: trtexec --onnx=FILE.onnx --saveEngine={path}"
-        )
-    if graph not in GRAPHS:
-        raise UserError(f"graph is {graph!r}, expected one of {', '.join(GRAPHS)}")
-    if graph == "stepwise":
-        _check_folder(path)
-    elif path.suffix != ".onnx":
-        raise UserError(f"{path}: expected a file name ending in .onnx")
-    elif path.is_dir():
-        raise UserError(f"{path} is a folder: name a file")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if target not in TARGETS:
-        raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
-    if precision == "int8" and isinstance(model, Baseline):
-        raise UserError(f"int8 is for ViTRMs, this is a {model.config.kind}: quantise it with a tool made for those")
-    if not halt_threshold > 0:
-        raise UserError(f"halt threshold is {halt_threshold}, expected a number above 0 (1 or more never halts)")
-    if isinstance(model, Baseline):
-        if steps not in (None, 1) or every_step or halt_threshold < 1 or graph == "stepwise":
-            raise UserError(
-                f"a {model.config.kind} has no recursion: leave out --steps, --every-step, --halt-threshold and "
-                "--graph stepwise, or name a vitrm run"
-            )
-        return 1
-    steps = 6 if steps is None else steps
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"steps is {steps}, expected 1 to {MAX_STEPS}")
-    if every_step and graph != "unrolled":
-        raise UserError(f"--every-step needs --graph unrolled: a {graph} graph gives its last answer only")
-    return steps
-
-
-def _check_folder(path: Path) -> None:
-    """Raises `UserError` unless a stepwise artefact may take the place of `path`: only another one may be replaced."""
-    if path.suffix == ".onnx":
-        raise UserError(f"{path}: a stepwise artefact is a folder of three files: leave out .onnx")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: name a folder")
-    if path.is_dir():
-        files = {p.name for p in path.iterdir()}
-        if files - {f"{part}.onnx" for part in PARTS}:
-            raise UserError(f"{path} is a folder with other things in it: name a new one")
-
-
 def _calibration(
     checkpoint: Checkpoint,
-    steps: int,
+    request: Request,
     given: Calibration | str | os.PathLike[str] | None,
     images: NDArray[np.float32],
-    target: str,
     data_dir: str | os.PathLike[str] | None,
     progress: Callable[[str], None],
 ) -> Calibration:
     """The calibration given, read from the file given, or made now and written there, with its picture."""
+    steps = request.steps
     if isinstance(given, Calibration):
         check_calibration(given, checkpoint, steps, "the calibration given")
         return given
     if given is not None and Path(given).exists():
         return load_calibration(given, checkpoint, steps)
-    made = calibrate(checkpoint, steps, data_dir=data_dir, progress=lambda done: progress(f"calibrating, {done:.0%}"))
+    made = calibrate(
+        checkpoint,
+        steps,
+        estimator=request.estimator,
+        data_dir=data_dir,
+        progress=lambda done: progress(f"calibrating, {done:.0%}"),
+    )
     if given is not None:
         made.save(given)
-        shared, own = (state_error(checkpoint, made, images, target=target, shared=s) for s in (True, False))
+        shared, own = (state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False))
         draw(shared, own, made, Path(given).with_suffix(".png"))
     return made
 
 
-def _int8(traced: Fragments, calibration: Calibration, target: str, step: int | None) -> Fragments:
-    """int8 fragments with the ranges of one step, or those that all steps share."""
-
-    def made(role: str) -> Fragment:
-        def range_of(layer: str) -> Range:
-            if role == "embed":
-                return calibration.at(0, role, layer)
-            return calibration.shared(role, layer) if step is None else calibration.at(step, role, layer)
-
-        return to_int8(getattr(traced, role), range_of, target)
-
-    return replace(traced, **{role: made(role) for role in BODY})
-
-
-def _half(traced: Fragment | Fragments) -> Fragment | Fragments:
-    if isinstance(traced, Fragment):
-        return to_half(traced)
-    return replace(traced, **{name: to_half(getattr(traced, name)) for name in BODY})
+def _sensitivity(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    images: NDArray[np.float32],
+    request: Request,
+    progress: Callable[[str], None],
+) -> Sensitivity:
+    return sensitivity(
+        checkpoint,
+        calibration,
+        images[:SENSITIVITY_IMAGES],
+        target=request.target,
+        shared=request.shares_steps,
+        progress=lambda done: progress(f"measuring each site's sensitivity, {done:.0%}"),
+    )
 
 
 def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:

@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --graph loop                depth and halting threshold chosen at run time
   vitrm-export runs/mine --graph stepwise            a folder of three graphs: halted samples leave the batch
   vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
+  vitrm-export runs/mine --int8 --max-drop 0.3       what int8 loses more accuracy with stays floating point
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
 """
 
@@ -101,7 +102,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="read int8's activation ranges from this file, or write them to it, with a picture, if it is not there yet",
     )
-    checks = p.add_argument_group("data, for verification and calibration")
+    precision.add_argument(
+        "--estimator",
+        choices=["minmax", "percentile", "mse", "entropy"],
+        help="how a range follows from the values met: all of them (minmax), the inner 99.99 %% (percentile), least squared "
+        "error (mse, default) or least divergence (entropy)",
+    )
+    precision.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="keep those layers of int8 in floating point that hurt most, until at most POINTS percentage points of accuracy "
+        "are lost on the validation images",
+    )
+    precision.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="write how much int8 at each layer, step and role alone changes the answer: JSON, and a picture beside it",
+    )
+    checks = p.add_argument_group("data, for verification, calibration and --max-drop")
     checks.add_argument(
         "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
     )
@@ -119,7 +139,8 @@ def _export(argv: Sequence[str] | None) -> int:
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
     from vitrm.export import huggingface
-    from vitrm.export.artefact import MAX_STEPS, NEVER, export
+    from vitrm.export.artefact import export
+    from vitrm.export.request import MAX_STEPS, NEVER
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -139,8 +160,12 @@ def _export(argv: Sequence[str] | None) -> int:
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
         path = args.hf / huggingface.MODEL_FILE
-    if (args.calibration or args.target) and args.precision != "int8":
-        raise UserError("--calibration and --target are for int8: add --int8, or leave them out")
+    if args.precision != "int8":
+        for option in ("calibration", "target", "estimator", "max_drop", "sensitivity"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option.replace('_', '-')} is for int8: add --int8, or leave it out")
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
     with _status() as progress:
         made = export(
@@ -153,6 +178,9 @@ def _export(argv: Sequence[str] | None) -> int:
             every_step=args.every_step,
             target=args.target or "cpu",
             calibration=args.calibration,
+            estimator=args.estimator or "mse",
+            max_drop=args.max_drop,
+            sensitivity_file=args.sensitivity,
             data_dir=args.data_dir,
             progress=progress,
         )
@@ -178,6 +206,19 @@ def _export(argv: Sequence[str] | None) -> int:
             f"  error    of the state, signal to noise: y {y[0]:.1f} dB after step 1, {y[-1]:.1f} dB after step {len(y)}; "
             f"z {z[0]:.1f} dB, {z[-1]:.1f} dB"
         )
+    if made.budget is not None:
+        b = made.budget
+        print(
+            f"  budget   {b.final:.2%} of {b.images} validation images, PyTorch {b.exact:.2%}: drop {b.drop:.2f} of {b.allowed:g} "
+            f"points, top-1 agreement {b.agreement:.2%}"
+        )
+        if b.kept:
+            print(f"           {b.first:.2%} with everything in int8; in floating point since, most harmful first:")
+        for sites, noise in b.kept:
+            steps = f"step {sites[0].step}" if len(sites) == 1 else "all steps"
+            print(
+                f"           {sites[0].role} {sites[0].layer}, {steps} (noise of the logits {noise:.1e} of their variance)"
+            )
     if made.headroom is not None:
         print(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
     halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""

@@ -66,10 +66,6 @@ class Fragments:
     heads: Fragment
 
 
-# The fragments that other precisions rewrite: the heads stay float32.
-BODY = ("embed", "project_answer", "project_latents", "latents", "answer")
-
-
 def trace_vitrm(model: ViTRM) -> Fragments:
     """Traces a ViTRM on the CPU; the batch stays dynamic."""
     size = model.config.image_size

@@ -37,15 +37,16 @@ def linear_layers(fragment: Fragment) -> list[str]:
     return [name.removesuffix(_WEIGHT) for name in fragment.weights if name.endswith(_WEIGHT)]
 
 
-def to_int8(fragment: Fragment, range_of: Callable[[str], Range], target: str) -> Fragment:
-    """A copy of the float32 `fragment` with int8 products; `range_of` gives the range of a layer's input.
+def to_int8(fragment: Fragment, range_of: Callable[[str], Range | None], target: str) -> Fragment:
+    """A copy of the float32 `fragment` with int8 products; `range_of` gives the range of a layer's input, or None for a
+    layer that stays as it is.
 
     Raises ValueError if a weight is used otherwise than in one product.
     """
     rewriting = _Rewriting(fragment, range_of, target)
     for node in fragment.nodes:
         rewriting.copy(node)
-    left = [name for name in rewriting.weights if name.endswith(_WEIGHT)]
+    left = [n for n in rewriting.weights if n.endswith(_WEIGHT) and n.removesuffix(_WEIGHT) not in rewriting.floats]
     if left:
         raise ValueError(f"fragment {fragment.name}: {', '.join(left)} did not become int8")
     return rewriting.result()
@@ -54,8 +55,10 @@ def to_int8(fragment: Fragment, range_of: Callable[[str], Range], target: str) -
 class _Rewriting:
     """The copy under construction."""
 
-    def __init__(self, fragment: Fragment, range_of: Callable[[str], Range], target: str) -> None:
-        self.fragment, self.range_of, self.target = fragment, range_of, target
+    def __init__(self, fragment: Fragment, range_of: Callable[[str], Range | None], target: str) -> None:
+        self.fragment, self.target = fragment, target
+        self.ranges = {layer: range_of(layer) for layer in linear_layers(fragment)}
+        self.floats = {layer for layer, extent in self.ranges.items() if extent is None}
         self.values = {v: ir.Value(name=v.name, shape=v.shape, type=v.type) for v in fragment.inputs}
         self.names = {value: name for name, value in fragment.weights.items()}
         self.weights: dict[str, ir.Value] = {}
@@ -72,7 +75,8 @@ class _Rewriting:
             return
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         name = self.names.get(weight) if weight is not None else None
-        if name is None or not name.endswith(_WEIGHT):
+        extent = self.ranges.get(name.removesuffix(_WEIGHT)) if name else None
+        if extent is None:
             outputs = [ir.Value(name=v.name, shape=v.shape, type=v.type) for v in node.outputs]
             inputs = [None if v is None else self.value(v) for v in node.inputs]
             self.values.update(zip(node.outputs, outputs, strict=True))
@@ -80,14 +84,15 @@ class _Rewriting:
                 ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=outputs, name=node.name)
             )
             return
-        layer = name.removesuffix(_WEIGHT)
         source = node.inputs[0]
         assert source is not None
         assert weight is not None
+        assert name is not None
+        layer = name.removesuffix(_WEIGHT)
         if self.target == "cpu":
-            self._integer_product(node, source, weight, name, layer)
+            self._integer_product(node, source, weight, name, layer, extent)
         else:
-            self._dequantised_product(node, source, weight, name, layer)
+            self._dequantised_product(node, source, weight, name, layer, extent)
 
     def value(self, value: ir.Value) -> ir.Value:
         """The copy's value for one of the original's."""
@@ -110,9 +115,10 @@ class _Rewriting:
 
     # The two forms of a product --------------------------------------------------------------------
 
-    def _dequantised_product(self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str) -> None:
+    def _dequantised_product(
+        self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
+    ) -> None:
         if source not in self.quantised:
-            extent = self.range_of(layer)
             scale = self._constant(symmetric_scale(extent))
             zero = self._constant(np.int8(0))
             shape = source.shape
@@ -126,9 +132,10 @@ class _Rewriting:
         )
         self._product(node, "MatMul", [*self.quantised[source], restored], "")
 
-    def _integer_product(self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str) -> None:
+    def _integer_product(
+        self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
+    ) -> None:
         if source not in self.quantised:
-            extent = self.range_of(layer)
             scale, zero = affine_scale(extent)
             a_scale, a_zero = self._constant(scale), self._constant(zero)
             q = self._node(

@@ -56,6 +56,7 @@ class Metadata:
     weights_sha256: str  # Checkpoint.weights_id of the weights inside
     run: str  # the run folder or bundled name it was exported from
     calibration_id: str | None = None
+    kept_float: list[str] = field(default_factory=list)  # step/role/layer that int8 left in floating point
     parity: dict[str, float] = field(default_factory=dict)  # largest differences from eager found at export
     versions: dict[str, str] = field(default_factory=dict)  # package → version
     halting: dict[str, Any] = field(default_factory=dict)  # how halt_threshold was chosen, where a bench chose it

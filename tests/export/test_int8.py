@@ -196,7 +196,7 @@ def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, cap
     assert cli.main([str(run), "--calibration", str(file), "-o", out]) == 2
     assert "add --int8" in capsys.readouterr().err
     assert cli.main([str(run), "--target", "tensorrt", "--fp16", "-o", out]) == 2
-    assert "--target are for int8" in capsys.readouterr().err
+    assert "--target is for int8" in capsys.readouterr().err
 
 
 def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path, monkeypatch):

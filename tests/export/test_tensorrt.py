@@ -15,8 +15,7 @@ import pytest
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
 from vitrm.export import export
-from vitrm.export.fragments import BODY
-from vitrm.export.half import to_half
+from vitrm.export.precision import half_fragments
 from vitrm.export.shapes import loop, stepwise, unrolled
 
 BUILD = Path(__file__).with_name("tensorrt_build.py")
@@ -27,9 +26,8 @@ BUILD = Path(__file__).with_name("tensorrt_build.py")
 )
 def test_every_graph_and_precision_builds(recursion, run, tmp_path):
     f = recursion.fragments
-    halves = {name: to_half(getattr(f, name)) for name in BODY}
     graphs = {}
-    for precision, r in (("fp32", recursion), ("fp16", replace(recursion, fragments=replace(f, **halves)))):
+    for precision, r in (("fp32", recursion), ("fp16", replace(recursion, fragments=half_fragments(f)))):
         graphs[f"unrolled-{precision}"] = unrolled(r, 2)
         graphs[f"halting-{precision}"] = unrolled(r, 2, 0.9, every_step=True)
         graphs[f"loop-{precision}"] = loop(r)

@@ -1,0 +1,40 @@
+"""A ViTRM's traced fragments at another precision: float16, int8, or int8 with float16 around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitrm.calib.calibration import Calibration
+from vitrm.calib.ranges import Range
+from vitrm.calib.sites import ROLES, Site
+from vitrm.export.fragments import Fragment, Fragments
+from vitrm.export.half import to_half
+from vitrm.export.int8 import to_int8
+
+
+def half_fragments(traced: Fragments) -> Fragments:
+    """float16 fragments; the heads stay float32."""
+    return replace(traced, **{role: to_half(getattr(traced, role)) for role in ROLES})
+
+
+def int8_fragments(
+    traced: Fragments, calibration: Calibration, target: str, step: int | None, floats: frozenset[Site]
+) -> Fragments:
+    """int8 fragments with the ranges of one step, or (None) those that all steps share; the sites `floats` stay as they are.
+
+    Around its products int8 for TensorRT is float16.
+    """
+
+    def made(role: str) -> Fragment:
+        def range_of(layer: str) -> Range | None:
+            # Where steps share a graph, a layer is kept at all of them: that of step 1 says so.
+            if Site(0 if role == "embed" else step or 1, role, layer) in floats:
+                return None
+            if role == "embed":
+                return calibration.at(0, role, layer)
+            return calibration.shared(role, layer) if step is None else calibration.at(step, role, layer)
+
+        return to_int8(getattr(traced, role), range_of, target)
+
+    found = replace(traced, **{role: made(role) for role in ROLES})
+    return half_fragments(found) if target == "tensorrt" else found
