@@ -71,13 +71,16 @@ def collect(
         extremes[site] = min(low, known[0]), max(high, known[1])
 
     counts: dict[Site, NDArray[np.int64]] = {}
+    counted: tuple[Tensor | None, NDArray[np.int64]] = None, np.zeros(BINS, np.int64)
 
     def count(site: Site, values: Tensor) -> None:
+        nonlocal counted
         low, high = extremes[site]
         if low == high:  # nothing to count between, and torch would widen the range
             return
-        found = torch.histc(values.float(), BINS, low, high).to(torch.int64).numpy()
-        counts[site] = counts.get(site, 0) + found
+        if values is not counted[0]:  # queries, keys and values are made from one tensor
+            counted = values, torch.histc(values.float(), BINS, low, high).to(torch.int64).numpy()
+        counts[site] = counts.get(site, 0) + counted[1]
 
     done, total = 0, 2 * len(images)
     for look in (widen, count):

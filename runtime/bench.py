@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +27,7 @@ from vitrm.runtime.entries import (
     find_references,
     load_samples,
     open_all,
+    open_peers,
     with_eager,
 )
 from vitrm.runtime.halting import HaltingChoice, choose, reliability, run_every_step
@@ -40,6 +42,7 @@ EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
 _PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu")
+_PEER_PACKAGES = ("openvino", "nncf", "optimum-onnx")
 
 
 def bench(
@@ -57,6 +60,7 @@ def bench(
     limit: int | None = None,
     eager: bool = True,
     compile: bool = False,
+    peers: bool = False,
     depths: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -68,7 +72,7 @@ def bench(
     share of accuracy (in [0, 1]), measures it with and without halting, and at last writes threshold and depth into it.
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile;
-    `depths` adds the accuracy by depth; `threads` None means every physical core.
+    `peers` adds what other tools make of the artefacts (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
     several that fails becomes a row with the reason as its status.
     """
@@ -119,6 +123,12 @@ def bench(
         raise UserError(
             "no loop or stepwise artefact to choose a threshold for: make one with vitrm-export --graph stepwise"
         )
+    if peers:
+        # The files are read whole when they are opened.
+        with tempfile.TemporaryDirectory() as folder:
+            found, failed = open_peers(opened, Path(folder), data, data_dir, report)
+        artefact_entries += found
+        unopened += failed
     samples = load_samples(artefact_entries, data, data_dir, limit, notes)
     checkpoints = find_references(artefact_entries, run, notes) if eager else {}
     entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile)
@@ -161,7 +171,9 @@ def bench(
             "system": machine.system(),
             "other_cpus_busy": others,
         },
-        versions=machine.versions([*_PACKAGES, *(["torch"] if checkpoints else [])]),
+        versions=machine.versions(
+            [*_PACKAGES, *(["torch"] if checkpoints else []), *(_PEER_PACKAGES if peers else [])]
+        ),
         threads=threads,
         device=device,
         seconds=seconds,
@@ -320,7 +332,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
         kind=entry.kind,
         status=entry.refusals.get(batch, entry.failure),
         backend=session.backend,
-        graph=own.graph if entry.kind == "artefact" else "eager",
+        graph=own.graph if entry.kind in ("artefact", "peer") else "eager",
         precision=own.precision,
         steps=own.steps if own.recursive else None,
         halt_threshold=own.halt_threshold if own.recursive else None,

@@ -26,6 +26,7 @@ examples:
   vitrm-bench a.onnx b.onnx --batch 1,8,64 --report bench.html
   vitrm-bench loop.onnx --steps 1-6                one file at six depths
   vitrm-bench loop.onnx --halting                  choose when easy images may stop
+  vitrm-bench fp32.onnx int8.onnx --peers          beside what other tools make of fp32.onnx
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
 
@@ -86,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: cpu")
     parser.add_argument("--compile", action="store_true", help="add a row for torch.compile")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="add rows for what other tools make of the same file: OpenVINO, NNCF, onnxruntime's quantize_static, optimum",
+    )
     parser.add_argument("--no-eager", action="store_true", help="measure the artefacts alone, without torch")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
@@ -136,6 +142,7 @@ def _main(argv: Sequence[str] | None) -> int:
             limit=args.limit,
             eager=not args.no_eager,
             compile=args.compile,
+            peers=args.peers,
             depths=bool(args.report),
             device=args.device,
             progress=progress,

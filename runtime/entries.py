@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,7 @@ class Entry:
 
     key: str
     name: str
-    kind: str  # artefact, eager or compiled
+    kind: str  # artefact, peer, eager or compiled
     session: Session
     group: str
     failure: str = OK
@@ -103,6 +103,25 @@ def at_settings(
         label = " · ".join([name, *setting])
         entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artefact", view, _group(view.metadata)))
     return entries
+
+
+def open_peers(
+    opened: Sequence[Opened], folder: Path, data: str | None, data_dir: Any, report: Callable[[str, float], None]
+) -> tuple[list[Entry], list[Unopened]]:
+    """An entry for what each other tool makes of each opened artefact; what fails is returned with the reason."""
+    from vitrm.runtime.peers import peers_of
+
+    entries, unopened = [], []
+    for one in opened:
+        for peer in peers_of(one.session, one.name, folder, data, data_dir):
+            report(f"making {peer.name}", 0.0)
+            try:
+                session = peer.make()
+            except UserError as error:
+                unopened.append(Unopened(peer.name, "peer", str(error)))
+            else:
+                entries.append(Entry(f"peer {peer.name}", peer.name, "peer", session, _group(session.metadata)))
+    return entries, unopened
 
 
 def _group(metadata: Metadata) -> str:

@@ -32,8 +32,8 @@ class Flips:
 class Row:
     """One thing at one batch size."""
 
-    name: str  # the artefact's file, or "eager PyTorch" or "torch.compile"
-    kind: str  # artefact, eager or compiled
+    name: str  # the artefact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
+    kind: str  # artefact, peer, eager or compiled
     status: str = OK  # "ok", or why it could not run
     backend: str | None = None  # onnxruntime-cpu, pytorch-cpu …
     graph: str | None = None  # unrolled, loop, stepwise, single; eager for PyTorch
@@ -84,7 +84,7 @@ class Subject:
 
     key: str
     name: str
-    kind: str  # artefact, eager or compiled
+    kind: str  # artefact, peer, eager or compiled
     metadata: Metadata
     sample: Sample
     predictions: Predictions

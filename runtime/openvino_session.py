@@ -1,0 +1,112 @@
+"""OpenVINO on a CPU: what the same file gives in Intel's runtime.
+
+OpenVINO takes the float graphs, unrolled or as a loop, and the Q/DQ graphs of `vitrm-export --int8 --target tensorrt`, whose
+int8 products it fuses.  It carries an ONNX file's metadata along, so no `onnx` package is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.errors import UserError
+from vitrm.runtime import machine
+from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.session import Result, Session
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}  # by what floating point is computed in
+
+
+class OpenVinoSession(Session):
+    """An .onnx file in OpenVINO's CPU plugin."""
+
+    def __init__(
+        self, path: Path, *, floats: str = "fp32", threads: int | None = None, compiled_from: Any = None
+    ) -> None:
+        """Compiles `path` for this CPU.
+
+        `floats` is what floating point is computed in: "fp32", or "bf16" (where the CPU has instructions for it).
+        `compiled_from` is an OpenVINO model made of the file, to run in its place.  Raises `UserError` when OpenVINO is
+        missing, cannot read the file, or cannot compute in `floats` here.
+        """
+        try:
+            import openvino
+        except ImportError:
+            raise UserError("OpenVINO is not installed: pip install openvino") from None
+        core = openvino.Core()
+        if floats not in _HINTS:
+            raise UserError(f"floats is {floats!r}, expected one of {', '.join(_HINTS)}")
+        if floats == "bf16" and not has_bf16():
+            raise UserError(
+                "OpenVINO computes in bfloat16 only on a CPU with instructions for it, which this one lacks"
+            )
+        self.path = path
+        self.threads = threads or machine.physical_cores()
+        try:
+            model = core.read_model(str(path))
+            self.metadata = Metadata.from_props(_props(model), str(path))
+            self._compiled = core.compile_model(
+                compiled_from if compiled_from is not None else model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _HINTS[floats],
+                    "INFERENCE_NUM_THREADS": self.threads,
+                    "PERFORMANCE_HINT": "LATENCY",
+                },
+            )
+        except RuntimeError as error:  # all that OpenVINO raises
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f"OpenVINO {openvino.__version__.split('-')[0]} cannot run {path}: {reason[-1] if reason else error}"
+            ) from None
+        self._takes_depth = any(STEPS in i.names for i in self._compiled.inputs)
+        self.device_kind, self.device = "cpu", machine.cpu_name()
+        self.backend = "openvino-cpu" if floats == "fp32" else f"openvino-cpu-{floats}"
+        self.size_bytes = path.stat().st_size
+
+    @property
+    def takes_depth(self) -> bool:
+        return self._takes_depth
+
+    def _runner(
+        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
+    ) -> Callable[[], Result]:
+        feeds: dict[str, Any] = {PIXELS: images}
+        if self._takes_depth:
+            own = self.metadata
+            feeds[STEPS] = np.asarray(own.steps if steps is None else steps, np.int64)
+            feeds[HALT_THRESHOLD] = np.asarray(
+                own.halt_threshold if halt_threshold is None else halt_threshold, np.float32
+            )
+        request = self._compiled.create_infer_request()
+
+        def run() -> Result:
+            found = request.infer(feeds)
+            recursive = self.metadata.recursive
+            # The request's own buffers are written again by its next run.
+            return Result(
+                found[LOGITS].copy(),
+                found[HALT_PROB].copy() if recursive else None,
+                found[STEPS_USED].copy() if recursive else None,
+            )
+
+        return run
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _props(model: Any) -> dict[str, str]:
+    """The ONNX file's metadata_props."""
+    if not model.has_rt_info("framework"):
+        return {}
+    found = model.get_rt_info("framework").value
+    return {k: str(getattr(v, "value", v)) for k, v in found.items()}
