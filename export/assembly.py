@@ -125,16 +125,31 @@ class Assembly:
             output.name = name if i == 0 else f"{name}:{i}"
         self.nodes.append(node)
 
-    def model(self, inputs: Sequence[ir.Value], outputs: Mapping[str, ir.Value], graph_name: str) -> ir.Model:
-        """The finished model, with `outputs` under their public names."""
+    def model(
+        self,
+        inputs: Sequence[ir.Value],
+        outputs: Mapping[str, ir.Value],
+        graph_name: str,
+        *,
+        intermediate_shapes: bool = True,
+    ) -> ir.Model:
+        """The finished model, with `outputs` under their public names.
+
+        Without `intermediate_shapes` the file leaves to its readers to infer types and shapes between the nodes: over
+        thousands of nodes they would be several per cent of its size.
+        """
         nodes = _all_nodes(self.nodes)
         used = {v for n in nodes for v in n.inputs if v is not None}
+        named, opsets = self._named(outputs), _opsets(nodes)
+        if not intermediate_shapes:
+            for value in {v for node in self.nodes for v in node.outputs}.difference(named):
+                value.shape = value.type = None
         graph = ir.Graph(
             inputs,
-            self._named(outputs),
+            named,
             nodes=self.nodes,
             initializers=[v for v in self.initialisers.values.values() if v in used],
-            opset_imports=_opsets(nodes),
+            opset_imports=opsets,
             name=graph_name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="vitrm")

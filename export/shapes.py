@@ -125,7 +125,7 @@ def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, ever
         columns = _stack(a, [halt_prob for _, halt_prob in history], [BATCH, 1], STEP_HALT_PROB)
         outputs[STEP_LOGITS] = _stack(a, [logits for logits, _ in history], [BATCH, classes], STEP_LOGITS)
         outputs[STEP_HALT_PROB] = _row(a, columns, f"{STEP_HALT_PROB}/rows", [len(history), BATCH])
-    return a.model([pixels], outputs, "vitrm_unrolled")
+    return a.model([pixels], outputs, "vitrm_unrolled", intermediate_shapes=False)
 
 
 def loop(recursion: Recursion) -> ir.Model:

@@ -14,8 +14,13 @@ import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate
 from vitrm.calib.quantisation import quantise_weight
+from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.config import preset
+from vitrm.data import load
 from vitrm.errors import UserError
-from vitrm.export import artefact, cli, export
+from vitrm.export import artefact, cli, export, shapes
+from vitrm.export.fragments import trace_vitrm
+from vitrm.export.precision import int8_fragments
 from vitrm.runtime.metadata import Metadata
 
 STEPS = 3
@@ -150,6 +155,32 @@ def test_exactly_the_linear_weights_are_int8_each_stored_once(made, model, graph
             assert not [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT32]
 
 
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_the_papers_model_in_int8_takes_less_than_three_tenths(paper, target, tmp_path):
+    """At 6 steps; a Q/DQ node or scale per use must not eat what int8 saves."""
+    checkpoint, traced, calibration = paper
+    config = checkpoint.model
+
+    def size(model: ir.Model) -> int:
+        ir.save(model, tmp_path / "a.onnx")
+        return (tmp_path / "a.onnx").stat().st_size
+
+    by_step = tuple(int8_fragments(traced, calibration, target, step, frozenset()) for step in range(1, 7))
+    shared = int8_fragments(traced, calibration, target, None, frozenset())
+    unrolled = shapes.unrolled(shapes.Recursion(config, by_step[0], by_step), 6)
+    assert size(unrolled) <= 0.30 * size(shapes.unrolled(shapes.Recursion(config, traced), 6))
+    loop = shapes.loop(shapes.Recursion(config, shared))
+    assert size(loop) <= 0.30 * size(shapes.loop(shapes.Recursion(config, traced)))
+
+
+@pytest.fixture(scope="module")
+def paper():
+    config = preset("paper")
+    checkpoint = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
+    few = calibrate(checkpoint, 6, images=load("digits", "train").take(slice(0, 4)), estimator="minmax")
+    return checkpoint, trace_vitrm(checkpoint.build()), few
+
+
 def test_each_step_has_its_own_scales_when_unrolled(made):
     def scales(path) -> set[bytes]:
         proto = onnx.load(path)
@@ -208,9 +239,6 @@ def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path
 
 
 def test_baselines_are_refused(checkpoint, tmp_path):
-    from vitrm.checkpoint import Checkpoint, build_model
-    from vitrm.config import preset
-
     config = preset("resnet18")
     other = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
     with pytest.raises(UserError, match="int8 is for ViTRMs"):
