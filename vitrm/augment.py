@@ -13,9 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrm.recipe import Recipe
+
+# In several processes each computes a part of the batch: what is random is drawn for the whole of it, by all of them
+# alike, and applied to the part.
 
 # RandAugment draws its operations once per call.  Per image that is 128 × 2 tiny tensor operations a
 # batch, and their overhead outweighs the training step; per batch, all images would be rotated alike.
@@ -31,24 +35,58 @@ class Batch(NamedTuple):
     label: Tensor  # int64 [B]: the un-mixed label, what the halting loss compares with
 
 
-def augment(pixels: Tensor, label: Tensor, classes: int, recipe: Recipe, flip: bool, rng: np.random.Generator) -> Batch:
-    """Augments a batch by `recipe`: pixels uint8 [B, 3, H, W], label int64 [B], both on one device."""
+class Rows(NamedTuple):
+    """Which images of a batch these are."""
+
+    rows: NDArray[np.int64]  # their numbers in the batch
+    size: int  # images in the whole batch
+
+    @classmethod
+    def all(cls, size: int) -> Rows:
+        return cls(np.arange(size), size)
+
+
+def augment(
+    pixels: Tensor,
+    label: Tensor,
+    classes: int,
+    recipe: Recipe,
+    flip: bool,
+    rng: np.random.Generator,
+    part: slice | None = None,
+) -> Batch:
+    """Augments a batch by `recipe`: pixels uint8 [B, 3, H, W], label int64 [B], both on one device.
+
+    With `part`, a slice of at least one image, only those images of the batch are computed, as they are in the whole.
+    """
+    rows = np.arange(len(pixels))
+    whole = part is None or len(rows[part]) == len(rows)
+    if not whole:
+        rows = rows[part]
+        label_part = label[part]
+        if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
+            rows = np.concatenate([[(rows[0] - 1) % len(pixels)], rows])  # whom the first one is mixed with
+    of = Rows(rows, len(pixels))
+    if not whole:
+        index = torch.from_numpy(rows).to(pixels.device)
+        pixels, label = pixels[index], label[index]
     if recipe.crop_padding:
-        pixels = random_crop(pixels, recipe.crop_padding, rng)
+        pixels = random_crop(pixels, recipe.crop_padding, rng, of)
     if flip:
-        pixels = random_flip(pixels, rng)
+        pixels = random_flip(pixels, rng, of)
     if recipe.randaugment_ops:
-        pixels = rand_augment(pixels, recipe.randaugment_ops, recipe.randaugment_magnitude, rng)
+        pixels = rand_augment(pixels, recipe.randaugment_ops, recipe.randaugment_magnitude, rng, of)
     images = pixels.to(torch.float32) / 255
     target = F.one_hot(label, classes).to(torch.float32)
-    images, target = mix(images, target, recipe.mixup_alpha, recipe.cutmix_alpha, rng)
-    return Batch(images, target, label)
+    images, target = mix(images, target, recipe.mixup_alpha, recipe.cutmix_alpha, rng, led=not whole)
+    return Batch(images, target, label if whole else label_part)
 
 
-def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator) -> Tensor:
+def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
     """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in."""
     b, _, h, w = pixels.shape
-    offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, b))).to(pixels.device)
+    rows, size = of or Rows.all(b)
+    offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
     padded = F.pad(pixels, (padding,) * 4)
     rows = offsets[0][:, None] + torch.arange(h, device=pixels.device)  # [B, H]
     columns = offsets[1][:, None] + torch.arange(w, device=pixels.device)  # [B, W]
@@ -57,30 +95,48 @@ def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator) -> Tenso
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def random_flip(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+def random_flip(pixels: Tensor, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
     """Each image mirrored left to right with chance 1/2."""
-    coins = torch.from_numpy(rng.random(len(pixels)) < 0.5).to(pixels.device)
+    rows, size = of or Rows.all(len(pixels))
+    coins = torch.from_numpy((rng.random(size) < 0.5)[rows]).to(pixels.device)
     return torch.where(coins[:, None, None, None], pixels.flip(-1), pixels)
 
 
-def rand_augment(pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator) -> Tensor:
+def rand_augment(pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
     """torchvision's RandAugment on uint8 images, one draw of operations per `GROUP` images."""
     from torchvision.transforms import v2
 
     transform = v2.RandAugment(num_ops=ops, magnitude=magnitude)
+    rows, size = of or Rows.all(len(pixels))
+    seeds = rng.integers(2**63, size=-(-size // GROUP))
+    groups = rows // GROUP
+    # Consecutive images of one group; a batch's part may begin and end within one.
+    cuts = np.flatnonzero(np.diff(groups)) + 1
+    firsts = groups[np.concatenate([[0], cuts])]
+    done = []
     # torchvision draws from torch's global generator on the host; borrow it, seeded from ours.
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(rng.integers(2**63)))
-        return torch.cat([transform(group) for group in pixels.split(GROUP)])
+        for group, images in zip(firsts, pixels.tensor_split(cuts.tolist()), strict=True):
+            torch.random.default_generator.manual_seed(int(seeds[group]))
+            done.append(transform(images))
+    return torch.cat(done)
 
 
 def mix(
-    images: Tensor, target: Tensor, mixup_alpha: float, cutmix_alpha: float, rng: np.random.Generator
+    images: Tensor,
+    target: Tensor,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    rng: np.random.Generator,
+    *,
+    led: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mixes each image (and its target) with its neighbour in the batch, by Mixup or CutMix; α = 0 rules one out.
 
     Mixup: λ a + (1 − λ) b.  CutMix: a rectangle of b with the share 1 − λ of the area, pasted into a,
     and λ corrected for what the border cut off.  λ ~ Beta(α, α); with both, a coin decides per batch.
+    The neighbour is the image before, the last one's of a whole batch for the first.  `led`: this is a part of a
+    batch, and its first image is there as the second one's neighbour only; it is not in the result.
     """
     alphas = [("mixup", mixup_alpha), ("cutmix", cutmix_alpha)]
     choices = [(how, alpha) for how, alpha in alphas if alpha > 0]
@@ -88,7 +144,9 @@ def mix(
         return images, target
     how, alpha = choices[int(rng.integers(len(choices)))]
     share = float(rng.beta(alpha, alpha))
-    partner = images.roll(1, 0)
+    partner, partner_target = images.roll(1, 0), target.roll(1, 0)
+    if led:
+        images, partner, target, partner_target = images[1:], partner[1:], target[1:], partner_target[1:]
     if how == "mixup":
         images = share * images + (1 - share) * partner
     else:
@@ -96,7 +154,7 @@ def mix(
         images = images.clone()
         images[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
         share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
-    return images, share * target + (1 - share) * target.roll(1, 0)
+    return images, share * target + (1 - share) * partner_target
 
 
 def _rectangle(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -18,7 +18,10 @@ from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 
 if TYPE_CHECKING:
-    from vitrm.train import Splits
+    from vitrm.checkpoint import Checkpoint
+    from vitrm.distributed import World
+    from vitrm.execution import Execution
+    from vitrm.train import Splits, TrainingResult
 
 DEFAULT_DATA = "digits"
 DEFAULT_MODEL = "nano"
@@ -57,6 +60,7 @@ examples:
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
+  torchrun --nproc-per-node 4 -m vitrm.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
 validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
@@ -226,50 +230,87 @@ def command(argv: Sequence[str] | None) -> int | None:
     if not args.resume:
         resolve(settings)  # a mistyped setting should not wait for torch
 
+    from vitrm.distributed import join, losses_explained, own_device
     from vitrm.execution import Execution, keep_freed_memory
-    from vitrm.progress import reporter
-    from vitrm.train import check_folder, train
-    from vitrm.training_state import STATE_FILE, read_header
 
-    check_folder(out, args.resume)
-    if args.resume:
-        settings = settings.over(RunConfig(**read_header(out / STATE_FILE)["settings"]))
-    model, chosen = resolve(settings)
     execution = Execution(
-        device=args.device,
+        device=own_device(args.device),
         precision=args.precision,
         compile=args.compile,
         threads=args.threads,
         save_every=args.save_every,
     )
-    device, bf16 = execution.resolve()
+    device, _ = execution.resolve()
     keep_freed_memory()
-    data = load_data(settings, model.image_size)
+    world = join(device)
+    with losses_explained(world):
+        result = run(args, settings, init, out, execution, world)
+        world.close()
+    if not world.main:
+        return 0
+    tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
+    depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
     print(
-        f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
-        f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
-        f"{device} {'bf16' if bf16 else 'fp32'}, into {out}",
-        flush=True,
+        f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
+        f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {out}"
     )
-    result = train(
+    return 0
+
+
+def run(
+    args: argparse.Namespace,
+    settings: RunConfig,
+    init: Checkpoint | None,
+    out: Path,
+    execution: Execution,
+    world: World,
+) -> TrainingResult:
+    """Loads the data and trains, with progress."""
+    from vitrm.distributed import first_on_host, restarted
+    from vitrm.progress import reporter
+    from vitrm.train import check_folder, train
+    from vitrm.training_state import STATE_FILE, read_header
+
+    def saved() -> dict[str, Any] | None:
+        """The settings of the run to be resumed, None for a new run."""
+        # Processes that torchrun started anew go on, whatever the command said.
+        if args.resume or (restarted() and (out / STATE_FILE).exists()):
+            check_folder(out, True)
+            return read_header(out / STATE_FILE)["settings"]
+        check_folder(out, False)
+        return None
+
+    found = world.shared(saved)
+    if found is not None:
+        settings = settings.over(RunConfig(**found))
+        init = init if args.resume else None
+    model, chosen = resolve(settings)
+    if settings.data.get("download") and first_on_host():
+        load_data(settings, model.image_size)  # one process fetches, not all of a host at once
+    world.any(False)
+    data = load_data(settings, model.image_size)
+    if world.main:
+        _, bf16 = execution.resolve()
+        among = f" × {world.size} processes" if world.size > 1 else ""
+        print(
+            f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
+            f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
+            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}",
+            flush=True,
+        )
+    return train(
         model,
         chosen,
         data,
         out,
         seed=settings.seed or 0,
-        resume=args.resume,
+        resume=found is not None,
         init=init,
         execution=execution,
         reporter=reporter(chosen.epochs),
         settings=dataclasses.asdict(settings),
+        world=world,
     )
-    tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
-    depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
-    print(
-        f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
-        f"test accuracy{depths}: {tested} % ({len(data.test)} images)\nthe checkpoint is {out}"
-    )
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

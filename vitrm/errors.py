@@ -37,7 +37,9 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     try:
         return command(argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Processes beside each other (torchrun) write to one terminal: say whose error it is.
+        rank = os.environ.get("RANK", "0")
+        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         detail = str(error)

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vitrm.baselines import Baseline
 from vitrm.data import Images
+from vitrm.distributed import World
 from vitrm.model import ViTRM
 
 
@@ -34,22 +36,29 @@ def accuracy_by_depth(
     batch_size: int = 256,
     bf16: bool = False,
     between_batches: Callable[[], None] | None = None,
+    world: World | None = None,
 ) -> DepthAccuracy:
     """Runs `model` (in eval mode, where it lies) on all `images` to depth `steps`.
 
-    `bf16` runs it under autocast; `between_batches` is called before each batch and may raise.
+    `bf16` runs it under autocast; `between_batches` is called before each batch and may raise.  The processes of
+    `world` take turns with the batches, and each gets the whole result.
     Raises ValueError for steps < 1 or no images.
     """
     if steps < 1 or not len(images):
         raise ValueError(f"steps is {steps} and there are {len(images)} images, expected at least 1 of each")
     device = next(model.parameters()).device
     training = model.training
+    world = world or World()
     model.eval()
-    losses, predictions, halts = [], [], []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []  # of this process's batches: loss, answer, halt_prob
+    starts = range(0, len(images), batch_size)
     try:
-        for start in range(0, len(images), batch_size):
+        for turn in range(0, len(starts), world.size):
             if between_batches is not None:
                 between_batches()
+            if turn + world.rank >= len(starts):
+                break
+            start = starts[turn + world.rank]
             part = slice(start, start + batch_size)
             pixels = torch.from_numpy(images.pixels[part]).to(device)
             labels = torch.from_numpy(images.labels[part]).to(device)
@@ -61,16 +70,16 @@ def accuracy_by_depth(
                     logits = model(floats)[None]
                     halt = logits.new_empty(0, len(labels))
             logits = logits.float()
-            losses.append(torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits]))
-            predictions.append(logits.argmax(-1))
-            halts.append(halt.float())
+            losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
+            found.append((losses, logits.argmax(-1), halt.float()))
     finally:
         model.train(training)
-    predicted = torch.cat(predictions, 1).cpu().numpy()
-    halt_prob = torch.cat(halts, 1).cpu().numpy()
+    of_all = world.gathered([[t.cpu().numpy() for t in batch] for batch in found])
+    in_order = [of_all[i % world.size][i // world.size] for i in range(len(starts))]
+    loss, predicted, halt_prob = (np.concatenate(parts, 1) for parts in zip(*in_order, strict=True))
     return DepthAccuracy(
         accuracy=[float(v) for v in (predicted == images.labels).mean(1)],
-        loss=[float(v) for v in torch.cat(losses, 1).mean(1)],
+        loss=[float(v) for v in loss.mean(1, dtype=np.float64)],
         halt=[float(v) for v in halt_prob.mean(1)] if len(halt_prob) else [],
         predictions=predicted,
         halt_prob=halt_prob,

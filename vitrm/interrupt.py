@@ -2,6 +2,9 @@
 
 An exception in the middle of an optimizer update would leave half the weights updated.  So the first
 signal only sets a mark, which the training loop looks at between batches; the second one raises at once.
+
+Not so in one of several processes: Ctrl-C reaches each of them twice, from the terminal and from torchrun, and
+torchrun itself kills those that take too long.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """A context in which `check` raises KeyboardInterrupt after a signal.  Does nothing outside the main thread."""
+    """A context that counts signals, and raises KeyboardInterrupt at the second.  Does nothing outside the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient  # never raise
         self.asked = 0  # signals received
         self._before: dict[signal.Signals, Any] = {}
 
@@ -32,12 +36,7 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
-        if self.asked:
-            raise KeyboardInterrupt
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked += 1
-        if self.asked > 1:
+        if self.asked > 1 and not self.patient:
             raise KeyboardInterrupt("not saved since the last state")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitrm.augment import Batch
 from vitrm.baselines import Baseline
+from vitrm.distributed import World
 from vitrm.ema import EMA
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.recipe import Recipe
@@ -67,8 +68,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 class Learner:
     """A model, its optimizer and its averaged weights; `batch` is one training batch."""
 
-    def __init__(self, model: ViTRM | Baseline, recipe: Recipe, device: torch.device, bf16: bool) -> None:
+    def __init__(
+        self, model: ViTRM | Baseline, recipe: Recipe, device: torch.device, bf16: bool, world: World | None = None
+    ) -> None:
         self.model = model
+        self.world = world or World()
         self.recipe = recipe
         self.device = device
         self.bf16 = bf16
@@ -85,13 +89,21 @@ class Learner:
             self.embed, self.step = model.embed, model.step
         else:
             self.classify = model.forward
+        # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
+        joint = recipe.supervision == "joint" and not recipe.free_steps
+        self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
+        self.share = 1.0
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def batch(self, batch: Batch, lr: float, free_steps: int = 0) -> BatchResult:
-        """Trains on one batch at learning rate `lr`, after `free_steps` steps without gradient."""
+    def batch(self, batch: Batch, lr: float, free_steps: int = 0, share: float = 1.0) -> BatchResult:
+        """Trains on one batch at learning rate `lr`, after `free_steps` steps without gradient.
+
+        In several processes `batch` is this one's part, the share `share` of the whole batch, and so is the result.
+        """
+        self.share = share
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
@@ -100,45 +112,57 @@ class Learner:
         return (self._joint if self.recipe.supervision == "joint" else self._sequential)(batch, free_steps)
 
     def _baseline(self, batch: Batch) -> BatchResult:
-        with self.autocast():
-            logits = self.classify(batch.images)
-        loss, right = step_loss(logits, None, batch.target, batch.label, 0.0)
+        def compute() -> tuple[Tensor, Tensor]:
+            with self.autocast():
+                logits = self.classify(batch.images)
+            return step_loss(logits, None, batch.target, batch.label, 0.0)
+
+        loss, right = self.forward(compute)
         self._update(loss)
         return BatchResult([loss.detach()], right.sum(), loss.new_zeros(()), 1)
 
     def _sequential(self, batch: Batch, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
         state = self._start(batch.images, free_steps)
-        for i in range(self.recipe.n_sup):
+
+        def compute() -> tuple[Tensor, Tensor, State, Tensor]:
             with self.autocast():
                 # The tokens are computed anew: the update just made has changed what they are.
-                state = self.step(self.embed(batch.images), state)
-                logits, halt_logit = self._heads(state.y)
+                reached = self.step(self.embed(batch.images), state)
+                logits, halt_logit = self._heads(reached.y)
             loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight)
+            return loss, right, State(reached.y.detach(), reached.z.detach()), halt_logit.detach()
+
+        for i in range(self.recipe.n_sup):
+            loss, right, state, halt_logit = self.forward(compute)
             self._update(loss)
             losses.append(loss.detach())
-            state = State(state.y.detach(), state.z.detach())
-            halt = halt_logit.detach().float().sigmoid().mean()
+            halt = halt_logit.float().sigmoid().mean()
             # The comparison waits for the device; after the last step there is nothing to decide.
-            if i + 1 < self.recipe.n_sup and halt > self.recipe.halt_threshold:
+            if i + 1 < self.recipe.n_sup and self.world.total(self.share * halt) > self.recipe.halt_threshold:
                 break
         return BatchResult(losses, right.sum(), halt, len(losses))
 
     def _joint(self, batch: Batch, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
-        total = torch.zeros((), device=self.device)
-        with self.autocast():
-            embedded = self.embed(batch.images)
-        state = self._start(batch.images, free_steps, embedded)
-        with self.autocast():
-            for weight in self.recipe.step_weights():
-                state = self.step(embedded, state)
-                logits, halt_logit = self._heads(state.y)
-                loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight)
-                total = total + weight * loss
-                losses.append(loss.detach())
-        self._update(total / len(losses))
-        return BatchResult(losses, right.sum(), halt_logit.detach().float().sigmoid().mean(), 1)
+
+        def compute() -> tuple[Tensor, Tensor, Tensor]:
+            total = torch.zeros((), device=self.device)
+            with self.autocast():
+                embedded = self.embed(batch.images)
+            state = self._start(batch.images, free_steps, embedded)
+            with self.autocast():
+                for weight in self.recipe.step_weights():
+                    state = self.step(embedded, state)
+                    logits, halt_logit = self._heads(state.y)
+                    loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight)
+                    total = total + weight * loss
+                    losses.append(loss.detach())
+            return total / len(losses), right, halt_logit.detach()
+
+        loss, right, halt_logit = self.forward(compute)
+        self._update(loss)
+        return BatchResult(losses, right.sum(), halt_logit.float().sigmoid().mean(), 1)
 
     def _start(self, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
         """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""
@@ -156,6 +180,9 @@ class Learner:
         return self.model.head_logits(y)
 
     def _update(self, loss: Tensor) -> None:
+        if self.share != 1.0:
+            # The processes' gradients are averaged; their parts of the batch may differ in size.
+            loss = loss * (self.share * self.world.size)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip_norm:

@@ -33,6 +33,7 @@ from vitrm.augment import augment
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import Images, normalisation
+from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.execution import Execution, compile_learner
@@ -67,6 +68,7 @@ class TrainingResult:
     best_epoch: int  # whose weights were kept, counted from 1
     validation_accuracy: float  # of the kept weights, in [0, 1]
     test_accuracy: list[float]  # of the kept weights at the depths 1, 2, …, in [0, 1]
+    test_images: int
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
@@ -95,25 +97,29 @@ def train(
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
     settings: dict[str, Any] | None = None,
+    world: World | None = None,
 ) -> TrainingResult:
     """Trains a model into the folder `out`, or with `resume` continues the run in it.
 
     `model_config` takes its classes, image size and normalisation from the data.  A new run starts from the weights of
     `init`, where one is given: a checkpoint of the same model, on any data (its classifier is left out for other
     classes).  `settings` is any JSON
-    object, kept in the state for the command that resumes the run.  SIGINT and SIGTERM
+    object, kept in the state for the command that resumes the run.  In several processes (`world`) all of them call this
+    with the same arguments; the main one alone reads and writes `out`.  SIGINT and SIGTERM
     (in the main thread) save the state before `KeyboardInterrupt` is raised.  Raises `UserError` for a
     folder that holds something else, a state of another run, a loss that is not finite, or a full disk;
     what was saved before stays as it was.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}, expected 0 or more")
-    out = Path(out)
-    check_folder(out, resume)
+    out, world = Path(out), world or World()
+    world.shared(lambda: check_folder(out, resume))
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
-    with torch.random.fork_rng(devices=[]):
-        run = Run(model_config, recipe, data, out, seed, execution or Execution(), reporter or Reporter(), on_batch)
+    with torch.random.fork_rng(devices=[]), losses_explained(world):
+        run = Run(
+            model_config, recipe, data, out, seed, execution or Execution(), reporter or Reporter(), on_batch, world
+        )
         run.settings = settings or {}
         if init is not None:
             run.start_from(init)
@@ -153,13 +159,22 @@ class Run:
         execution: Execution,
         reporter: Reporter,
         on_batch: OnBatch | None,
+        world: World,
     ) -> None:
         self.config = fit_config(model_config, data.train)
         self.recipe, self.data, self.out, self.seed = recipe, data, out, seed
-        self.execution, self.reporter, self.on_batch = execution, reporter, on_batch
+        self.execution, self.on_batch, self.world = execution, on_batch, world
+        self.reporter = reporter if world.main else Reporter()
         self.device, self.bf16 = execution.resolve()
         self.batch_size = min(recipe.batch_size, len(data.train))
         self.batches = len(data.train) // self.batch_size
+        if self.batch_size < world.size:
+            raise UserError(
+                f"a batch of {self.batch_size} images cannot be shared by {world.size} processes: start fewer, or raise "
+                "--batch-size"
+            )
+        self.part = world.part(self.batch_size)
+        self.share = (self.part.stop - self.part.start) / self.batch_size
         self.flip = recipe.flips(data.train.name)
         self.identity: dict[str, Any] = {
             "model": to_dict(self.config),
@@ -168,7 +183,9 @@ class Run:
             "seed": seed,
         }
         torch.manual_seed(seed)
-        self.learner = Learner(checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16)
+        self.learner = Learner(
+            checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16, world
+        )
         self.progress = Progress()
         self.settings: dict[str, Any] = {}
 
@@ -201,10 +218,12 @@ class Run:
         """Trains from the start or from the state in the folder, measures the test accuracy, and says so."""
         state_path = self.out / STATE_FILE
         if resume:
-            saved = training_state.read_header(state_path)["identity"]
-            if "init" in saved:
-                self.identity["init"] = saved["init"]
-            self.progress = training_state.restore(state_path, self.learner, self.identity)
+            header, tensors = self.world.shared(self._read_state)
+            if "init" in header["identity"]:
+                self.identity["init"] = header["identity"]["init"]
+            self.progress = training_state.restore(state_path, header, tensors, self.learner)
+            if not self.world.main and self.progress.sums is not None:
+                self.progress.sums.zero_()  # the main process goes on with all that was saved
             done = self.progress.epoch, self.progress.batch
             finished = (
                 "has finished"
@@ -215,7 +234,7 @@ class Run:
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-            with Interruption() as self.interruption:
+            with Interruption(patient=self.world.size > 1) as self.interruption:
                 # Compiled only now: restoring replaced weights, and a failed start should fail fast.
                 if self.execution.compile:
                     compile_learner(self.learner, self.config.image_size, self.batch_size, self.reporter.say)
@@ -226,7 +245,8 @@ class Run:
                     self._epochs()
                     self._test()
                 except KeyboardInterrupt:
-                    if self.interruption.asked == 1:  # raised between batches, where the state is whole
+                    # Raised between batches, where the state is whole.
+                    if self.interruption.patient or self.interruption.asked == 1:
                         self._save()
                         raise KeyboardInterrupt(f"the state is saved, --resume continues {self.out}") from None
                     raise
@@ -239,8 +259,19 @@ class Run:
             best_epoch=best["epoch"],
             validation_accuracy=best["accuracy"],
             test_accuracy=self.progress.test_accuracy,
+            test_images=len(self.data.test),
             history=self.progress.history,
         )
+
+    def _read_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        path = self.out / STATE_FILE
+        saved = training_state.read_header(path)["identity"]
+        return training_state.read(path, self.identity | ({"init": saved["init"]} if "init" in saved else {}))
+
+    def _stop_if_asked(self) -> None:
+        """Raises KeyboardInterrupt, in all processes, if a signal has come to any."""
+        if self.world.any(self.interruption.asked > 0)[0]:
+            raise KeyboardInterrupt
 
     def _epochs(self) -> None:
         pixels = torch.from_numpy(self.data.train.pixels).to(self.device)
@@ -268,27 +299,36 @@ class Run:
         order = np.random.default_rng((self.seed, progress.epoch, 0)).permutation(len(labels))
         report_due = Ticker(self.reporter.interval)
         before, started = progress.seconds, time.monotonic()
+        self._stop_if_asked()
         for i in range(progress.batch, self.batches):
-            self.interruption.check()
             rng = np.random.default_rng((self.seed, progress.epoch, 1 + i))
             index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size]).to(self.device)
-            batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng)
+            batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng, self.part)
             done = (progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
             free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
-            torch.manual_seed(int(rng.integers(2**63)))  # of the dropout
-            result = self.learner.batch(batch, recipe.lr_at(done), free_steps)
-            progress.sums += _summary(result)
+            torch.manual_seed((int(rng.integers(2**63)) + self.world.rank) % 2**63)  # of the dropout
+            result = self.learner.batch(batch, recipe.lr_at(done), free_steps, self.share)
+            progress.sums += _summary(result, self.share)
             progress.batch = i + 1
             progress.seconds = before + time.monotonic() - started
             if self.on_batch is not None:
                 self.on_batch(progress.epoch, i, [float(loss) for loss in result.losses])
-            # On a GPU, reading a number waits for all work queued: only where somebody looks at it.
-            if i + 1 < self.batches and report_due.due():
-                self._report()
-            elif self.device.type == "cpu":
+            # What the processes do together they decide together.  On a GPU, reading a number waits for all work
+            # queued: only where somebody looks at it.
+            infinite, report, save, stop = self.world.any(
+                self.device.type == "cpu" and not bool(progress.sums[0].isfinite()),
+                self.world.main and report_due.due(),
+                self.world.main and save_due.due(),
+                self.interruption.asked > 0,
+            )
+            if infinite:
                 self._check_finite()
-            if save_due.due():
+            if report and i + 1 < self.batches:
+                self._report()
+            if save:
                 self._save()
+            if stop:
+                raise KeyboardInterrupt
 
     def _end_epoch(self) -> None:
         """Validates, keeps the weights if they are the best so far, and opens the next epoch."""
@@ -300,7 +340,8 @@ class Run:
             self.data.validation,
             self._eval_depth,
             bf16=self.bf16,
-            between_batches=self.interruption.check,
+            between_batches=self._stop_if_asked,
+            world=self.world,
         )
         seen = self.batches * self.batch_size
         line = {
@@ -335,19 +376,26 @@ class Run:
 
     def _test(self) -> None:
         """Measures the kept weights on the test images, in float32, and writes that into the checkpoint."""
-        kept = checkpoint.load(self.out)
+        kept = self.world.shared(lambda: checkpoint.load(self.out))
         depth = max(TEST_DEPTH, self.recipe.trained_depth)
         found = accuracy_by_depth(
-            kept.build().to(self.device), self.data.test, depth, between_batches=self.interruption.check
+            kept.build().to(self.device),
+            self.data.test,
+            depth,
+            between_batches=self._stop_if_asked,
+            world=self.world,
         )
         training = {**kept.training, "epochs_run": self.progress.epoch, "test_accuracy": found.accuracy}
         if found.halt:
             training["test_halt"] = found.halt
-        checkpoint.save(self.out, dataclasses.replace(kept, training=training))
+        if self.world.main:
+            checkpoint.save(self.out, dataclasses.replace(kept, training=training))
         self.progress.test_accuracy = found.accuracy
         self._save()
 
     def _save_checkpoint(self) -> None:
+        if not self.world.main:
+            return
         best = self.progress.best
         assert best is not None
         data = self.data
@@ -369,6 +417,7 @@ class Run:
             "validation_accuracy": best["accuracy"],
             "train_size": len(data.train),
             "device": self.device.type,
+            "processes": self.world.size,
             "precision": "bf16" if self.bf16 else "fp32",
             "versions": {"vitrm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
@@ -379,20 +428,25 @@ class Run:
         training_state.save(self.out / STATE_FILE, self.learner, self.progress, self.identity, self.settings)
 
     def _write_metrics(self) -> None:
+        if not self.world.main:
+            return
         # Written whole from the state's own history, so the file can neither lag behind it nor repeat an epoch.
         write_text(self.out / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in self.progress.history))
 
     def _draw(self) -> None:
+        if not self.world.main:
+            return
         curves.draw(self.progress.history, self.out / CURVE_FILE, f"{self.out.name}: {self.data.train.name}")
 
     def _means(self) -> tuple[float, float, float, float]:
         """Of the epoch so far: loss, accuracy, halting probability, supervised steps per batch."""
         assert self.progress.sums is not None
-        loss, right, halt, steps = self.progress.sums.tolist()
+        loss, right, halt, steps = self.world.total(self.progress.sums).tolist()
         batches = max(self.progress.batch, 1)
         return loss / batches, right / batches / self.batch_size, halt / batches, steps / batches
 
     def _check_finite(self) -> None:
+        """Raises `UserError`, in all processes, for a loss that is NaN or infinite in any."""
         if not math.isfinite(self._means()[0]):
             raise UserError(
                 f"the loss is not finite in epoch {self.progress.epoch + 1}, batch {self.progress.batch}: lower the "
@@ -409,11 +463,11 @@ class Run:
         self.reporter.batch(done, loss, right, rate, left, progress.epoch + 1)
 
 
-def _summary(result: BatchResult) -> Tensor:
-    """A batch's contribution to `Progress.sums`, float64 [4]."""
-    loss = torch.stack(result.losses).mean()
+def _summary(result: BatchResult, share: float) -> Tensor:
+    """A batch's contribution to `Progress.sums`, float64 [4]; `share` is this process's share of its images."""
+    loss = torch.stack(result.losses).mean().double()
     steps = torch.full_like(loss, len(result.losses))
-    return torch.stack([loss, result.correct.to(loss.dtype), result.halt, steps]).double()
+    return torch.stack([share * loss, result.correct.double(), share * result.halt.double(), share * steps])
 
 
 def _score(found: DepthAccuracy) -> tuple[float, float]:

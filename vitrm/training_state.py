@@ -39,7 +39,7 @@ class Progress:
     batch: int = 0  # batches done of the current epoch
     seconds: float = 0.0  # spent training in the current epoch
     sums: Tensor | None = (
-        None  # float64 [4] on the device: loss, right answers, halt, supervised steps of the epoch so far
+        None  # float64 [4] on the device: loss, right answers, halt, supervised steps of the epoch so far, this process's share
     )
     history: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
     best: dict[str, Any] | None = None  # epoch, accuracy and loss of the best validation result
@@ -53,7 +53,7 @@ def save(
     identity: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
-    """Writes the state atomically; `settings` is kept for whoever resumes.  Raises `UserError` if a weight is not finite or the disk is full."""
+    """Writes the state atomically, in the main process only; `settings` is kept for whoever resumes.  Raises `UserError` if a weight is not finite or the disk is full."""
     import torch
     from safetensors.torch import save_file
 
@@ -63,7 +63,7 @@ def save(
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     if progress.sums is not None:
-        tensors["sums"] = progress.sums
+        tensors["sums"] = learner.world.total(progress.sums)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values() if v.is_floating_point()):
         raise UserError("training has diverged: a weight is NaN or infinite; lower the learning rate (--lr)")
@@ -80,6 +80,8 @@ def save(
         "updates": learner.updates,
         "checksum": _checksum(tensors),
     }
+    if not learner.world.main:
+        return
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={_KEY: json.dumps(header)})
@@ -106,12 +108,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def restore(path: str | os.PathLike[str], learner: Learner, identity: dict[str, Any]) -> Progress:
-    """Loads the state into `learner`.  Raises `UserError` if it is damaged or of a run with another identity."""
+def read(path: str | os.PathLike[str], identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state's header and tensors.  Raises `UserError` if it is damaged or of a run with another identity."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-
-    from vitrm.checkpoint import load_weights
 
     header = read_header(path)
     check_identity(identity, header["identity"], Path(path).parent)
@@ -121,6 +121,15 @@ def restore(path: str | os.PathLike[str], learner: Learner, identity: dict[str, 
         raise _damaged(path, error) from None
     if _checksum(tensors) != header["checksum"]:
         raise _damaged(path, "its checksum does not match")
+    return header, tensors
+
+
+def restore(
+    path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Tensor], learner: Learner
+) -> Progress:
+    """Puts the state that `read` gave into `learner`.  Raises `UserError` if it does not fit."""
+    from vitrm.checkpoint import load_weights
+
     load_weights(learner.model, _under(tensors, "model."), str(path))
     load_weights(learner.ema.model, _under(tensors, "ema."), str(path))
     learner.optimizer.state.clear()

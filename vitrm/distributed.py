@@ -1,0 +1,256 @@
+"""Training in several processes at once, as `torchrun` starts them: on many GPUs, many hosts, or the cores of a CPU.
+
+    torchrun --nproc-per-node 2 -m vitrm.cli --data cifar10 --model nano --out runs/two
+    torchrun --nproc-per-node 2 -m -- vitrm.cli --n 2     (without the --, torchrun takes --n for one of its own)
+
+What is learned does not depend on the number of processes: --batch-size is the whole batch, all processes draw the
+same order and the same augmentation and each computes its part of the batch, gradients (DistributedDataParallel) and
+batch norm's statistics are those of the whole batch.  So a run may be resumed by another number of processes.  Sums
+are taken in another order, which is rounding; only dropout draws other masks.
+
+Decisions (save now, stop, end a batch's supervision early) are made by all processes together: a process that decided
+by its own clock would leave the others waiting in a collective operation for ever.  They travel by gloo, on the host,
+so that on GPUs nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vitrm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_LOST = ("gloo", "nccl", "connection", "timed out", "peer")  # in the messages of an operation that lost its partner
+
+
+class World:
+    """The processes of a run.  This one: a process alone, for which every operation is the identity."""
+
+    rank = 0  # of this process; 0 writes and speaks
+    size = 1  # processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """This process's part of `count` things: contiguous, sizes differ by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process."""
+        return list(flags)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return values
+
+    def shared(self, make: Callable[[], T]) -> T:
+        """What `make` gives in process 0, in every process; a `UserError` that it raises there is raised everywhere."""
+        return make()
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks."""
+        return [value]
+
+    def parallel(self, model: nn.Module, unused: bool) -> Callable[[Callable[[], T]], T]:
+        """A function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
+
+        Batch norms of `model` are synchronised, too.  `unused`: some parameters may take no part in a pass.
+        """
+        return lambda compute: compute()
+
+    def close(self) -> None:
+        """Leaves the group: after the last operation."""
+
+
+class TorchrunWorld(World):
+    """The processes that torchrun started."""
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.size, self.device = rank, size, device
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self._host: ProcessGroup | None = dist.new_group(backend="gloo")
+
+    def any(self, *flags: bool) -> list[bool]:
+        values = torch.tensor(flags, dtype=torch.uint8)
+        self._reduce(values, maximum=True)
+        return [bool(v) for v in values]
+
+    def total(self, values: Tensor) -> Tensor:
+        summed = values.detach().cpu().clone()
+        self._reduce(summed, maximum=False)
+        return summed.to(values.device)
+
+    def shared(self, make: Callable[[], T]) -> T:
+        import torch.distributed as dist
+
+        found: list[Any] = [None, None]  # the value, or what is wrong
+        if self.main:
+            try:
+                found[0] = make()
+            except UserError as error:
+                found[1] = error
+        dist.broadcast_object_list(found, src=0, group=self._host)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def gathered(self, value: T) -> list[T]:
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def parallel(self, model: nn.Module, unused: bool) -> Callable[[Callable[[], T]], T]:
+        import torch.distributed as dist
+        from torch.nn.parallel import DistributedDataParallel
+
+        synchronise_batch_norms(model, dist.new_group(), self.device)
+        # Buffers are batch norm's statistics, alike everywhere already.
+        return DistributedDataParallel(_Through(model), broadcast_buffers=False, find_unused_parameters=unused)
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        self.any(False)  # nobody leaves while another still needs an answer
+        dist.destroy_process_group()
+
+    def _reduce(self, values: Tensor, *, maximum: bool) -> None:
+        import torch.distributed as dist
+
+        dist.all_reduce(values, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._host)
+
+
+class _Through(nn.Module):
+    """Runs what it is given: DistributedDataParallel watches one forward pass, whatever that computes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        return compute()
+
+
+@contextmanager
+def losses_explained(world: World) -> Iterator[None]:
+    """A context in which an operation that fails because another process has ended raises a `UserError` that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size > 1 and any(word in str(error).lower() for word in _LOST):
+            raise UserError(
+                "another process of this run has ended: its own message says why; the state saved last is kept, "
+                "start torchrun again with --resume"
+            ) from error
+        raise
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return all(name in os.environ for name in _ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def restarted() -> bool:
+    """Whether torchrun started the processes anew (--max-restarts) after one had failed."""
+    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def first_on_host() -> bool:
+    """Whether this process is the first of several on this host."""
+    return launched() and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def own_device(name: str) -> str:
+    """The device of this process where `name` was asked for: with several processes on a host, each has a GPU of its own."""
+    if not launched() or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return name
+    local, beside = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name not in ("auto", "cuda"):
+        if beside > 1:
+            raise UserError(f"device {name} cannot serve {beside} processes: ask for cuda, each takes a GPU of its own")
+        return name
+    if torch.cuda.is_available() and beside > torch.cuda.device_count():
+        raise UserError(
+            f"torchrun started {beside} processes here, but there are {torch.cuda.device_count()} CUDA GPUs: "
+            "start as many processes as GPUs, or use --device cpu"
+        )
+    return f"cuda:{local}"
+
+
+def join(device: torch.device) -> World:
+    """This process's world: the one that torchrun made, else a process alone.  Raises `UserError` if it cannot be joined."""
+    if not launched():
+        return World()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        return TorchrunWorld(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the other processes cannot be reached at {where} ({str(error).splitlines()[0]})") from None
+
+
+def synchronise_batch_norms(model: nn.Module, group: ProcessGroup | None, device: torch.device) -> None:
+    """Gives the batch norms of `model` the statistics of the whole batch; parameters and buffers stay the same tensors."""
+    if device.type == "cuda":
+        # torch's own, fused, is for GPUs only.
+        nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, WholeBatchNorm(child, group))
+
+
+class WholeBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes of `group`, in the terms of gloo; it takes `norm`'s tensors over."""
+
+    def __init__(self, norm: nn.BatchNorm2d, group: ProcessGroup | None) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.group = group
+        self.train(norm.training)
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, H, W] of any float type, the same out; B may differ between processes."""
+        if not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        wide = x.float()
+        count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
+        # In two passes, as torch does it: E[x²] − E[x]² loses digits where the mean is large.
+        summed = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]), group=self.group)
+        count = summed[-1].detach()
+        mean = summed[:-1] / count
+        centred = wide - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3)), group=self.group) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
