@@ -88,11 +88,11 @@ def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows
     rows, size = of or Rows.all(b)
     offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
     padded = F.pad(pixels, (padding,) * 4)
-    rows = offsets[0][:, None] + torch.arange(h, device=pixels.device)  # [B, H]
-    columns = offsets[1][:, None] + torch.arange(w, device=pixels.device)  # [B, W]
+    top = offsets[0][:, None] + torch.arange(h, device=pixels.device)  # [B, H]
+    left = offsets[1][:, None] + torch.arange(w, device=pixels.device)  # [B, W]
     image = torch.arange(b, device=pixels.device)[:, None, None]
     # Index arrays on both sides of the channels' slice: the result is [B, H, W, 3].
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return padded[image, :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def random_flip(pixels: Tensor, rng: np.random.Generator, of: Rows | None = None) -> Tensor:

@@ -83,7 +83,7 @@ class TorchrunWorld(World):
 
         self.rank, self.size, self.device = rank, size, device
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        self._host: ProcessGroup | None = dist.new_group(backend="gloo")
+        self._host: Any = dist.new_group(backend="gloo")
 
     def any(self, *flags: bool) -> list[bool]:
         values = torch.tensor(flags, dtype=torch.uint8)
@@ -120,7 +120,8 @@ class TorchrunWorld(World):
         import torch.distributed as dist
         from torch.nn.parallel import DistributedDataParallel
 
-        synchronise_batch_norms(model, dist.new_group(), self.device)
+        group: Any = dist.new_group()
+        synchronise_batch_norms(model, group, self.device)
         # Buffers are batch norm's statistics, alike everywhere already.
         return DistributedDataParallel(_Through(model), broadcast_buffers=False, find_unused_parameters=unused)
 
