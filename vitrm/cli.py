@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
+from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
@@ -59,6 +61,7 @@ examples:
   vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.run_config)
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
+  vitrm-train --sweep n=1,2,3 n_sup=1,2,4 --out runs/ablation   a run per combination, a table and two pictures
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
   torchrun --nproc-per-node 4 -m vitrm.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
 
@@ -85,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--init", metavar="RUN", help="start from this checkpoint's weights and model: a run folder or a bundled name"
+    )
+    p.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="NAME=V,V",
+        help="a run for every combination of these settings (of model or recipe, or model, recipe, seed, limit_train), "
+        "in folders under --out, with a table and a picture per setting; the same command goes on with a stopped sweep",
     )
     p.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
 
@@ -203,10 +213,10 @@ def preset_fields(config: ModelConfig) -> dict[str, Any]:
     return {"preset": DEFAULT_MODEL, **{k: v for k, v in wanted.items() if k in MODEL_KEYS}}
 
 
-def default_out(settings: RunConfig) -> Path:
-    """runs/MODEL-DATA."""
+def default_out(settings: RunConfig, before: str = "") -> Path:
+    """runs/MODEL-DATA, with `before` before MODEL."""
     data = Path(settings.data.get("name", DEFAULT_DATA)).name or "data"
-    return RUNS / f"{settings.model.get('preset', DEFAULT_MODEL)}-{data}"
+    return RUNS / f"{before}{settings.model.get('preset', DEFAULT_MODEL)}-{data}"
 
 
 def command(argv: Sequence[str] | None) -> int | None:
@@ -226,11 +236,16 @@ def command(argv: Sequence[str] | None) -> int | None:
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
         if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
             settings.data[key] = str(Path(settings.data[key]).resolve())
-    out = Path(args.out) if args.out else default_out(settings)
+    axes = parse_axes(args.sweep or [])
+    wanted = cells(axes, settings)
+    if axes and args.resume:
+        raise UserError("a sweep goes on where it was stopped by itself: leave out --resume")
+    out = Path(args.out) if args.out else default_out(settings, "sweep-" if axes else "")
     if not args.resume:
-        resolve(settings)  # a mistyped setting should not wait for torch
+        for cell in wanted:
+            resolve(cell.settings)  # a mistyped setting should not wait for torch
 
-    from vitrm.distributed import join, losses_explained, own_device
+    from vitrm.distributed import join, losses_explained, own_device, restarted
     from vitrm.execution import Execution, keep_freed_memory
 
     execution = Execution(
@@ -243,10 +258,15 @@ def command(argv: Sequence[str] | None) -> int | None:
     device, _ = execution.resolve()
     keep_freed_memory()
     world = join(device)
+    train_one = partial(run, init=init, execution=execution, world=world)
     with losses_explained(world):
-        result = run(args, settings, init, out, execution, world)
+        if axes:
+            sweep_all(axes, wanted, out, train_one, world)
+        else:
+            # Processes that torchrun started anew go on, whatever the command said.
+            result = train_one(settings, out, resume=args.resume, go_on=restarted())
         world.close()
-    if not world.main:
+    if axes or not world.main:
         return 0
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
@@ -258,23 +278,24 @@ def command(argv: Sequence[str] | None) -> int | None:
 
 
 def run(
-    args: argparse.Namespace,
     settings: RunConfig,
-    init: Checkpoint | None,
     out: Path,
+    *,
+    resume: bool,
+    go_on: bool,
+    init: Checkpoint | None,
     execution: Execution,
     world: World,
 ) -> TrainingResult:
-    """Loads the data and trains, with progress."""
-    from vitrm.distributed import first_on_host, restarted
+    """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
+    from vitrm.distributed import first_on_host
     from vitrm.progress import reporter
     from vitrm.train import check_folder, train
     from vitrm.training_state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
         """The settings of the run to be resumed, None for a new run."""
-        # Processes that torchrun started anew go on, whatever the command said.
-        if args.resume or (restarted() and (out / STATE_FILE).exists()):
+        if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
             return read_header(out / STATE_FILE)["settings"]
         check_folder(out, False)
@@ -283,7 +304,7 @@ def run(
     found = world.shared(saved)
     if found is not None:
         settings = settings.over(RunConfig(**found))
-        init = init if args.resume else None
+        init = init if resume else None
     model, chosen = resolve(settings)
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
@@ -311,6 +332,25 @@ def run(
         settings=dataclasses.asdict(settings),
         world=world,
     )
+
+
+def sweep_all(
+    axes: Sequence[Axis], wanted: Sequence[Cell], out: Path, train_one: Callable[..., TrainingResult], world: World
+) -> None:
+    """Runs the cells one after the other and says what was found."""
+
+    def cell(one: Cell, folder: Path) -> Row:
+        result = train_one(one.settings, folder, resume=False, go_on=True)
+        model, chosen = resolve(one.settings)
+        return Row(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
+
+    def say(text: str) -> None:
+        if world.main:
+            print(text, flush=True)
+
+    for row in sweep(axes, wanted, out, cell, say, world.main):
+        say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
+    say(f"the table is {out / CSV_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

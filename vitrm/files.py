@@ -2,17 +2,21 @@
 
 Everything the toolkit writes goes to a temporary neighbour first and gets its name by an atomic
 rename, so a killed command or a full disk leaves neither a half-written file nor a damaged old one.
+What `kill -9` leaves beside the target is removed when the target is written the next time.
 """
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_dir():
             raise UserError(f"{target} is a folder: name a file")
         # The suffix stays: whoever checks the file before it gets its name may go by it.
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
+        prefix, suffix = f".{target.stem}.", f".part{target.suffix}"
+        _remove_leftovers(target.parent, prefix, suffix)
+        handle, name = tempfile.mkstemp(prefix=prefix + _owner(), suffix=suffix, dir=target.parent)
         umask = os.umask(0)
         os.umask(umask)
         os.close(handle)
@@ -64,7 +70,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise UserError(f"{target} is a file: name a folder")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        prefix = f".{target.name}."
+        _remove_leftovers(target.parent, prefix, ".part")
+        _remove_leftovers(target.parent, prefix, ".old")
+        temporary = Path(tempfile.mkdtemp(prefix=prefix + _owner(), suffix=".part", dir=target.parent))
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
@@ -77,10 +86,11 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
-        # Folders cannot be renamed over one another: the old one steps aside, and comes back if the new one fails.
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
+        if not (target.exists() and _exchange(temporary, target)):
+            # Folders cannot be renamed over one another: the old one steps aside, and comes back if the new one fails.
+            if target.exists():
+                target.rename(old)
+            temporary.rename(target)
     except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)
@@ -91,6 +101,33 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one atomic step; False where the system cannot (not Linux, or some network file systems)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = libc.renameat2
+    except AttributeError:
+        return False
+    return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+
+
+def _owner() -> str:
+    """In a temporary name: which process of which machine writes it."""
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{machine}-{os.getpid()}-"
+
+
+def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
+    """Removes temporaries of processes of this machine that live no more."""
+    machine = _owner().split("-")[0]
+    for left in folder.glob(f"{glob.escape(prefix)}{machine}-*-*{glob.escape(suffix)}"):
+        process = left.name[len(prefix) :].split("-")[1]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

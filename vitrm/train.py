@@ -32,7 +32,7 @@ from vitrm import __version__, checkpoint, curves, training_state
 from vitrm.augment import augment
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
-from vitrm.data import Images, normalisation
+from vitrm.data import DATASETS, Images, normalisation
 from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
@@ -179,7 +179,12 @@ class Run:
         self.identity: dict[str, Any] = {
             "model": to_dict(self.config),
             "recipe": dataclasses.asdict(recipe),
-            "data": {"name": data.train.name, "train": len(data.train), "id": data.train.id},
+            # A folder of images may lie elsewhere when the run goes on; its id says that it is the same.
+            "data": {
+                "name": data.train.name if data.train.name in DATASETS else "folder",
+                "train": len(data.train),
+                "id": data.train.id,
+            },
             "seed": seed,
         }
         torch.manual_seed(seed)
