@@ -1,11 +1,12 @@
 """How much faster than a plain PyTorch loop does vitrm-train learn, on this CPU?
 
-    python benchmarks/training_throughput.py [--preset nano] [--threads N] [--rounds 8]
+    python benchmarks/training_throughput.py [--preset nano] [--threads N] [--rounds 8] [--compile]
 
 The plain loop is what a tutorial writes: a DataLoader with worker processes and torchvision's transforms on PIL images,
 the equations as they stand (tests/reference.py), float32, AdamW, torch's AveragedModel.  The other is vitrm-train's own
 parts: images resident as uint8 and augmented in batches, exact savings, bfloat16, fused AdamW, memory kept.  Same model,
-batch size, augmentation (crop and flip) and loss (two steps); they take turns within each round.
+batch size, augmentation (crop and flip) and loss (two steps); they take turns within each round.  --compile adds
+vitrm-train --compile as a third way.
 Writes benchmarks/records/training_throughput-PRESET-CPU.json.
 """
 
@@ -37,7 +38,7 @@ from vitrm.augment import augment  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import photo_crops  # noqa: E402
-from vitrm.execution import Execution, keep_freed_memory  # noqa: E402
+from vitrm.execution import Execution, compile_learner, keep_freed_memory  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
 from vitrm.recipe import recipe  # noqa: E402
 from vitrm.runtime.machine import cpu_name, physical_cores, versions  # noqa: E402
@@ -99,11 +100,13 @@ def plain_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray, workers
     return batch
 
 
-def own_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+def own_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray, compiled: bool) -> Callable[[], None]:
     """One batch as vitrm-train does it, each time it is called."""
     chosen = recipe("fast")
     device, bf16 = Execution(device="cpu").resolve()
     learner = Learner(build_model(preset(preset_name)), chosen, device, bf16)
+    if compiled and not compile_learner(learner, pixels.shape[-1], chosen.batch_size, print):
+        sys.exit(1)
     resident, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
     rng = np.random.default_rng(0)
 
@@ -120,6 +123,7 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=physical_cores())
     p.add_argument("--workers", type=int, default=2)
     p.add_argument("--rounds", type=int, default=8)
+    p.add_argument("--compile", action="store_true", help="vitrm-train --compile as well: minutes at the start")
     p.add_argument("--batches", type=int, default=8, help="per round and way")
     args = p.parse_args()
 
@@ -130,8 +134,10 @@ def main() -> None:
     labels = np.random.default_rng(0).integers(0, CLASSES, IMAGES)
     ways = {
         "plain loop": plain_loop(args.preset, pixels, labels, args.workers),
-        "vitrm-train": own_loop(args.preset, pixels, labels),
+        "vitrm-train": own_loop(args.preset, pixels, labels, False),
     }
+    if args.compile:
+        ways["vitrm-train --compile"] = own_loop(args.preset, pixels, labels, True)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for r in range(1 + args.rounds):  # the first round warms up
         for name, batch in ways.items():
@@ -140,7 +146,7 @@ def main() -> None:
                 batch()
             if r:
                 rates[name].append(args.batches * recipe("fast").batch_size / (time.perf_counter() - start))
-    ratios = np.array(rates["vitrm-train"]) / np.array(rates["plain loop"])
+    ratios = {way: np.array(found) / np.array(rates["plain loop"]) for way, found in rates.items()}
     cpu = cpu_name()
     record = {
         "what": "training throughput, images per second, interleaved in one run",
@@ -155,14 +161,17 @@ def main() -> None:
         "batches": args.batches,
         "versions": versions(("vitrm", "torch", "torchvision", "numpy")),
         "images_per_s": {name: [round(r, 1) for r in found] for name, found in rates.items()},
-        "ratio": {"median": round(float(np.median(ratios)), 3), "min": round(float(ratios.min()), 3)},
+        "load": [round(v, 1) for v in os.getloadavg()],
+        "ratio": {
+            way: {"median": round(float(np.median(r)), 3), "min": round(float(r.min()), 3)} for way, r in ratios.items()
+        },
     }
     name = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
     path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{name}.json"
     write_json(path, record)
     for way, found in rates.items():
-        print(f"{way:12} {np.median(found):7.1f} images/s (median of {args.rounds} rounds)")
-    print(f"vitrm-train is {np.median(ratios):.2f} × as fast; {path.relative_to(ROOT)}")
+        print(f"{way:21} {np.median(found):7.1f} images/s, {np.median(ratios[way]):.2f} × (medians of {args.rounds} rounds)")
+    print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":
