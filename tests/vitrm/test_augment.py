@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
 
 from vitrm.augment import GROUP, augment, mix, rand_augment, random_crop, random_flip
+from vitrm.data import photo_crops
 from vitrm.recipe import recipe
 
 
@@ -87,3 +90,50 @@ def test_a_batch_is_a_function_of_its_seed(digits):
     assert torch.equal(one.images, two.images)
     assert torch.equal(one.target, two.target)
     assert not torch.equal(one.images, other.images)
+
+
+def _alike(ours: list[float], theirs: list[float]) -> None:
+    """Two samples that may come from one distribution (Kolmogorov–Smirnov; seeded, so it always says the same)."""
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("how", "alpha"), [("mixup", 0.2), ("mixup", 1.0), ("cutmix", 1.0)])
+def test_mixing_is_distributed_as_torchvisions(how, alpha):
+    images, label, target = torch.zeros(4, 3, 32, 32), torch.arange(4), torch.eye(4)
+    images[0] = 1  # how much of image 0 is left in it, in pixels
+    theirs = (v2.MixUp if how == "mixup" else v2.CutMix)(alpha=alpha, num_classes=4)
+    samples: dict[str, list[float]] = {"ours": [], "our pixels": [], "theirs": []}
+    torch.manual_seed(0)
+    for seed in range(600):
+        mixed, soft = mix(images, target, *((alpha, 0.0) if how == "mixup" else (0.0, alpha)), _rng(seed))
+        samples["ours"].append(float(soft[0, 0]))
+        samples["our pixels"].append(float(mixed[0].mean()))
+        samples["theirs"].append(float(theirs(images, label)[1][0, 0]))
+    _alike(samples["ours"], samples["theirs"])
+    _alike(samples["our pixels"], samples["theirs"])
+
+
+def test_crops_are_distributed_as_torchvisions():
+    ramp = torch.arange(1, 33, dtype=torch.uint8)
+    image = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.full((32, 32), 255)])
+    ours = random_crop(image.expand(800, -1, -1, -1).contiguous(), 4, _rng())
+    torch.manual_seed(0)
+    theirs = torch.stack([v2.RandomCrop(32, padding=4)(image) for _ in range(800)])
+    for channel in (0, 1):
+        # The value in the middle says by how much the image was moved.
+        _alike(ours[:, channel, 16, 16].tolist(), theirs[:, channel, 16, 16].tolist())
+    _alike(ours[:, 2].float().mean((1, 2)).tolist(), theirs[:, 2].float().mean((1, 2)).tolist())
+
+
+def test_rand_augment_of_groups_is_distributed_as_torchvisions_of_single_images():
+    photo = torch.from_numpy(photo_crops(1))
+    count = 250
+    ours = rand_augment(photo.expand(count * GROUP, -1, -1, -1).contiguous(), 2, 9, _rng())[::GROUP].float()
+    torch.manual_seed(0)
+    theirs = torch.cat([v2.RandAugment(num_ops=2, magnitude=9)(photo) for _ in range(count)]).float()
+    for statistic in (
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.std((1, 2, 3)),
+        lambda x: (x - photo).abs().mean((1, 2, 3)),
+    ):
+        _alike(statistic(ours).tolist(), statistic(theirs).tolist())
