@@ -25,7 +25,16 @@ from vitrm.export.engine_checks import check_graph
 from vitrm.files import atomic_files, atomic_folder, sha256_of, write_text
 from vitrm.runtime.gpus import Gpus, find_gpus
 from vitrm.runtime.metadata import PARTS, Metadata
-from vitrm.runtime.sidecar import AMPERE_PLUS, SUFFIXES, Engine, Sidecar, sidecar_path, this_system, write_sidecar
+from vitrm.runtime.sidecar import (
+    AMPERE_PLUS,
+    SUFFIXES,
+    Engine,
+    Sidecar,
+    sidecar_path,
+    this_system,
+    weights_path,
+    write_sidecar,
+)
 from vitrm.runtime.tensorrt_api import ERRORS, FULL, INSTALL, NAMES, RTX, TensorRT, installed, load_tensorrt
 
 BATCHES = (1, 8, 64)  # of the one profile that is made where none is asked for
@@ -258,11 +267,6 @@ def check_plan_path(path: Path, *, stepwise: bool) -> None:
     ours = {f"{part}.plan{suffix}" for part in PARTS for suffix in ("", ".json", ".onnx")}
     if path.is_dir() and {p.name for p in path.iterdir()} - ours:
         raise UserError(f"{path} is a folder with other things in it: name a new one")
-
-
-def weights_path(plan: Path) -> Path:
-    """Beside a plan without weights: the ONNX file they come from."""
-    return plan.with_name(plan.name + ".onnx")
 
 
 def _names(plan: str, options: EngineOptions) -> list[str]:

@@ -60,6 +60,11 @@ def sidecar_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".json")
 
 
+def weights_path(plan: Path) -> Path:
+    """Beside a plan without weights: the ONNX file they come from."""
+    return plan.with_name(plan.name + ".onnx")
+
+
 def this_system() -> str:
     """Operating system and architecture, as far as a plan depends on them."""
     return f"{platform.system()} {platform.machine()}"
