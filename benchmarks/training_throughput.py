@@ -170,7 +170,9 @@ def main() -> None:
     path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{name}.json"
     write_json(path, record)
     for way, found in rates.items():
-        print(f"{way:21} {np.median(found):7.1f} images/s, {np.median(ratios[way]):.2f} × (medians of {args.rounds} rounds)")
+        print(
+            f"{way:21} {np.median(found):7.1f} images/s, {np.median(ratios[way]):.2f} × (medians of {args.rounds} rounds)"
+        )
     print(path.relative_to(ROOT))
 
 

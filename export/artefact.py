@@ -30,6 +30,7 @@ from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
 from vitrm.export.budget import Budget, keep_within
+from vitrm.export.engine import Built, EngineOptions
 from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
 from vitrm.export.precision import half_fragments, int8_fragments
@@ -40,6 +41,7 @@ from vitrm.model import ViTRM
 from vitrm.runtime.accuracy import predict
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.sidecar import SUFFIXES
 
 _SIMULATED = 16  # images that the error of int8 is told from
 
@@ -62,6 +64,8 @@ class Exported:
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
     seconds: float  # for all of it
+    engine: Built | None = None  # of a plan
+    plan_verified: bool = False  # whether the parity is that of the plan itself, which needs its GPU
 
 
 def export(
@@ -73,13 +77,14 @@ def export(
     precision: str = "fp32",
     halt_threshold: float = NEVER,
     every_step: bool = False,
-    target: str = "cpu",
+    target: str | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
     estimator: str = "mse",
     max_drop: float | None = None,
     sensitivity_file: str | os.PathLike[str] | None = None,
     images: NDArray[np.float32] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    engine: EngineOptions | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Exported:
     """Exports `checkpoint` to `path`, verified against eager before it gets that name.
@@ -89,8 +94,11 @@ def export(
     stepwise (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, there
     as the default; `every_step` adds the heads of each step as outputs (unrolled only).
 
-    `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, "tensorrt":
-    products in int8 and float16 elsewhere) with the activation ranges of `calibration`: a calibration, or a file to read
+    A `path` ending in .plan or .engine, or (for stepwise: a folder of three plans) an `engine`, makes a TensorRT plan of
+    that graph, with its side-car; `engine` says for which GPUs and batch sizes.
+
+    `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, the default
+    of an .onnx file; "tensorrt": products in int8 and float16 elsewhere, that of a plan) with the activation ranges of `calibration`: a calibration, or a file to read
     it from, or to write it to if it is not there yet (default: one made here, on training images, with `estimator`).
     With `max_drop`, the sites that hurt most stay floating point until at most so many percentage points of accuracy are
     lost on the validation images; `sensitivity_file` is where to write how much each site hurts.
@@ -101,6 +109,28 @@ def export(
     """
     began = time.perf_counter()
     path = Path(path)
+    if engine is not None or path.suffix in SUFFIXES:
+        from vitrm.export.plan import export_plan
+
+        return export_plan(
+            checkpoint,
+            path,
+            engine or EngineOptions(),
+            steps=steps,
+            graph=graph,
+            precision=precision,
+            halt_threshold=halt_threshold,
+            every_step=every_step,
+            target=target,
+            calibration=calibration,
+            estimator=estimator,
+            max_drop=max_drop,
+            sensitivity_file=sensitivity_file,
+            images=images,
+            data_dir=data_dir,
+            progress=progress,
+        )
+    target = target or "cpu"
     model = checkpoint.build()
     request = check(
         model,
@@ -194,15 +224,7 @@ def export(
         for file in models:
             onnx.checker.check_model(str(temporary / file), full_check=True)
         parity = verify(temporary, model, images, steps=steps, halt_threshold=halt_threshold, precision=precision)
-        metadata = replace(
-            metadata,
-            parity={
-                "logits": parity.logits,
-                "halt_prob": parity.halt_prob,
-                "agreement": parity.agreement,
-                "images": parity.images,
-            },
-        )
+        metadata = replace(metadata, parity=as_metadata(parity))
         _save(models, metadata, temporary)
     stored = {k: v for m in models.values() for k, v in m.graph.initializers.items() if not k.startswith("const.")}
     return Exported(
@@ -245,6 +267,16 @@ def _models(
     if request.graph == "loop":
         return {"": shapes.loop(recursion)}
     return {"": shapes.unrolled(recursion, request.steps, request.halt_threshold, request.every_step)}
+
+
+def as_metadata(parity: Parity) -> dict[str, float]:
+    """What of a parity the artefact itself keeps."""
+    return {
+        "logits": parity.logits,
+        "halt_prob": parity.halt_prob,
+        "agreement": parity.agreement,
+        "images": parity.images,
+    }
 
 
 def _validation(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None) -> Images:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitrm import __version__
 from vitrm.errors import run_command
+from vitrm.export import engine_cli
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -18,7 +19,10 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --graph stepwise            a folder of three graphs: halted samples leave the batch
   vitrm-export runs/mine --steps 6 --halt-threshold 0.9 --every-step
   vitrm-export runs/mine --int8 --max-drop 0.3       what int8 loses more accuracy with stays floating point
+  vitrm-export --steps 6 --fp16 -o engine.plan --gpu sm89      a TensorRT plan, and what it is in engine.plan.json
+  vitrm-export mine.onnx -o mine.plan --batch 1,1,1 --batch 2,32,256
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
+  vitrm-export --doctor                              which backends and GPUs are here, and what each can do
 """
 
 
@@ -26,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of vitrm-export."""
     p = argparse.ArgumentParser(
         prog="vitrm-export",
-        description="Exports a trained model to ONNX and verifies the file against PyTorch on real images.",
+        description="Exports a trained model to ONNX, or to a TensorRT plan, and verifies it against PyTorch on real images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,14 +38,15 @@ def parser() -> argparse.ArgumentParser:
         "run",
         nargs="?",
         metavar="RUN",
-        help="run folder or bundled checkpoint (default: the run trained last in ./runs, else the bundled one)",
+        help="run folder or bundled checkpoint (default: the run trained last in ./runs, else the bundled one); for a plan "
+        "also an .onnx file or stepwise folder that was exported before",
     )
     p.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE",
-        help="file to write, .onnx, or for stepwise a folder (default: named after run, depth and precision)",
+        help="file to write, .onnx or .plan, or for stepwise a folder (default: named after run, depth and precision)",
     )
     p.add_argument(
         "--hf",
@@ -121,9 +126,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write how much int8 at each layer, step and role alone changes the answer: JSON, and a picture beside it",
     )
+    engine_cli.add_arguments(p)
     checks = p.add_argument_group("data, for verification, calibration and --max-drop")
     checks.add_argument(
         "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
+    )
+    p.add_argument(
+        "--doctor", action="store_true", help="say which backends, versions and GPUs are here and what each can do"
     )
     p.add_argument("--version", action="version", version=f"vitrm {__version__}")
     return p
@@ -136,6 +145,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
+    if args.doctor:
+        from vitrm.export.doctor import print_diagnosis
+
+        print_diagnosis()
+        return 0
+    if args.run is not None and (args.run.endswith(".onnx") or (Path(args.run) / "step.onnx").is_file()):
+        with _status() as progress:
+            built = engine_cli.from_onnx(args, Path(args.run), progress)
+        print(f"{args.run} → {built.path}")
+        engine_cli.print_engine(built, None)
+        print(f"  file     {built.path}, {built.bytes / 1e6:.2f} MB")
+        print(f"next: vitrm-bench {built.path}")
+        return 0
+    plan = engine_cli.wants_plan(args)
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
     from vitrm.export import huggingface
@@ -149,8 +172,11 @@ def _export(argv: Sequence[str] | None) -> int:
     depth = ""
     if checkpoint.model.kind == "vitrm":
         depth = f"-{args.steps or 6}steps" if args.graph == "unrolled" else f"-{args.graph}"
-    suffix = "" if args.graph == "stepwise" else ".onnx"
-    precision = f"int8-{args.target or 'cpu'}" if args.precision == "int8" else args.precision
+    suffix = ".plan" if plan else ".onnx"
+    if args.graph == "stepwise":
+        suffix = "-plan" if plan else ""
+    target = args.target or ("tensorrt" if plan else "cpu")
+    precision = f"int8-{target}" if args.precision == "int8" else args.precision
     path = args.output or Path(f"{name}{depth}-{precision}{suffix}")
     if args.hf:
         if args.output or args.graph != "unrolled":
@@ -176,12 +202,13 @@ def _export(argv: Sequence[str] | None) -> int:
             precision=args.precision,
             halt_threshold=NEVER if args.halt_threshold is None else args.halt_threshold,
             every_step=args.every_step,
-            target=args.target or "cpu",
+            target=target,
             calibration=args.calibration,
             estimator=args.estimator or "mse",
             max_drop=args.max_drop,
             sensitivity_file=args.sensitivity,
             data_dir=args.data_dir,
+            engine=engine_cli.options(args) if plan else None,
             progress=progress,
         )
     if args.hf:
@@ -226,6 +253,8 @@ def _export(argv: Sequence[str] | None) -> int:
         f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}), "
         f"top-1 agreement {parity.agreement:.1%} on {parity.images} of {made.verified_on}"
     )
+    if made.engine is not None:
+        engine_cli.print_engine(made.engine, made.plan_verified)
     print(f"  file     {made.path}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
     print(f"next: vitrm-bench {made.path}")
     return 0

@@ -56,16 +56,12 @@ def check(
     max_drop: float | None,
 ) -> Request:
     """The request, with the depth filled in; raises `UserError` for what cannot be exported, or not to `path`."""
-    if path.suffix == ".plan" or path.suffix == ".engine":
-        raise UserError(
-            f"{path}: this version writes .onnx files; build the plan from one with: trtexec --onnx=FILE.onnx --saveEngine={path}"
-        )
     if graph not in GRAPHS:
         raise UserError(f"graph is {graph!r}, expected one of {', '.join(GRAPHS)}")
     if graph == "stepwise":
         _check_folder(path)
     elif path.suffix != ".onnx":
-        raise UserError(f"{path}: expected a file name ending in .onnx")
+        raise UserError(f"{path}: expected a file name ending in .onnx, or .plan for TensorRT")
     elif path.is_dir():
         raise UserError(f"{path} is a folder: name a file")
     if precision not in PRECISIONS:

@@ -31,7 +31,7 @@ from vitrm.runtime.entries import (
     with_eager,
 )
 from vitrm.runtime.halting import HaltingChoice, choose, reliability, run_every_step
-from vitrm.runtime.latency import ROUNDS, interleave, speedup
+from vitrm.runtime.latency import ROUNDS, interleave, speedup, summarise
 from vitrm.runtime.metadata import MAX_STEPS
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
 from vitrm.runtime.samples import Sample, load_sample
@@ -41,7 +41,8 @@ Progress = Callable[[str, float], None]  # what is being done, and which fractio
 EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
-_PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu")
+_DEVICE_RUNS = 100  # timed on the GPU's own clock
+_PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 _PEER_PACKAGES = ("openvino", "nncf", "optimum-onnx")
 
 
@@ -233,6 +234,10 @@ def _measure(entries: list[Entry], samples: dict[str, Sample], batch: int, secon
     for entry in entries:
         if entry.key in timings:
             entry.timings[batch] = timings[entry.key]
+            images = samples[entry.group].batch(batch, 0)
+            # Beside the interleaved rounds: the GPU's clock knows nothing of the host's load.
+            entry.device_times[batch] = entry.session.device_times(images, _DEVICE_RUNS)
+            entry.device_bytes[batch] = entry.session.device_bytes
 
 
 def _reason(entry: Entry, error: Exception) -> str:
@@ -324,6 +329,9 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
     if timing := entry.timings.get(batch):
         latency = timing.latency
         values |= {"latency_ms": latency, "images_per_s": batch / latency.mean * 1000}
+        if (device_times := entry.device_times[batch]) is not None:
+            values["device_ms"] = summarise(device_times)
+        values["device_bytes"] = entry.device_bytes[batch]
         if reference and batch in reference.timings:
             ratio = speedup(reference.timings[batch], timing)
             values |= {"speedup": ratio.median, "speedup_range": (ratio.low, ratio.high)}

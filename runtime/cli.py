@@ -24,6 +24,7 @@ _EPILOG = """\
 examples:
   vitrm-bench model.onnx                           against the eager model, on the test images it was trained for
   vitrm-bench a.onnx b.onnx --batch 1,8,64 --report bench.html
+  vitrm-bench engine.plan a.onnx                   a TensorRT plan, on the GPU it was built for, and eager there
   vitrm-bench loop.onnx --steps 1-6                one file at six depths
   vitrm-bench loop.onnx --halting                  choose when easy images may stop
   vitrm-bench fp32.onnx int8.onnx --peers          beside what other tools make of fp32.onnx
@@ -48,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "artefacts", nargs="+", metavar="ARTEFACT", help="what vitrm-export wrote: an .onnx file or a stepwise folder"
+        "artefacts",
+        nargs="+",
+        metavar="ARTEFACT",
+        help="what vitrm-export wrote: an .onnx or .plan file, or a stepwise folder",
     )
     parser.add_argument("--run", help="checkpoint to compare with (default: the one the artefact was exported from)")
     parser.add_argument(
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="default: cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), help="default: cpu, auto with a plan among them")
     parser.add_argument("--compile", action="store_true", help="add a row for torch.compile")
     parser.add_argument(
         "--peers",
@@ -144,7 +148,7 @@ def _main(argv: Sequence[str] | None) -> int:
             compile=args.compile,
             peers=args.peers,
             depths=bool(args.report),
-            device=args.device,
+            device=args.device or ("auto" if any(_is_plan(Path(a)) for a in args.artefacts) else "cpu"),
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
@@ -152,6 +156,11 @@ def _main(argv: Sequence[str] | None) -> int:
     _write(result, args.json, args.report)
     _judge(result, args.min_agreement)
     return 0
+
+
+def _is_plan(path: Path) -> bool:
+    """Whether it is a TensorRT plan, or a folder of them: those run on a GPU alone."""
+    return path.suffix in (".plan", ".engine") or (path / "step.plan").exists()
 
 
 def _print(result: BenchResult) -> None:

@@ -98,6 +98,22 @@ class EagerSession(Session):
 
         return run
 
+    def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
+        if self.device_kind != "cuda":
+            return None
+        pixels = torch.from_numpy(images).to("cuda")
+        depth = (self.metadata.steps, self.metadata.halt_threshold) if self.metadata.recursive else ()
+        taken = []
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.inference_mode():
+            for _ in range(runs):
+                start.record()
+                self._forward(pixels, *depth)
+                stop.record()
+                stop.synchronize()
+                taken.append(start.elapsed_time(stop))
+        return np.asarray(taken, np.float64)
+
     def trajectory(self, images: NDArray[np.float32], steps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The answers after every step: logits [steps, B, classes] and halt_prob [steps, B].
 

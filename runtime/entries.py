@@ -13,6 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitrm.errors import UserError
 from vitrm.runtime.accuracy import Predictions
 from vitrm.runtime.latency import Timing
@@ -39,6 +42,8 @@ class Entry:
     predictions: Predictions | None = None
     refusals: dict[int, str] = field(default_factory=dict)  # by batch
     timings: dict[int, Timing] = field(default_factory=dict)  # by batch
+    device_times: dict[int, NDArray[np.float64] | None] = field(default_factory=dict)  # by batch, milliseconds
+    device_bytes: dict[int, int | None] = field(default_factory=dict)  # by batch, after it was measured
 
     @property
     def metadata(self) -> Metadata:
@@ -206,6 +211,8 @@ def with_eager(
             from vitrm.runtime.eager_session import EagerSession
 
             checkpoint, like = checkpoints[group], members[0].session
+            # For "auto", where the artefacts ended up: torch alone might go elsewhere.
+            where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
             name = ("torch.compile" if compiled else "eager PyTorch") + labels[group]
             kind = "compiled" if compiled else "eager"
             try:
@@ -213,8 +220,7 @@ def with_eager(
                     checkpoint,
                     steps=like.metadata.steps,
                     halt_threshold=like.metadata.halt_threshold,
-                    # For "auto", where the artefacts ended up: torch alone might go elsewhere.
-                    device=like.device_kind if device == "auto" else device,
+                    device=where if device == "auto" else device,
                     threads=threads,
                     compile=compiled,
                 )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vitrm.errors import UserError
 from vitrm.runtime.samples import Sample
 from vitrm.runtime.session import Session
-from vitrm.runtime.stepwise_session import StepwiseSession
+from vitrm.runtime.stepping import SteppingSession
 
 BINS = 15
 _CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
@@ -110,7 +110,7 @@ def run_every_step(
         images = sample.pixels[start : start + batch].astype(np.float32) / np.float32(255)
         labels = sample.labels[start : start + batch]
         answers = []
-        if isinstance(session, StepwiseSession):
+        if isinstance(session, SteppingSession):
             state = session.start(images)
             for _ in range(steps):
                 state.step()

@@ -42,6 +42,7 @@ class Row:
     halt_threshold: float | None = None  # 1 or more never halts; None for a baseline
     batch: int  # images per run
     latency_ms: Latency | None = None  # of a whole batch
+    device_ms: Latency | None = None  # of it, on the GPU's own clock, without copies from and to the host
     images_per_s: float | None = None  # batch / mean latency
     speedup: float | None = None  # times as fast as its eager model, from the same rounds
     speedup_range: tuple[float, float] | None = None  # the middle 80 % of the rounds
@@ -56,6 +57,7 @@ class Row:
     halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
     bytes: int | None = None  # of the artefact's file; of the weights in memory for eager
+    device_bytes: int | None = None  # memory on the GPU, where it is counted
     device: str | None = None  # in words
     threads: int | None = None  # CPU threads
     run: str | None = None  # the checkpoint it comes from

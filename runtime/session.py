@@ -52,6 +52,18 @@ class Session(ABC):
         return str(self.path) if self.path else self.metadata.run
 
     @property
+    def device_bytes(self) -> int | None:
+        """Memory on the GPU that it takes by now; None where nobody counts."""
+        return None
+
+    def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
+        """Milliseconds that each of `runs` runs takes on the GPU's own clock, without copies from and to the host.
+
+        `images` have been prepared before.  None where there is no such clock, or one batch is not one run.
+        """
+        return None
+
+    @property
     @abstractmethod
     def takes_depth(self) -> bool:
         """Whether `infer` can be told `steps` and `halt_threshold`; otherwise they are built in."""
@@ -161,9 +173,13 @@ def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: 
             from vitrm.runtime.stepwise_session import StepwiseSession
 
             return StepwiseSession(file, device=device, threads=threads)
+        if any((file / f"{part}.plan").exists() for part in PARTS):
+            from vitrm.runtime.tensorrt_stepwise import TensorRTStepwiseSession
+
+            return TensorRTStepwiseSession(file, threads=threads)
         raise UserError(
-            f"{file} is a folder without {', '.join(f'{p}.onnx' for p in PARTS)}, expected an exported file (.onnx) or a "
-            "stepwise folder"
+            f"{file} is a folder without {', '.join(f'{p}.onnx' for p in PARTS)} (or .plan), expected an exported file (.onnx, "
+            ".plan) or a stepwise folder"
         )
     if not file.exists():
         raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
@@ -173,11 +189,13 @@ def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: 
 
         return OnnxRuntimeSession(file, device=device, threads=threads)
     if suffix in (".plan", ".engine"):
-        raise UserError(
-            f"{file} is a TensorRT plan, which this version cannot run yet: export an .onnx for ONNX Runtime"
-        )
+        from vitrm.runtime.tensorrt_session import TensorRTSession
+
+        return TensorRTSession(file, threads=threads)
     if suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise UserError(
-            f"{file} holds weights, expected an exported file (.onnx): export the run with vitrm-export RUN"
+            f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
-    raise UserError(f"{file} is not an artefact this version knows, expected an .onnx file written by vitrm-export")
+    raise UserError(
+        f"{file} is not an artefact this version knows, expected an .onnx or .plan file written by vitrm-export"
+    )

@@ -1,18 +1,7 @@
-"""The recursion driven from the host: one step at a time, and only for the samples that need it.
-
-    state = session.start(images)
-    state.step()                        # one step for every sample
-    state.step(halt_threshold=0.9)      # one more for those whose halt_prob does not exceed 0.9 yet
-    state.logits, state.halt_prob, state.steps_used
-
-In a batch, unrolled and loop compute every step for every sample until the last one has halted; here a halted
-sample leaves, and the others get cheaper.  A state can be kept: a sample that has halted keeps its y and z, so a
-higher threshold later goes on where it stopped.
-"""
+"""A stepwise folder in ONNX Runtime: the host holds the state, as arrays (see vitrm.runtime.stepping)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +11,7 @@ from numpy.typing import NDArray
 from vitrm.errors import UserError
 from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE, Metadata
 from vitrm.runtime.onnxruntime_session import create, describe_device, first_line, load_onnxruntime, notes_on
-from vitrm.runtime.session import Result, Session
+from vitrm.runtime.stepping import Stepping, SteppingSession
 
 _NAMES = {
     "embed": ({PIXELS}, {*EMBEDDED, *STATE}),
@@ -31,33 +20,22 @@ _NAMES = {
 }
 
 
-class Stepping:
-    """A batch on its way through the recursion.  Made by `StepwiseSession.start`; independent of all others."""
+class HostStepping(Stepping):
+    """A batch whose state is in the host's memory."""
 
     def __init__(self, session: StepwiseSession, images: NDArray[np.float32]) -> None:
+        super().__init__(len(images), session.metadata.model["classes"])
         self._session = session
         outputs = dict(
             zip((*EMBEDDED, *STATE), session.run("embed", (*EMBEDDED, *STATE), {PIXELS: images}), strict=True)
         )
         self._embedded = {n: outputs[n] for n in EMBEDDED}
         self._state = {n: outputs[n] for n in STATE}
-        self._logits = np.zeros((len(images), session.metadata.model["classes"]), np.float32)
-        self._halt_prob = np.full(len(images), -np.inf, np.float32)  # exceeds no threshold: every sample starts active
-        self._steps_used = np.zeros(len(images), np.int64)
         # The rows last gathered: the same ones usually go on.
         self._rows = np.arange(len(images))
         self._gathered = self._embedded
 
-    def step(self, halt_threshold: float | None = None) -> int:
-        """One step for every sample whose halt_prob does not exceed the threshold; returns how many those were.
-
-        None: for every sample.  A threshold of 1 or more, or NaN, halts none.
-        """
-        rows = np.arange(len(self._logits))
-        if halt_threshold is not None and halt_threshold < 1:
-            rows = np.flatnonzero(~(self._halt_prob > halt_threshold))
-        if not len(rows):
-            return 0
+    def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         everyone = len(rows) == len(self._logits)
         if not np.array_equal(rows, self._rows):
             self._rows = rows
@@ -66,40 +44,14 @@ class Stepping:
         after = dict(zip(STATE, self._session.run("step", NEXT, {**self._gathered, **state}), strict=True))
         logits, halt_prob = self._session.run("heads", (LOGITS, HALT_PROB), {STATE[0]: after[STATE[0]]})
         if everyone:
-            self._state, self._logits, self._halt_prob = after, logits, halt_prob
+            self._state = after
         else:
             for name, values in self._state.items():
                 values[rows] = after[name]
-            self._logits[rows], self._halt_prob[rows] = logits, halt_prob
-        self._steps_used[rows] += 1
-        return len(rows)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """[B, classes] after each sample's last step.  Raises `UserError` before the first."""
-        return self.result.logits
-
-    @property
-    def halt_prob(self) -> NDArray[np.float32]:
-        """[B] in [0, 1] after each sample's last step.  Raises `UserError` before the first."""
-        halt_prob = self.result.halt_prob
-        assert halt_prob is not None
-        return halt_prob
-
-    @property
-    def steps_used(self) -> NDArray[np.int64]:
-        """[B]: steps that each sample has taken so far."""
-        return self._steps_used.copy()
-
-    @property
-    def result(self) -> Result:
-        """What is known so far, as copies.  Raises `UserError` before the first step."""
-        if not self._steps_used.all():
-            raise UserError("no step has been taken yet, so there is no answer: call step() first")
-        return Result(self._logits.copy(), self._halt_prob.copy(), self._steps_used.copy())
+        return logits, halt_prob
 
 
-class StepwiseSession(Session):
+class StepwiseSession(SteppingSession):
     """A folder of embed.onnx, step.onnx and heads.onnx in ONNX Runtime."""
 
     def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
@@ -134,17 +86,8 @@ class StepwiseSession(Session):
         self.size_bytes = sum((path / f"{part}.onnx").stat().st_size for part in PARTS)
         self.notes = notes_on(self.metadata, self.device_kind)
 
-    @property
-    def takes_depth(self) -> bool:
-        return True
-
-    def start(self, images: NDArray[np.float32]) -> Stepping:
-        """Embeds `images`, float32 [B, 3, H, W] in [0, 1], and returns their state at depth 0.
-
-        Raises `UserError` for images of another shape, type or range.
-        """
-        self._check_images(images)
-        return Stepping(self, np.ascontiguousarray(images))
+    def _begin(self, images: NDArray[np.float32]) -> HostStepping:
+        return HostStepping(self, images)
 
     def run(self, part: str, outputs: tuple[str, ...], feeds: dict[str, Any]) -> list[NDArray[Any]]:
         """Runs one of the graphs."""
@@ -154,18 +97,3 @@ class StepwiseSession(Session):
             batch = len(next(iter(feeds.values())))
             raise UserError(f"{self.name}/{part}.onnx failed on a batch of {batch}: {first_line(error)}") from error
         return found
-
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
-        depth = self.metadata.steps if steps is None else steps
-        threshold = self.metadata.halt_threshold if halt_threshold is None else halt_threshold
-
-        def run() -> Result:
-            state = Stepping(self, images)
-            for _ in range(depth):
-                if not state.step(threshold):
-                    break
-            return state.result
-
-        return run

@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,51 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterator[Path]:
+    """Yields a temporary folder inside `folder`; on success the files `names` in it move to `folder`, all or none.
+
+    On any exception the temporary folder is removed and `folder` is as it was.  A kill between two of the moves leaves
+    some new and some old: files that belong together say so themselves.
+    Raises `UserError` for a full disk, a missing right or any other `OSError`.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if (target / name).is_dir():
+                raise UserError(f"{target / name} is a folder: name a file")
+        prefix = f".{Path(names[0]).stem}."
+        _remove_leftovers(target, prefix, ".part")
+        temporary = Path(tempfile.mkdtemp(prefix=prefix + _owner(), suffix=".part", dir=target))
+    except OSError as error:
+        raise explain_os_error(error, f"writing {target / names[0]}") from error
+    moved: list[str] = []
+    old = temporary / "old"
+    try:
+        yield temporary
+        old.mkdir()
+        for name in names:
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            for name in names:
+                if (target / name).exists():
+                    os.replace(target / name, old / name)
+                moved.append(name)
+                os.replace(temporary / name, target / name)
+        except BaseException:
+            for name in moved:
+                (target / name).unlink(missing_ok=True)
+                if (old / name).exists():
+                    os.replace(old / name, target / name)
+            raise
+    except OSError as error:
+        raise explain_os_error(error, f"writing {target / names[0]}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -1,0 +1,127 @@
+"""vitrm-export --doctor: which backends and GPUs are here, their versions, and what each can do.
+
+Whatever is missing is an answer, never an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata as packages
+
+from vitrm import __version__
+from vitrm.errors import UserError
+from vitrm.runtime import machine
+from vitrm.runtime.gpus import Gpus, find_gpus
+from vitrm.runtime.sidecar import this_system
+from vitrm.runtime.tensorrt_api import FULL, INSTALL, NAMES, RTX, load_tensorrt
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One backend."""
+
+    name: str
+    version: str | None  # None where it is not installed
+    can: str  # what it can do here, or why not
+
+
+def diagnose() -> list[Finding]:
+    """What is here, most general first."""
+    gpus = find_gpus()
+    return [
+        Finding("machine", None, f"{this_system()}, Python {sys.version.split()[0]}, {machine.cpu_name()}"),
+        _gpu(gpus),
+        _guarded("torch", lambda: _torch(gpus)),
+        _guarded("onnxruntime", _onnxruntime),
+        _guarded("onnxruntime-gpu", _onnxruntime),
+        *(_tensorrt(flavour, gpus) for flavour in (FULL, RTX)),
+        _guarded("cuda-bindings", lambda: _cuda(gpus)),
+        _guarded("openvino", lambda: "runs .onnx on CPUs (not through vitrm-bench)"),
+    ]
+
+
+def print_diagnosis() -> None:
+    """Prints it as a table."""
+    findings = diagnose()
+    width = max(len(f.name) for f in findings)
+    versions = [f.version or ("" if f.name in ("machine", "GPU") else "missing") for f in findings]
+    column = max(map(len, versions))
+    print(f"vitrm {__version__}")
+    for finding, version in zip(findings, versions, strict=True):
+        print(f"  {finding.name:{width}}  {version:{column}}  {finding.can}")
+
+
+def _guarded(package: str, what: Callable[[], str]) -> Finding:
+    """A package's finding, whatever its import does."""
+    try:
+        version = packages.version(package)
+    except packages.PackageNotFoundError:
+        return Finding(package, None, _MISSING.get(package, ""))
+    try:
+        return Finding(package, version, what())
+    except Exception as error:  # a broken installation fails in ways of its own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Finding(package, version, f"installed, but does not work: {line}")
+
+
+_MISSING = {
+    "torch": "trains and exports: pip install torch torchvision",
+    "onnxruntime": 'runs .onnx on a CPU: pip install "vitrm[cpu]"',
+    "onnxruntime-gpu": 'runs .onnx on CUDA: pip install "vitrm[gpu]", instead of onnxruntime',
+    "cuda-bindings": f"runs plans: {INSTALL[RTX]}",
+    "openvino": "a peer in benchmarks: pip install openvino",
+}
+
+
+def _gpu(gpus: Gpus) -> Finding:
+    if not gpus.found:
+        driver = f" (driver for CUDA {gpus.driver})" if gpus.driver else ""
+        return Finding("GPU", None, f"none: {gpus.problem}{driver}")
+    listed = "; ".join(f"{gpu}, {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in gpus.found)
+    return Finding("GPU", None, f"{listed}; driver for CUDA {gpus.driver}")
+
+
+def _torch(gpus: Gpus) -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"trains and exports, eager and torch.compile on CUDA {torch.version.cuda}"
+    built = f"built for CUDA {torch.version.cuda}, which needs a GPU" if torch.version.cuda else "built without CUDA"
+    reason = f"; sees none of the {len(gpus.found)} GPUs: check the driver's version" if gpus.found else ""
+    return f"trains and exports, eager on the CPU ({built}{reason})"
+
+
+def _onnxruntime() -> str:
+    from vitrm.runtime.onnxruntime_session import load_onnxruntime
+
+    providers = load_onnxruntime().get_available_providers()
+    names = ", ".join(p.removesuffix("ExecutionProvider") for p in providers)
+    return f"runs .onnx; built with providers {names}"
+
+
+def _tensorrt(flavour: str, gpus: Gpus) -> Finding:
+    name = NAMES[flavour]
+    try:
+        api = load_tensorrt(flavour)
+    except UserError as error:
+        missing = "is not installed" in str(error)
+        return Finding(name, None, INSTALL[flavour] if missing else str(error))
+    present = gpus.found[0] if gpus.found else None
+    targets = api.targets
+    if targets is None:
+        can = f"builds and runs plans for {present}" if present else f"builds for the GPU present, and {gpus.problem}"
+    else:
+        can = f"builds plans for {', '.join(targets)}, with or without a GPU; "
+        if present is None:
+            can += f"runs none here: {gpus.problem}"
+        else:
+            can += f"{'runs them' if present.sm in targets else 'runs none'} on the {present} here"
+    return Finding(name, api.version, can)
+
+
+def _cuda(gpus: Gpus) -> str:
+    from cuda.bindings import runtime  # noqa: F401
+
+    return "runs plans" if gpus.found else f"runs plans where a GPU is; {gpus.problem}"
