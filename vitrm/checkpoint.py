@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = 1
-DEFAULT_BUNDLED = "nano-digits"
+DEFAULT_BUNDLED = "nano-cifar10"
 RUNS = Path("runs")  # where vitrm-train puts runs, and the other commands look for the last one
 
 
