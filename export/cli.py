@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vitrm import __version__
 from vitrm.errors import run_command
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16 -o engine.plan --gpu sm89      a TensorRT plan, and what it is in engine.plan.json
   vitrm-export mine.onnx -o mine.plan --batch 1,1,1 --batch 2,32,256
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
+  vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
 """
 
@@ -54,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write a folder for Hugging Face's libraries instead: model.onnx, config.json and preprocessor_config.json",
     )
+    p.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="add a model to Triton Inference Server's repository DIR instead, or a version to a model that is there: "
+        "config.pbtxt, labels.txt and VERSION/model.onnx",
+    )
+    p.add_argument("--triton-name", metavar="NAME", help="what to call it there (default: as the file would be called)")
     shape = p.add_argument_group("shape")
     shape.add_argument(
         "--steps",
@@ -150,6 +160,8 @@ def _export(argv: Sequence[str] | None) -> int:
 
         print_diagnosis()
         return 0
+    if args.triton and args.run and Path(args.run).suffix in (".onnx", ".plan", ".engine"):
+        return _add_to_repository(args)
     if args.run is not None and (args.run.endswith(".onnx") or (Path(args.run) / "step.onnx").is_file()):
         with _status() as progress:
             built = engine_cli.from_onnx(args, Path(args.run), progress)
@@ -158,12 +170,25 @@ def _export(argv: Sequence[str] | None) -> int:
         print(f"  file     {built.path}, {built.bytes / 1e6:.2f} MB")
         print(f"next: vitrm-bench {built.path}")
         return 0
+    with TemporaryDirectory() if args.triton else nullcontext() as scratch:
+        return _run(args, scratch)
+
+
+def _run(args: argparse.Namespace, scratch: str | None) -> int:
+    """Exports; a folder `scratch` is where the file goes first that is to be placed elsewhere."""
     plan = engine_cli.wants_plan(args)
-    from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
-    from vitrm.export import huggingface
-    from vitrm.export.artefact import export
-    from vitrm.export.request import MAX_STEPS, NEVER
+
+    try:
+        from vitrm import checkpoint as checkpoints
+        from vitrm.export import huggingface, triton
+        from vitrm.export.artefact import export
+        from vitrm.export.request import MAX_STEPS, NEVER
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"exporting a run needs {error.name}, which is not installed: pip install vitrm with its dependencies, or "
+            "export on another machine and copy the file"
+        ) from None
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -186,13 +211,26 @@ def _export(argv: Sequence[str] | None) -> int:
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
         path = args.hf / huggingface.MODEL_FILE
+    shown = path
+    if args.triton_name and not args.triton:
+        raise UserError("--triton-name is for --triton DIR: add it, or leave the name out")
+    if args.triton and scratch:
+        if args.output or args.hf:
+            raise UserError("--triton DIR names the output: leave out -o and --hf")
+        model = args.triton_name or f"{name}{depth}-{precision}"
+        triton.check_place(args.triton, model, graph=args.graph, every_step=args.every_step)
+        if plan:
+            from vitrm.export.engine import toolchain
+
+            triton.check_flavour(toolchain(engine_cli.options(args)).api.flavour, "what is built here")
+        path, shown = Path(scratch) / f"{model}{suffix}", args.triton / model
     if args.precision != "int8":
         for option in ("calibration", "target", "estimator", "max_drop", "sensitivity"):
             if getattr(args, option) is not None:
                 raise UserError(f"--{option.replace('_', '-')} is for int8: add --int8, or leave it out")
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
-    print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {path}")
+    print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
     with _status() as progress:
         made = export(
             checkpoint,
@@ -213,6 +251,10 @@ def _export(argv: Sequence[str] | None) -> int:
         )
     if args.hf:
         huggingface.write_configs(args.hf, made.metadata)
+    shown, then = made.path, f"vitrm-bench {made.path}"
+    if args.triton:
+        shown = triton.add_file(args.triton, model, made.path)
+        then = f"tritonserver --model-repository={args.triton}"
     m, parity = made.metadata, made.parity
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
     kinds = [f"{n} {kind}" for n, kind in ((made.int8_weights, "int8"), (made.half_weights, "float16")) if n]
@@ -255,8 +297,25 @@ def _export(argv: Sequence[str] | None) -> int:
     )
     if made.engine is not None:
         engine_cli.print_engine(made.engine, made.plan_verified)
-    print(f"  file     {made.path}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
-    print(f"next: vitrm-bench {made.path}")
+    print(f"  file     {shown}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
+    print(f"next: {then}")
+    return 0
+
+
+def _add_to_repository(args: argparse.Namespace) -> int:
+    """Adds a file that was exported before to a model repository of Triton Inference Server."""
+    from vitrm.errors import UserError
+    from vitrm.export import triton
+
+    source = Path(args.run)
+    if args.output or args.hf or args.precision != "fp32" or args.graph != "unrolled" or args.steps:
+        raise UserError(
+            f"--triton takes {source} as it is: leave out other outputs, --steps, --graph and the precision"
+        )
+    name = args.triton_name or source.stem
+    version = triton.add_file(args.triton, name, source)
+    print(f"{source} → {version}")
+    print(f"next: tritonserver --model-repository={args.triton}")
     return 0
 
 
