@@ -25,16 +25,19 @@ _LAZY = {
 }
 
 
-def open(path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None) -> Session:
+def open(
+    path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None, provider: str | None = None
+) -> Session:
     """Opens the artefact at `path` for inference.
 
     `device` is "cpu", "cuda" (an error where the backend cannot use it, never a quiet run on the CPU) or "auto"
-    (cuda where it works).  `threads` is the number of CPU threads for one inference; None: every physical core.
+    (cuda where it works).  `provider` is what ONNX Runtime uses on a GPU: "cuda" (the default), "tensorrt" or
+    "tensorrt-rtx"; one that cannot be had is an error too.  `threads` is the number of CPU threads for one inference; None: every physical core.
     Raises `UserError` when the file is missing, damaged, not written by vitrm-export, or its backend is not installed.
     """
     from vitrm.runtime.session import open_session
 
-    return open_session(path, device=device, threads=threads)
+    return open_session(path, device=device, threads=threads, provider=provider)
 
 
 def __getattr__(name: str) -> Any:

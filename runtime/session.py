@@ -159,12 +159,18 @@ def _same_threshold(a: float, b: float) -> bool:
     return a == b or (a >= 1 and b >= 1)  # from 1 on, every threshold means "never"
 
 
-def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None, provider: str | None = None
+) -> Session:
     """`vitrm.runtime.open`: chooses the backend by what `path` is."""
     if device not in DEVICES:
         raise UserError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
+    if provider is not None:
+        from vitrm.runtime.providers import check_provider
+
+        check_provider(device, provider)
     file = Path(path)
     if file.is_dir():
         if (file / "model.safetensors").exists():
@@ -172,7 +178,7 @@ def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: 
         if any((file / f"{part}.onnx").exists() for part in PARTS):
             from vitrm.runtime.stepwise_session import StepwiseSession
 
-            return StepwiseSession(file, device=device, threads=threads)
+            return StepwiseSession(file, device=device, threads=threads, provider=provider)
         if any((file / f"{part}.plan").exists() for part in PARTS):
             from vitrm.runtime.tensorrt_stepwise import TensorRTStepwiseSession
 
@@ -187,7 +193,7 @@ def open_session(path: str | os.PathLike[str], *, device: str = "cpu", threads: 
     if suffix == ".onnx":
         from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(file, device=device, threads=threads)
+        return OnnxRuntimeSession(file, device=device, threads=threads, provider=provider)
     if suffix in (".plan", ".engine"):
         from vitrm.runtime.tensorrt_session import TensorRTSession
 

@@ -1,4 +1,6 @@
-"""A stepwise folder in ONNX Runtime: the host holds the state, as arrays (see vitrm.runtime.stepping)."""
+"""A stepwise folder in ONNX Runtime: the host decides who goes on, the state stays where it is computed (see
+vitrm.runtime.stepping).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime.binding import Graph, Tensor, on_host
 from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE, Metadata
-from vitrm.runtime.onnxruntime_session import create, describe_device, first_line, load_onnxruntime, notes_on
+from vitrm.runtime.onnxruntime_session import notes_on
+from vitrm.runtime.providers import create, load_onnxruntime
 from vitrm.runtime.stepping import Stepping, SteppingSession
 
 _NAMES = {
@@ -20,52 +24,69 @@ _NAMES = {
 }
 
 
-class HostStepping(Stepping):
-    """A batch whose state is in the host's memory."""
+class BoundStepping(Stepping):
+    """A batch on its way through the three graphs.
+
+    What the active samples need stays in the backend's memory, a GPU's included, from one step to the next.  Only when
+    other samples are active than at the step before do tensors pass through the host, which keeps those of the samples
+    that are not.
+    """
 
     def __init__(self, session: StepwiseSession, images: NDArray[np.float32]) -> None:
         super().__init__(len(images), session.metadata.model["classes"])
         self._session = session
-        outputs = dict(
-            zip((*EMBEDDED, *STATE), session.run("embed", (*EMBEDDED, *STATE), {PIXELS: images}), strict=True)
-        )
-        self._embedded = {n: outputs[n] for n in EMBEDDED}
-        self._state = {n: outputs[n] for n in STATE}
-        # The rows last gathered: the same ones usually go on.
-        self._rows = np.arange(len(images))
-        self._gathered = self._embedded
+        made = session.run("embed", (*EMBEDDED, *STATE), {PIXELS: images}, keep=(*EMBEDDED, *STATE))
+        self._rows = np.arange(len(images))  # the samples that the next two are of
+        self._embedded = {n: made[n] for n in EMBEDDED}
+        self._state = {n: made[n] for n in STATE}
+        self._everyone: dict[str, NDArray[Any]] = {}  # every sample's tensors on the host, once some have left
 
     def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        everyone = len(rows) == len(self._logits)
         if not np.array_equal(rows, self._rows):
-            self._rows = rows
-            self._gathered = self._embedded if everyone else {n: v[rows] for n, v in self._embedded.items()}
-        state = self._state if everyone else {n: v[rows] for n, v in self._state.items()}
-        after = dict(zip(STATE, self._session.run("step", NEXT, {**self._gathered, **state}), strict=True))
-        logits, halt_prob = self._session.run("heads", (LOGITS, HALT_PROB), {STATE[0]: after[STATE[0]]})
-        if everyone:
-            self._state = after
+            self._regroup(rows)
+        made = self._session.run("step", NEXT, {**self._embedded, **self._state}, keep=NEXT)
+        state = {n: made[after] for n, after in zip(STATE, NEXT, strict=True)}
+        answer = self._session.run("heads", (LOGITS, HALT_PROB), {STATE[0]: state[STATE[0]]})
+        self._state = state  # only now: a run that fails leaves the state as it was before the step
+        return answer[LOGITS], answer[HALT_PROB]
+
+    def _regroup(self, rows: NDArray[np.int64]) -> None:
+        """Makes `rows` the samples that the next step is of."""
+        if not self._everyone:
+            self._everyone = {n: on_host(v) for n, v in {**self._embedded, **self._state}.items()}
         else:
             for name, values in self._state.items():
-                values[rows] = after[name]
-        return logits, halt_prob
+                self._everyone[name][self._rows] = on_host(values)
+        self._embedded = {n: self._everyone[n][rows] for n in EMBEDDED}
+        self._state = {n: self._everyone[n][rows] for n in STATE}
+        self._rows = rows
 
 
 class StepwiseSession(SteppingSession):
     """A folder of embed.onnx, step.onnx and heads.onnx in ONNX Runtime."""
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
-        """Opens the folder `path`; see `vitrm.runtime.open`."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        provider: str | None = None,
+        bound: bool | None = None,
+    ) -> None:
+        """Opens the folder `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.binding.Graph`."""
         ort = load_onnxruntime()
         missing = [f"{part}.onnx" for part in PARTS if not (path / f"{part}.onnx").is_file()]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or export it again")
         self.path = path
-        self._parts = {part: create(ort, path / f"{part}.onnx", device, threads) for part in PARTS}
-        found = {
-            part: Metadata.from_props(s.get_modelmeta().custom_metadata_map, str(path / f"{part}.onnx"))
-            for part, s in self._parts.items()
-        }
+        self._parts: dict[str, Graph] = {}
+        found = {}
+        for part in PARTS:
+            file = path / f"{part}.onnx"
+            session, running = create(ort, file, device, threads, provider)
+            self._parts[part] = Graph(session, running, f"{self.name}/{part}.onnx", bound=bound)
+            found[part] = Metadata.from_props(session.get_modelmeta().custom_metadata_map, str(file))
         self.metadata = found["step"]
         for part, metadata in found.items():
             if metadata != self.metadata or metadata.graph != "stepwise":
@@ -74,26 +95,23 @@ class StepwiseSession(SteppingSession):
                     f"{metadata.weights_sha256[:12]}; {self.metadata.graph}, {self.metadata.weights_sha256[:12]}): export "
                     "the folder again"
                 )
-            inputs = {i.name for i in self._parts[part].get_inputs()}
-            outputs = {o.name for o in self._parts[part].get_outputs()}
+            inputs, outputs = self._parts[part].inputs, self._parts[part].outputs
             if (inputs, outputs) != _NAMES[part]:
                 raise UserError(
                     f"{path / part}.onnx: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                     f"{part} graph: export it again"
                 )
-        self.device_kind, self.device, self.threads = describe_device(self._parts["step"], threads)
-        self.backend = f"onnxruntime-{self.device_kind}"
+        self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
+        self.backend = running.backend
+        self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
         self.size_bytes = sum((path / f"{part}.onnx").stat().st_size for part in PARTS)
-        self.notes = notes_on(self.metadata, self.device_kind)
+        self.notes = notes_on(self.metadata, running.provider)
 
-    def _begin(self, images: NDArray[np.float32]) -> HostStepping:
-        return HostStepping(self, images)
+    def _begin(self, images: NDArray[np.float32]) -> BoundStepping:
+        return BoundStepping(self, images)
 
-    def run(self, part: str, outputs: tuple[str, ...], feeds: dict[str, Any]) -> list[NDArray[Any]]:
-        """Runs one of the graphs."""
-        try:
-            found: list[NDArray[Any]] = self._parts[part].run(outputs, feeds)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            batch = len(next(iter(feeds.values())))
-            raise UserError(f"{self.name}/{part}.onnx failed on a batch of {batch}: {first_line(error)}") from error
-        return found
+    def run(
+        self, part: str, outputs: tuple[str, ...], feeds: dict[str, Tensor], *, keep: tuple[str, ...] = ()
+    ) -> dict[str, Tensor]:
+        """Runs one of the graphs; see `vitrm.runtime.binding.Graph.run`."""
+        return self._parts[part].run(outputs, feeds, keep=keep)
