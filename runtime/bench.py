@@ -19,6 +19,7 @@ import numpy as np
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
+from vitrm.runtime.energy import Meters, measure
 from vitrm.runtime.entries import (
     Entry,
     Opened,
@@ -33,6 +34,7 @@ from vitrm.runtime.entries import (
 from vitrm.runtime.halting import HaltingChoice, choose, reliability, run_every_step
 from vitrm.runtime.latency import ROUNDS, interleave, speedup, summarise
 from vitrm.runtime.metadata import MAX_STEPS
+from vitrm.runtime.power import ROOT, Clocks, SensorError
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
 from vitrm.runtime.samples import Sample, load_sample
 from vitrm.runtime.stored_threshold import check_storable, store_threshold
@@ -64,6 +66,9 @@ def bench(
     peers: bool = False,
     depths: bool = False,
     device: str = "cpu",
+    provider: str | None = None,
+    power: bool = True,
+    root: Path = ROOT,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Accuracy, agreement with eager and latency of `artefacts`, each at every batch size.
@@ -73,7 +78,10 @@ def bench(
     share of accuracy (in [0, 1]), measures it with and without halting, and at last writes threshold and depth into it.
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile;
-    `peers` adds what other tools make of the artefacts (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core.
+    `peers` adds what other tools make of the artefacts (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical
+    core;
+    `device` and `provider` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
+    as long as latency once more; `root` is where the machine's /sys and /proc are.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
     several that fails becomes a row with the reason as its status.
     """
@@ -100,7 +108,7 @@ def bench(
     batches = list(dict.fromkeys(batches))
 
     notes: list[str] = []
-    opened, unopened = open_all(artefacts, device, threads)
+    opened, unopened = open_all(artefacts, device, threads, provider)
     if not opened:
         raise UserError("; ".join(u.reason for u in unopened))
     choices: dict[Path, HaltingChoice] = {}
@@ -136,9 +144,10 @@ def bench(
 
     for entry in entries:
         _predict(entry, samples, report)
+    meters = Meters(root) if power else None
     before = machine.CpuClock.read()
     for batch in batches:
-        _measure(entries, samples, batch, seconds, report)
+        _measure(entries, samples, batch, seconds, meters, report)
     after = machine.CpuClock.read()
     others = after.others_since(before) if before and after else None
 
@@ -171,6 +180,7 @@ def bench(
             "physical_cores": machine.physical_cores(),
             "system": machine.system(),
             "other_cpus_busy": others,
+            "clocks_mhz": Clocks([], root).read(),
         },
         versions=machine.versions(
             [*_PACKAGES, *(["torch"] if checkpoints else []), *(_PEER_PACKAGES if peers else [])]
@@ -180,6 +190,7 @@ def bench(
         seconds=seconds,
         rounds=ROUNDS,
         warm_up=min((t.warm_up for e in entries for t in e.timings.values()), default=0),
+        power=meters.describe() if meters else {},
         started=started,
         halting=tuple(choices.values()),
         evidence=evidence,
@@ -212,8 +223,15 @@ def _predict(entry: Entry, samples: dict[str, Sample], report: Progress) -> None
         entry.failure = _reason(entry, error)
 
 
-def _measure(entries: list[Entry], samples: dict[str, Sample], batch: int, seconds: float, report: Progress) -> None:
-    """Latency at one batch size, everything interleaved."""
+def _measure(
+    entries: list[Entry],
+    samples: dict[str, Sample],
+    batch: int,
+    seconds: float,
+    meters: Meters | None,
+    report: Progress,
+) -> None:
+    """Latency at one batch size, everything interleaved; after it energy, one thing after the other."""
     runners = {}
     for entry in entries:
         if entry.failure != OK:
@@ -238,6 +256,19 @@ def _measure(entries: list[Entry], samples: dict[str, Sample], batch: int, secon
             # Beside the interleaved rounds: the GPU's clock knows nothing of the host's load.
             entry.device_times[batch] = entry.session.device_times(images, _DEVICE_RUNS)
             entry.device_bytes[batch] = entry.session.device_bytes
+            if meters:
+                report(f"energy of {entry.name}, batch {batch}", 0.0)
+                _meter(entry, runners[entry.key], batch, seconds, meters)
+
+
+def _meter(entry: Entry, runs: Sequence[Callable[[], object]], batch: int, seconds: float, meters: Meters) -> None:
+    """Energy at one batch size; a sensor that fails costs the row its energy alone."""
+    try:
+        meter = meters.of(entry.session.device_kind)
+        if meter:
+            entry.energies[batch] = measure(runs, batch, seconds, meter)
+    except SensorError as error:
+        entry.unmetered = f"power was not measured: {error}"
 
 
 def _reason(entry: Entry, error: Exception) -> str:
@@ -323,7 +354,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
             }
             if compared.gained is not None and compared.lost is not None:
                 values["flips"] = Flips(gained=compared.gained, lost=compared.lost)
-    notes = list(session.notes)
+    notes = [*session.notes, *([entry.unmetered] if entry.unmetered else [])]
     if entry.predictions is not None and (broken := int((~np.isfinite(entry.predictions.logits)).any(1).sum())):
         notes.append(f"NaN or infinite logits on {broken} of {len(entry.predictions.logits)} images")
     if timing := entry.timings.get(batch):
@@ -332,6 +363,15 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
         if (device_times := entry.device_times[batch]) is not None:
             values["device_ms"] = summarise(device_times)
         values["device_bytes"] = entry.device_bytes[batch]
+        if energy := entry.energies.get(batch):
+            right = values.get("accuracy")
+            values |= {
+                "watts": energy.watts,
+                "joules_per_image": energy.joules_per_image,
+                "joules_per_correct_image": energy.joules_per_image / right if right else None,
+                "power_scope": energy.scope,
+                "clocks_mhz": energy.clocks_mhz,
+            }
         if reference and batch in reference.timings:
             ratio = speedup(reference.timings[batch], timing)
             values |= {"speedup": ratio.median, "speedup_range": (ratio.low, ratio.high)}

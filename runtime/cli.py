@@ -89,7 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), help="default: cpu, auto with a plan among them")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        help="default: cpu, cuda with --provider, auto with a plan among them",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=("cuda", "tensorrt", "tensorrt-rtx"),
+        help="what ONNX Runtime runs .onnx files with on a GPU (default: cuda)",
+    )
+    parser.add_argument(
+        "--no-power",
+        action="store_true",
+        help="leave energy out (it is measured, after latency, where there are sensors)",
+    )
     parser.add_argument("--compile", action="store_true", help="add a row for torch.compile")
     parser.add_argument(
         "--peers",
@@ -148,7 +162,9 @@ def _main(argv: Sequence[str] | None) -> int:
             compile=args.compile,
             peers=args.peers,
             depths=bool(args.report),
-            device=args.device or ("auto" if any(_is_plan(Path(a)) for a in args.artefacts) else "cpu"),
+            device=args.device or _device(args),
+            provider=args.provider,
+            power=not args.no_power,
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
@@ -158,16 +174,26 @@ def _main(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def _device(args: argparse.Namespace) -> str:
+    """The device where none is named."""
+    if args.provider:
+        return "cuda"
+    return "auto" if any(_is_plan(Path(a)) for a in args.artefacts) else "cpu"
+
+
 def _is_plan(path: Path) -> bool:
     """Whether it is a TensorRT plan, or a folder of them: those run on a GPU alone."""
     return path.suffix in (".plan", ".engine") or (path / "step.plan").exists()
 
 
 def _print(result: BenchResult) -> None:
-    from rich.console import Console
+    from vitrm.runtime.table import plain_text, print_result
 
-    from vitrm.runtime.table import print_result
-
+    try:
+        from rich.console import Console
+    except ImportError:
+        print(plain_text(result))
+        return
     # A pipe or a log has no width of its own: give the one wide table there.
     print_result(result, Console(width=None if sys.stdout.isatty() else 180))
 
@@ -225,8 +251,12 @@ def _progress() -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    except ImportError:  # an edge device may do without
+        yield None
+        return
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime.accuracy import Predictions
+from vitrm.runtime.energy import Energy
 from vitrm.runtime.latency import Timing
 from vitrm.runtime.metadata import Metadata
 from vitrm.runtime.reference import find_reference
@@ -44,6 +45,8 @@ class Entry:
     timings: dict[int, Timing] = field(default_factory=dict)  # by batch
     device_times: dict[int, NDArray[np.float64] | None] = field(default_factory=dict)  # by batch, milliseconds
     device_bytes: dict[int, int | None] = field(default_factory=dict)  # by batch, after it was measured
+    energies: dict[int, Energy] = field(default_factory=dict)  # by batch, where there are sensors
+    unmetered: str | None = None  # why a sensor that is there could not be read
 
     @property
     def metadata(self) -> Metadata:
@@ -68,7 +71,7 @@ class Opened:
 
 
 def open_all(
-    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int
+    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int, provider: str | None = None
 ) -> tuple[list[Opened], list[Unopened]]:
     """Opens every path once; what does not open is returned with the reason."""
     paths = list(dict.fromkeys(str(a) for a in artefacts))
@@ -77,7 +80,7 @@ def open_all(
     for path, file in zip(paths, short, strict=True):
         name = file if short.count(file) == 1 else path
         try:
-            opened.append(Opened(name, open_session(path, device=device, threads=threads)))
+            opened.append(Opened(name, open_session(path, device=device, threads=threads, provider=provider)))
         except UserError as error:
             unopened.append(Unopened(name, "artefact", str(error)))
     return opened, unopened

@@ -46,6 +46,11 @@ class Row:
     images_per_s: float | None = None  # batch / mean latency
     speedup: float | None = None  # times as fast as its eager model, from the same rounds
     speedup_range: tuple[float, float] | None = None  # the middle 80 % of the rounds
+    watts: float | None = None  # mean while it runs over and over; None where no sensor says
+    joules_per_image: float | None = None
+    joules_per_correct_image: float | None = None  # that, divided by accuracy
+    power_scope: str | None = None  # what was measured: the rails, packages or board, idle power included
+    clocks_mhz: dict[str, float] | None = None  # mean meanwhile, of those that can be read: cpu, gpu, gpu_memory
     images: int | None = None  # images that accuracy and agreement were measured on
     accuracy: float | None = None  # top-1, in [0, 1]; None without labels
     accuracy_interval: tuple[float, float] | None = None  # Wilson, 95 %
@@ -117,6 +122,7 @@ class BenchResult:
     seconds: float  # measured per row
     rounds: int
     warm_up: int  # runs before the measuring, the fewest of all rows
+    power: dict[str, Any] = field(default_factory=dict)  # vitrm.runtime.energy.Meters.describe
     started: str  # ISO 8601, UTC
     command: str | None = None  # the command line, where one asked
     halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for

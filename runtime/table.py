@@ -79,15 +79,46 @@ def depth(row: Row) -> str:
     return str(row.steps)
 
 
+def columns(result: BenchResult) -> list[Column]:
+    """The columns for `result`: those of energy only where some of it was measured."""
+    at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
+    metered = any(r.watts is not None for r in result.rows)
+    return [*COLUMNS[:at], *(ENERGY if metered else []), *COLUMNS[at:]]
+
+
 def print_result(result: BenchResult, console: Console) -> None:
     """Prints the table and, below it, what it was measured on."""
     if console.width >= _WIDE:
-        console.print(_table(result, COLUMNS))
+        console.print(_table(result, columns(result)))
     else:
-        console.print(_table(result, [c for c in COLUMNS if c[0] in _SPEED], title="Speed"))
+        speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
+        console.print(_table(result, speed, title="Speed"))
         console.print(_table(result, [c for c in COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
     for line in footer(result):
         console.print(line, markup=False, highlight=False, style="dim" if not line.startswith("✗") else "red")
+
+
+def plain_text(result: BenchResult) -> str:
+    """The table and what it was measured on, in letters alone: for devices without `rich`."""
+    chosen = columns(result)
+    lines = [[name for name, _ in chosen], *(_cells(row, chosen) for row in result.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(chosen))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if name in LEFT else cell.rjust(width)
+            for cell, width, (name, _) in zip(line, widths, chosen, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *footer(result)])
+
+
+def _cells(row: Row, chosen: list[Column]) -> list[str]:
+    cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in chosen]
+    cells[0] = row.name
+    if not row.ok:
+        cells[1] = "failed"
+    return cells
 
 
 COLUMNS: list[Column] = [
@@ -107,6 +138,14 @@ COLUMNS: list[Column] = [
     ("max Δlogit", difference),
     ("size", lambda r: size(r.bytes)),
 ]
+ENERGY: list[Column] = [
+    ("W", lambda r: milliseconds(r.watts)),
+    ("mJ/image", lambda r: milliseconds(None if r.joules_per_image is None else r.joules_per_image * 1e3)),
+    (
+        "mJ/correct",
+        lambda r: milliseconds(None if r.joules_per_correct_image is None else r.joules_per_correct_image * 1e3),
+    ),
+]
 _SPEED = {"artefact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
 _ANSWERS = {"artefact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
 LEFT = {"artefact", "backend", "precision"}
@@ -123,10 +162,7 @@ def _table(result: BenchResult, columns: list[Column], title: str | None = None,
     first = result.rows[0].batch if result.rows else None
     rows = [r for r in result.rows if not once or r.batch == first]
     for i, row in enumerate(rows):
-        cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in columns]
-        cells[0] = row.name
-        if not row.ok:
-            cells[1] = "failed"
+        cells = _cells(row, columns)
         style = "red" if not row.ok else "dim" if row.kind != "artefact" else ""
         last_of_batch = i + 1 < len(rows) and rows[i + 1].batch != row.batch
         table.add_row(*(Text(c) for c in cells), style=style, end_section=last_of_batch)
@@ -153,6 +189,7 @@ def footer(result: BenchResult) -> list[str]:
         if any(r.speedup is not None for r in result.rows):
             line += "; × eager is the median over rounds"
         lines.append(line + ("; with under 100 runs p99 is close to the slowest" if low < 100 else ""))
+    lines += power(result)
     for data in result.data:
         if data["labelled"]:
             part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
@@ -162,6 +199,18 @@ def footer(result: BenchResult) -> list[str]:
     lines += result.notes
     for note, names in _row_notes(result).items():
         lines.append(f"{', '.join(names)}: {note}")
+    return lines
+
+
+def power(result: BenchResult) -> list[str]:
+    """What power is of, or why there is none."""
+    lines = []
+    idle: dict[str, float] = result.power.get("idle_watts", {})
+    for scope in dict.fromkeys(r.power_scope for r in result.rows if r.power_scope):
+        rest = f", {milliseconds(idle[scope])} W of it when idle" if scope in idle else ""
+        lines.append(f"power: {scope}, everything on it{rest}")
+    reasons = result.power.get("not_measured", {})
+    lines += [f"power of {kind} rows not measured: {reason}" for kind, reason in reasons.items()]
     return lines
 
 
