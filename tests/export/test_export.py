@@ -295,3 +295,16 @@ def test_default_name_says_what_it_is(run, tmp_path, monkeypatch, capsys):
     assert "parity" in out
     assert "headroom" in out
     assert Path("shaken-2steps-fp16.onnx").name in out.splitlines()[-1]
+
+
+def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from vitrm.export.cli import main\n"
+        f"sys.exit(main([{str(run)!r}, '-o', {str(tmp_path / 'a.onnx')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "exporting a run needs torch, which is not installed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -192,6 +192,31 @@ def test_works_without_torch(artefact: Path) -> None:
     assert "tiny.onnx" in done.stdout
 
 
+def test_works_with_numpy_and_onnxruntime_alone(artefact: Path, tmp_path: Path) -> None:
+    """What docs/jetson.md calls needed: without the rest there is a plain table, no progress, and noise to run on."""
+    absent = (
+        "torch",
+        "torchvision",
+        "onnx",
+        "onnx_ir",
+        "rich",
+        "sklearn",
+        "PIL",
+        "matplotlib",
+        "safetensors",
+        "pynvml",
+    )
+    script = WITHOUT_TORCH.replace('("torch", "torchvision")', repr(absent))
+    script += f"from vitrm.runtime.cli import main\nsys.exit(main({[str(artefact), *QUICK, '--json', 'b.json']!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["artefact", "backend"]
+    assert lines[2].startswith("tiny.onnx  onnxruntime-cpu  fp32")
+    assert "noise" in done.stdout
+    assert json.loads((tmp_path / "b.json").read_text())["rows"][0]["latency_ms"]["n"] >= 10
+
+
 def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
     from rich.console import Console
 
