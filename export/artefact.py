@@ -25,7 +25,7 @@ from vitrm.calib.sensitivity import Sensitivity, sensitivity
 from vitrm.calib.simulation import StateError, draw, state_error
 from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
-from vitrm.config import to_dict
+from vitrm.config import ViTRMConfig, to_dict
 from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
@@ -33,7 +33,7 @@ from vitrm.export.budget import Budget, keep_within
 from vitrm.export.engine import Built, EngineOptions
 from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
-from vitrm.export.precision import half_fragments, int8_fragments
+from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
 from vitrm.export.request import NEVER, Request, check
 from vitrm.export.verification import BATCHES, Parity, verify
 from vitrm.files import atomic_folder, atomic_path
@@ -143,6 +143,7 @@ def export(
         target=target,
         estimator=estimator,
         max_drop=max_drop,
+        sensitivity=sensitivity_file is not None,
     )
     steps = request.steps
     # Loaded first: a data set that is not there should not cost minutes of calibration.
@@ -158,8 +159,9 @@ def export(
     if precision == "int8":
         some = images[:_SIMULATED]
         made = _calibration(checkpoint, request, calibration, some, data_dir, progress)
-        progress("simulating int8")
-        error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
+        if isinstance(model, ViTRM):
+            progress("simulating int8")
+            error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
     headroom = None
     if request.float16:
         progress("measuring float16 headroom")
@@ -254,7 +256,10 @@ def _models(
 ) -> dict[str, ir.Model]:
     """The graphs, by file name in the folder; the one graph of a single file by "".  int8 leaves the sites `floats` out."""
     if isinstance(traced, Fragment):
-        made = to_half(traced) if request.float16 else traced
+        if calibration is not None:
+            made = int8_vit(traced, calibration, request.target)
+        else:
+            made = to_half(traced) if request.float16 else traced
         return {"": shapes.single(made, model.config.image_size)}
     assert isinstance(model, ViTRM)
     fragments: tuple[Fragments, ...] = (half_fragments(traced) if request.float16 else traced,)
@@ -332,8 +337,9 @@ def _calibration(
     )
     if given is not None:
         made.save(given)
-        shared, own = (state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False))
-        draw(shared, own, made, Path(given).with_suffix(".png"))
+        if isinstance(checkpoint.model, ViTRMConfig):
+            shared, own = (state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False))
+            draw(shared, own, made, Path(given).with_suffix(".png"))
     return made
 
 

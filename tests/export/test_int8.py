@@ -238,10 +238,53 @@ def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_baselines_are_refused(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def vit() -> Checkpoint:
+    """A ViT of two layers in which every weight matters."""
+    torch.manual_seed(0)
+    config = preset("vit-small", dim=64, layers=2, heads=2, mlp=96)
+    weights = {k: v + 0.05 * torch.randn(v.shape) for k, v in build_model(config).state_dict().items()}
+    return Checkpoint(model=config, data={"name": "digits"}, weights=weights, source="vit")
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_a_vit_in_int8_is_the_eager_model_with_the_same_roundings(vit, target, tmp_path):
+    found = calibrate(vit, 1)
+    exported = export(vit, tmp_path / "a.onnx", precision="int8", target=target, calibration=found)
+    layers = [f"net.layers.{i}.{n}" for i in (0, 1) for n in ("q", "k", "v", "out", "ffn.up", "ffn.down")]
+    assert exported.int8_weights == len(layers) == len(found.ranges)
+    assert exported.state_error is None
+    session = vitrm.runtime.open(exported.path)
+    images = load("digits", "test").floats(slice(0, 40))
+
+    model = vit.build()
+    modules = dict(model.named_modules())
+    for layer in layers:
+        extent, module = found.at(0, "net", layer), modules[layer]
+        integers, scales = quantise_weight(module.weight.detach().T.contiguous().numpy())
+        module.weight.data = torch.from_numpy(integers * scales).T.contiguous()
+        module.register_forward_pre_hook(lambda _, x, e=extent: (rounded(x[0], *e, target),))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+        exact = vit.build()(torch.from_numpy(images)).numpy()
+    logits = session.infer(images).logits
+    error = np.abs(exact - expected).max()
+    assert error > 1e-3 * np.abs(exact).max(), "int8 rounds something"
+    # A value on the border between two integers may be rounded either way.
+    assert np.abs(logits - expected).max() < (0.3 if target == "cpu" else 1.0) * error
+
+
+def test_what_only_a_recursion_has_is_refused_for_a_vit(vit, tmp_path):
+    for more in ({"max_drop": 0.5}, {"sensitivity_file": tmp_path / "s.json"}):
+        with pytest.raises(UserError, match="--max-drop and --sensitivity are for ViTRMs, this is a vit"):
+            export(vit, tmp_path / "a.onnx", precision="int8", **more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_resnets_and_unknown_targets_are_refused(checkpoint, tmp_path):
     config = preset("resnet18")
     other = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
-    with pytest.raises(UserError, match="int8 is for ViTRMs"):
+    with pytest.raises(UserError, match=r"ViTRMs and ViTs, this is a resnet: .*quantize_static"):
         export(other, tmp_path / "a.onnx", precision="int8")
     with pytest.raises(UserError, match="target is 'npu'"):
         export(checkpoint, tmp_path / "a.onnx", precision="int8", target="npu")
