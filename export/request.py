@@ -30,6 +30,7 @@ class Request:
     target: str
     estimator: str
     max_drop: float | None
+    convolutions: bool  # whether int8 is for convolutions, not for linear layers
 
     @property
     def shares_steps(self) -> bool:
@@ -39,7 +40,9 @@ class Request:
     @property
     def float16(self) -> bool:
         """Whether tensors are float16, but for what is int8."""
-        return self.precision == "fp16" or (self.precision == "int8" and self.target == "tensorrt")
+        return self.precision == "fp16" or (
+            self.precision == "int8" and self.target == "tensorrt" and not self.convolutions
+        )
 
 
 def check(
@@ -55,6 +58,7 @@ def check(
     estimator: str,
     max_drop: float | None,
     sensitivity: bool = False,
+    calibration: bool = False,
 ) -> Request:
     """The request, with the depth filled in; raises `UserError` for what cannot be exported, or not to `path`."""
     if graph not in GRAPHS:
@@ -71,11 +75,9 @@ def check(
         raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     if estimator not in ESTIMATORS:
         raise UserError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
-    if precision == "int8" and isinstance(model, Baseline) and not isinstance(model.net, ViT):
-        raise UserError(
-            f"int8 is for the linear layers of ViTRMs and ViTs, this is a {model.config.kind}: export it in fp32 and quantise "
-            "its convolutions with onnxruntime.quantization.quantize_static"
-        )
+    convolutions = isinstance(model, Baseline) and not isinstance(model.net, ViT)
+    if precision == "int8" and convolutions and calibration:
+        raise UserError(f"--calibration is for ViTRMs and ViTs, a {model.config.kind} is calibrated anew: leave it out")
     if isinstance(model, Baseline) and (max_drop is not None or sensitivity):
         raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is a {model.config.kind}: leave them out")
     if max_drop is not None and (precision != "int8" or not 0 <= max_drop <= 100):
@@ -103,6 +105,7 @@ def check(
         target=target,
         estimator=estimator,
         max_drop=max_drop,
+        convolutions=convolutions,
     )
 
 

@@ -281,11 +281,26 @@ def test_what_only_a_recursion_has_is_refused_for_a_vit(vit, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_resnets_and_unknown_targets_are_refused(checkpoint, tmp_path):
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_a_resnet_in_int8(target, tmp_path, monkeypatch):
+    few = load("digits", "train").take(slice(0, 64))
+    monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
+    torch.manual_seed(0)
     config = preset("resnet18")
-    other = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
-    with pytest.raises(UserError, match=r"ViTRMs and ViTs, this is a resnet: .*quantize_static"):
-        export(other, tmp_path / "a.onnx", precision="int8")
+    net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")
+    exported = export(net, tmp_path / "a.onnx", precision="int8", target=target)
+    whole = export(net, tmp_path / "b.onnx")
+    assert exported.int8_weights == 20
+    assert exported.bytes < 0.3 * whole.bytes
+    assert exported.parity.agreement > 0.85
+    assert (exported.metadata.precision, exported.metadata.target) == ("int8", target)
+    model = onnx.load(exported.path)
+    assert not [n for n in model.graph.initializer if n.data_type == onnx.TensorProto.INT32], "TensorRT refuses them"
+    with pytest.raises(UserError, match="a resnet is calibrated anew: leave it out"):
+        export(net, tmp_path / "c.onnx", precision="int8", calibration=tmp_path / "ranges.json")
+
+
+def test_unknown_targets_and_stale_calibrations_are_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="target is 'npu'"):
         export(checkpoint, tmp_path / "a.onnx", precision="int8", target="npu")
     stale = replace(calibrate(checkpoint, 1), steps=5)
