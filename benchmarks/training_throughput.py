@@ -7,7 +7,7 @@ the equations as they stand (tests/reference.py), float32, AdamW, torch's Averag
 parts: images resident as uint8 and augmented in batches, exact savings, bfloat16, fused AdamW, memory kept.  Same model,
 batch size, augmentation (crop and flip) and loss (two steps); they take turns within each round.  --compile adds
 vitrm-train --compile as a third way.
-Writes benchmarks/records/training_throughput-PRESET-CPU.json.
+Writes benchmarks/records/training_throughput-PRESET-THREADS-CPU.json.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def main() -> None:
         },
     }
     name = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{name}.json"
+    path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{args.threads}-{name}.json"
     write_json(path, record)
     for way, found in rates.items():
         print(

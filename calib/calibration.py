@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.baselines import Baseline, ViT
 from vitrm.calib.ranges import Range, collect, estimate
 from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.files import read_json, write_json
-from vitrm.model import ViTRM
 
 FORMAT = 2
 IMAGES = 512
@@ -107,8 +107,8 @@ def calibrate(
             "images as various as those that will be met"
         )
     model = checkpoint.build()
-    if not isinstance(model, ViTRM):
-        raise UserError(f"{checkpoint.source} is a {checkpoint.model.kind}: int8 is for ViTRMs")
+    if isinstance(model, Baseline) and not isinstance(model.net, ViT):
+        raise UserError(f"{checkpoint.source} is a {checkpoint.model.kind}: int8 is for ViTRMs and ViTs")
     histograms = collect(model, images.floats(), steps, progress=progress)
     return Calibration(
         weights_sha256=checkpoint.weights_id,

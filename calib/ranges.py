@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrm.calib.sites import Site, run_watched
+from vitrm.baselines import Baseline
+from vitrm.calib.sites import NET, Site, watch
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
 
@@ -48,7 +49,7 @@ class Range(NamedTuple):
 
 
 def collect(
-    model: ViTRM,
+    model: ViTRM | Baseline,
     images: NDArray[np.float32],
     steps: int,
     *,
@@ -66,6 +67,7 @@ def collect(
         low, high = (float(v) for v in values.aminmax())
         if not (np.isfinite(low) and np.isfinite(high)):
             where = f"step {site.step}, {site.role}, {site.layer}" if site.step else f"the embedding, {site.layer}"
+            where = site.layer if site.role == NET else where
             raise UserError(f"activations are NaN or infinite at {where}: the weights cannot be calibrated")
         known = extremes.get(site, (low, high))
         extremes[site] = min(low, known[0]), max(high, known[1])
@@ -86,7 +88,7 @@ def collect(
     for look in (widen, count):
         for start in range(0, len(images), BATCH):
             part = torch.from_numpy(images[start : start + BATCH])
-            run_watched(model, part, steps, look)
+            watch(model, part, steps, look)
             done += len(part)
             if progress:
                 progress(done / total)

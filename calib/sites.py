@@ -1,4 +1,4 @@
-"""Where a ViTRM's activations become int8: the inputs of its linear layers, by step and role."""
+"""Where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's layers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vitrm.baselines import Baseline, ViT
 from vitrm.model import Embedded, State, ViTRM
 
+NET = "net"  # the one role of a ViT, at step 0: it has no recursion
 ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
@@ -22,7 +24,7 @@ class Site(NamedTuple):
     """
 
     step: int  # 1, 2, …; 0 for what runs once per image
-    role: str  # one of ROLES: the fragment it belongs to
+    role: str  # one of ROLES, or NET: the fragment it belongs to
     layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
 
     def __str__(self) -> str:
@@ -89,3 +91,32 @@ def run_watched(
         for handle in handles:
             handle.remove()
     return states
+
+
+@torch.no_grad()
+def watch(model: ViTRM | Baseline, images: Tensor, steps: int, look: Look) -> None:
+    """Runs any model that int8 is for on images [B, 3, H, W] in [0, 1], `look`ing at every site.
+
+    A ViT's classifier is none: heads stay floating point.
+    """
+    if isinstance(model, ViTRM):
+        run_watched(model, images, steps, look)
+        return
+    assert isinstance(model.net, ViT)
+
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            look(Site(0, NET, layer), inputs[0])
+
+        return see
+
+    handles = [
+        module.register_forward_pre_hook(hook(f"net.layers.{name}"))
+        for name, module in model.net.layers.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -18,14 +18,20 @@ from numpy.typing import NDArray
 
 import vitrm.runtime
 from vitrm.baselines import Baseline
-from vitrm.calib.calibration import Calibration, calibrate, check_calibration, load_calibration
+from vitrm.calib.calibration import (
+    Calibration,
+    calibrate,
+    calibration_images,
+    check_calibration,
+    load_calibration,
+)
 from vitrm.calib.headroom import FLOAT16_MAX, Headroom, float16_headroom
 from vitrm.calib.sensitivity import IMAGES as SENSITIVITY_IMAGES
 from vitrm.calib.sensitivity import Sensitivity, sensitivity
 from vitrm.calib.simulation import StateError, draw, state_error
 from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
-from vitrm.config import to_dict
+from vitrm.config import ViTRMConfig, to_dict
 from vitrm.data import Images, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
@@ -33,7 +39,8 @@ from vitrm.export.budget import Budget, keep_within
 from vitrm.export.engine import Built, EngineOptions
 from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vitrm
 from vitrm.export.half import to_half
-from vitrm.export.precision import half_fragments, int8_fragments
+from vitrm.export.int8_convolutions import int8_convolutions
+from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
 from vitrm.export.request import NEVER, Request, check
 from vitrm.export.verification import BATCHES, Parity, verify
 from vitrm.files import atomic_folder, atomic_path
@@ -57,7 +64,7 @@ class Exported:
     weights: int  # weight tensors, each stored once in a file
     half_weights: int  # of them float16
     int8_weights: int  # of them int8
-    calibration: Calibration | None  # of int8 activations; None for the other precisions
+    calibration: Calibration | None  # of int8 activations; None for the other precisions, and for convolutions
     state_error: StateError | None  # of int8, on a few of the images; None for the other precisions
     budget: Budget | None  # what keeping `max_drop` took; None where nothing was asked
     nodes: int  # of the main graph, or of the three
@@ -143,6 +150,8 @@ def export(
         target=target,
         estimator=estimator,
         max_drop=max_drop,
+        sensitivity=sensitivity_file is not None,
+        calibration=calibration is not None,
     )
     steps = request.steps
     # Loaded first: a data set that is not there should not cost minutes of calibration.
@@ -155,11 +164,12 @@ def export(
         raise UserError(f"verification needs at least {max(BATCHES)} images, got {len(images)}")
 
     made = error = None
-    if precision == "int8":
+    if precision == "int8" and not request.convolutions:
         some = images[:_SIMULATED]
         made = _calibration(checkpoint, request, calibration, some, data_dir, progress)
-        progress("simulating int8")
-        error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
+        if isinstance(model, ViTRM):
+            progress("simulating int8")
+            error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
     headroom = None
     if request.float16:
         progress("measuring float16 headroom")
@@ -218,6 +228,9 @@ def export(
         metadata = replace(metadata, kept_float=[str(site) for site in sorted(budget.sites)])
     progress("assembling")
     models = _models(model, traced, request, made, budget.sites if budget else frozenset())
+    if precision == "int8" and request.convolutions:
+        progress("calibrating")
+        models = {"": int8_convolutions(models[""], calibration_images(checkpoint, data_dir)[0].floats(), target)}
     with (atomic_folder if graph == "stepwise" else atomic_path)(path) as temporary:
         progress("verifying")
         _save(models, metadata, temporary)
@@ -234,7 +247,7 @@ def export(
         bytes=sum((path / file).stat().st_size for file in models),
         weights=sum(not k.endswith(".scale") for k in stored),
         half_weights=sum(v.dtype == ir.DataType.FLOAT16 and not k.endswith(".scale") for k, v in stored.items()),
-        int8_weights=sum(v.dtype == ir.DataType.INT8 for v in stored.values()),
+        int8_weights=sum(v.dtype == ir.DataType.INT8 and not k.endswith(".scale") for k, v in stored.items()),
         calibration=made,
         state_error=error,
         budget=budget,
@@ -254,7 +267,10 @@ def _models(
 ) -> dict[str, ir.Model]:
     """The graphs, by file name in the folder; the one graph of a single file by "".  int8 leaves the sites `floats` out."""
     if isinstance(traced, Fragment):
-        made = to_half(traced) if request.float16 else traced
+        if calibration is not None:
+            made = int8_vit(traced, calibration, request.target)
+        else:
+            made = to_half(traced) if request.float16 else traced
         return {"": shapes.single(made, model.config.image_size)}
     assert isinstance(model, ViTRM)
     fragments: tuple[Fragments, ...] = (half_fragments(traced) if request.float16 else traced,)
@@ -332,8 +348,11 @@ def _calibration(
     )
     if given is not None:
         made.save(given)
-        shared, own = (state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False))
-        draw(shared, own, made, Path(given).with_suffix(".png"))
+        if isinstance(checkpoint.model, ViTRMConfig):
+            shared, own = (
+                state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False)
+            )
+            draw(shared, own, made, Path(given).with_suffix(".png"))
     return made
 
 

@@ -1,4 +1,4 @@
-"""A ViTRM's traced fragments at another precision: float16, int8, or int8 with float16 around it."""
+"""Traced fragments at another precision: float16, int8, or int8 with float16 around it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.ranges import Range
-from vitrm.calib.sites import ROLES, Site
+from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.export.fragments import Fragment, Fragments
 from vitrm.export.half import to_half
 from vitrm.export.int8 import to_int8
@@ -38,3 +38,13 @@ def int8_fragments(
 
     found = replace(traced, **{role: made(role) for role in ROLES})
     return half_fragments(found) if target == "tensorrt" else found
+
+
+def int8_vit(traced: Fragment, calibration: Calibration, target: str) -> Fragment:
+    """A ViT with int8 layers; its classifier stays as it is.  Around its products int8 for TensorRT is float16."""
+
+    def range_of(layer: str) -> Range | None:
+        return calibration.at(0, NET, layer) if layer.startswith("net.layers.") else None
+
+    found = to_int8(traced, range_of, target)
+    return to_half(found) if target == "tensorrt" else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrm.baselines import Baseline
+from vitrm.baselines import Baseline, ViT
 from vitrm.calib.ranges import ESTIMATORS
 from vitrm.errors import UserError
 from vitrm.export.int8 import TARGETS
@@ -30,6 +30,7 @@ class Request:
     target: str
     estimator: str
     max_drop: float | None
+    convolutions: bool  # whether int8 is for convolutions, not for linear layers
 
     @property
     def shares_steps(self) -> bool:
@@ -39,7 +40,9 @@ class Request:
     @property
     def float16(self) -> bool:
         """Whether tensors are float16, but for what is int8."""
-        return self.precision == "fp16" or (self.precision == "int8" and self.target == "tensorrt")
+        return self.precision == "fp16" or (
+            self.precision == "int8" and self.target == "tensorrt" and not self.convolutions
+        )
 
 
 def check(
@@ -54,6 +57,8 @@ def check(
     target: str,
     estimator: str,
     max_drop: float | None,
+    sensitivity: bool = False,
+    calibration: bool = False,
 ) -> Request:
     """The request, with the depth filled in; raises `UserError` for what cannot be exported, or not to `path`."""
     if graph not in GRAPHS:
@@ -70,8 +75,11 @@ def check(
         raise UserError(f"target is {target!r}, expected one of {', '.join(TARGETS)}")
     if estimator not in ESTIMATORS:
         raise UserError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
-    if precision == "int8" and isinstance(model, Baseline):
-        raise UserError(f"int8 is for ViTRMs, this is a {model.config.kind}: quantise it with a tool made for those")
+    convolutions = isinstance(model, Baseline) and not isinstance(model.net, ViT)
+    if precision == "int8" and convolutions and calibration:
+        raise UserError(f"--calibration is for ViTRMs and ViTs, a {model.config.kind} is calibrated anew: leave it out")
+    if isinstance(model, Baseline) and (max_drop is not None or sensitivity):
+        raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is a {model.config.kind}: leave them out")
     if max_drop is not None and (precision != "int8" or not 0 <= max_drop <= 100):
         raise UserError(f"max drop is {max_drop} at {precision}, expected 0 to 100 percentage points, at int8")
     if not halt_threshold > 0:
@@ -97,6 +105,7 @@ def check(
         target=target,
         estimator=estimator,
         max_drop=max_drop,
+        convolutions=convolutions,
     )
 
 

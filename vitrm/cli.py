@@ -225,6 +225,9 @@ def command(argv: Sequence[str] | None) -> int | None:
     # Threads that wait by spinning collapse when another process wants a core, those that sleep at once cost a third of
     # the speed on a quiet machine: spin briefly.  Read at torch's import.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if "WORLD_SIZE" in os.environ:
+        # DistributedDataParallel warns where all parameters take part, which y₀ and z₀ do in some batches only.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     settings = from_flags(args)
     if args.config:
         settings = settings.over(read(args.config))

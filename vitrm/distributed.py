@@ -16,6 +16,7 @@ so that on GPUs nothing waits for the device.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -82,7 +83,12 @@ class TorchrunWorld(World):
         import torch.distributed as dist
 
         self.rank, self.size, self.device = rank, size, device
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, _, _ = next(iter(dist.rendezvous("env://")))
+        # torchrun keeps one store over restarts (pytorch#135712): with the keys of those before, a process would wait
+        # for addresses at which nobody is any more.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         self._host: Any = dist.new_group(backend="gloo")
 
     def any(self, *flags: bool) -> list[bool]:
@@ -122,8 +128,11 @@ class TorchrunWorld(World):
 
         group: Any = dist.new_group()
         synchronise_batch_norms(model, group, self.device)
-        # Buffers are batch norm's statistics, alike everywhere already.
-        return DistributedDataParallel(_Through(model), broadcast_buffers=False, find_unused_parameters=unused)
+        with warnings.catch_warnings():
+            # torch has begun to rename an argument whose new name older versions do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            # Buffers are batch norm's statistics, alike everywhere already.
+            return DistributedDataParallel(_Through(model), broadcast_buffers=False, find_unused_parameters=unused)
 
     def close(self) -> None:
         import torch.distributed as dist

@@ -43,7 +43,8 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
         return 2
     except KeyboardInterrupt as error:
         detail = str(error)
-        print(f"interrupted{': ' + detail if detail else ''}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted{': ' + detail if detail else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (`| head`) went away; there is nobody left to tell.

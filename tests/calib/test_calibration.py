@@ -170,10 +170,10 @@ def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
         made.at(7, "answer", "block.0.k")
     with pytest.raises(UserError, match=r"no range for block\.9\.k \(answer\)"):
         made.shared("answer", "block.9.k")
-    config = preset("vit-small", dim=32, layers=1, heads=2, mlp=64)
-    vit = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="vit")
-    with pytest.raises(UserError, match="vit is a vit: int8 is for ViTRMs"):
-        calibrate(vit, 1, images=images)
+    config = preset("resnet18")
+    other = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="net")
+    with pytest.raises(UserError, match="net is a resnet: int8 is for ViTRMs and ViTs"):
+        calibrate(other, 1, images=images)
 
 
 def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):

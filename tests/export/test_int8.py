@@ -238,11 +238,69 @@ def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_baselines_are_refused(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def vit() -> Checkpoint:
+    """A ViT of two layers in which every weight matters."""
+    torch.manual_seed(0)
+    config = preset("vit-small", dim=64, layers=2, heads=2, mlp=96)
+    weights = {k: v + 0.05 * torch.randn(v.shape) for k, v in build_model(config).state_dict().items()}
+    return Checkpoint(model=config, data={"name": "digits"}, weights=weights, source="vit")
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_a_vit_in_int8_is_the_eager_model_with_the_same_roundings(vit, target, tmp_path):
+    found = calibrate(vit, 1)
+    exported = export(vit, tmp_path / "a.onnx", precision="int8", target=target, calibration=found)
+    layers = [f"net.layers.{i}.{n}" for i in (0, 1) for n in ("q", "k", "v", "out", "ffn.up", "ffn.down")]
+    assert exported.int8_weights == len(layers) == len(found.ranges)
+    assert exported.state_error is None
+    session = vitrm.runtime.open(exported.path)
+    images = load("digits", "test").floats(slice(0, 40))
+
+    model = vit.build()
+    modules = dict(model.named_modules())
+    for layer in layers:
+        extent, module = found.at(0, "net", layer), modules[layer]
+        integers, scales = quantise_weight(module.weight.detach().T.contiguous().numpy())
+        module.weight.data = torch.from_numpy(integers * scales).T.contiguous()
+        module.register_forward_pre_hook(lambda _, x, e=extent: (rounded(x[0], *e, target),))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+        exact = vit.build()(torch.from_numpy(images)).numpy()
+    logits = session.infer(images).logits
+    error = np.abs(exact - expected).max()
+    assert error > 1e-3 * np.abs(exact).max(), "int8 rounds something"
+    # A value on the border between two integers may be rounded either way.
+    assert np.abs(logits - expected).max() < (0.3 if target == "cpu" else 1.0) * error
+
+
+def test_what_only_a_recursion_has_is_refused_for_a_vit(vit, tmp_path):
+    for more in ({"max_drop": 0.5}, {"sensitivity_file": tmp_path / "s.json"}):
+        with pytest.raises(UserError, match="--max-drop and --sensitivity are for ViTRMs, this is a vit"):
+            export(vit, tmp_path / "a.onnx", precision="int8", **more)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_a_resnet_in_int8(target, tmp_path, monkeypatch):
+    few = load("digits", "train").take(slice(0, 64))
+    monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
+    torch.manual_seed(0)
     config = preset("resnet18")
-    other = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
-    with pytest.raises(UserError, match="int8 is for ViTRMs"):
-        export(other, tmp_path / "a.onnx", precision="int8")
+    net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")
+    exported = export(net, tmp_path / "a.onnx", precision="int8", target=target)
+    whole = export(net, tmp_path / "b.onnx")
+    assert exported.int8_weights == 20
+    assert exported.bytes < 0.3 * whole.bytes
+    assert exported.parity.agreement > 0.85
+    assert (exported.metadata.precision, exported.metadata.target) == ("int8", target)
+    model = onnx.load(exported.path)
+    assert not [n for n in model.graph.initializer if n.data_type == onnx.TensorProto.INT32], "TensorRT refuses them"
+    with pytest.raises(UserError, match="a resnet is calibrated anew: leave it out"):
+        export(net, tmp_path / "c.onnx", precision="int8", calibration=tmp_path / "ranges.json")
+
+
+def test_unknown_targets_and_stale_calibrations_are_refused(checkpoint, tmp_path):
     with pytest.raises(UserError, match="target is 'npu'"):
         export(checkpoint, tmp_path / "a.onnx", precision="int8", target="npu")
     stale = replace(calibrate(checkpoint, 1), steps=5)

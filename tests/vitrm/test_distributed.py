@@ -114,6 +114,7 @@ def test_the_command_trains_under_torchrun_and_speaks_once(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("the checkpoint is") == 1
     assert "× 2 processes" in ended.stdout
+    assert "find_unused_parameters" not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["paper", "anytime"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vitrm import checkpoint, cli
 from vitrm.cli import main
@@ -173,6 +175,38 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
         list(range(1, header["epoch"])),  # killed between the state and its copy; resuming makes up for it
     )
     checkpoint.load(out).build()
+
+
+def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
+    """The small version of benchmarks/kill_torture.py."""
+    settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
+    assert main([*settings, "--out", str(tmp_path / "whole")]) == 0
+    out, dice = tmp_path / "run", random.Random(0)
+    for epoch in (1, 4, 7):
+        argv = ["--resume", "--save-every", "0", "--out", str(out)] if out.exists() else [*settings, "--out", str(out)]
+        with subprocess.Popen([*COMMAND, *argv], env=ENVIRONMENT, stdout=subprocess.DEVNULL) as process:
+            _wait_for_epoch(out, epoch)
+            time.sleep(dice.uniform(0, 0.1))
+            process.kill()
+    assert main(["--resume", "--out", str(out), "--threads", "1"]) == 0
+    for name in (STATE_FILE, checkpoint.WEIGHTS_FILE):
+        one, two = load_file(out / name), load_file(tmp_path / "whole" / name)
+        assert all(torch.equal(one[k], two[k]) for k in two), name
+    assert not list(out.glob(".*")), "what a kill leaves is cleared away"
+
+
+def test_a_run_goes_on_elsewhere_with_its_images_elsewhere(tmp_path, capsys, photos):
+    settings = ["--model", "tiny", "--image-size", "16", "--dim", "16", "--layers", "1", "--epochs", "1"]
+    assert main([*settings, "--data", str(photos()), "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "away").mkdir()
+    run = (tmp_path / "run").rename(tmp_path / "away" / "moved")
+    images = (tmp_path / "photos").rename(tmp_path / "away" / "pictures")
+    capsys.readouterr()
+    assert f"unknown data set '{tmp_path / 'photos'}'" in _error(capsys, ["--resume", "--out", str(run)])
+    assert main(["--resume", "--out", str(run), "--data", str(images)]) == 0
+    assert "has finished" in capsys.readouterr().out
+    (images / "cat" / "0.png").unlink()
+    assert "it is another run: data.id is" in _error(capsys, ["--resume", "--out", str(run), "--data", str(images)])
 
 
 def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
