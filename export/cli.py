@@ -27,6 +27,9 @@ EXAMPLES = """examples:
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
 """
 
+# What exporting takes and a device that only runs artefacts may lack.
+_PACKAGES = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich")
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of vitrm-export."""
@@ -154,7 +157,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(argv: Sequence[str] | None) -> int:
-    args = parser().parse_args(argv)
+    try:
+        return _choose(parser().parse_args(argv))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _PACKAGES:
+            raise
+        from vitrm.errors import UserError
+
+        raise UserError(
+            f"this needs {error.name}, which is not installed: pip install {error.name.split('.')[0].replace('_', '-')}, or export "
+            "on a machine with all of vitrm's dependencies and copy the file"
+        ) from None
+
+
+def _choose(args: argparse.Namespace) -> int:
+    """Does what is asked: an export, a plan from an ONNX file, a place in a repository, or a diagnosis."""
     if args.doctor:
         from vitrm.export.doctor import print_diagnosis
 
@@ -177,18 +194,11 @@ def _export(argv: Sequence[str] | None) -> int:
 def _run(args: argparse.Namespace, scratch: str | None) -> int:
     """Exports; a folder `scratch` is where the file goes first that is to be placed elsewhere."""
     plan = engine_cli.wants_plan(args)
+    from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
-
-    try:
-        from vitrm import checkpoint as checkpoints
-        from vitrm.export import huggingface, triton
-        from vitrm.export.artefact import export
-        from vitrm.export.request import MAX_STEPS, NEVER
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"exporting a run needs {error.name}, which is not installed: pip install vitrm with its dependencies, or "
-            "export on another machine and copy the file"
-        ) from None
+    from vitrm.export import huggingface, triton
+    from vitrm.export.artefact import export
+    from vitrm.export.request import MAX_STEPS, NEVER
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 import vitrm.runtime
 from vitrm.errors import UserError, explain_os_error
@@ -274,6 +273,8 @@ def _without_scalars(path: Path, target: Path) -> None:
 
     Raises `UserError` if they do not give the same answers.
     """
+    import onnx_ir as ir  # here, so that a device without it can still add any other file
+
     model = ir.load(path)
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in (STEPS, HALT_THRESHOLD)]:

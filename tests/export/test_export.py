@@ -306,5 +306,5 @@ def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "exporting a run needs torch, which is not installed" in done.stderr
+    assert "this needs torch, which is not installed: pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
