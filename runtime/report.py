@@ -123,7 +123,7 @@ def _cards(result: BenchResult) -> str:
 
 
 def _figures(result: BenchResult) -> str:
-    columns = table.COLUMNS
+    columns = table.columns(result)
     head = "".join(f'<th scope="col"{_align(name)}>{escape(name)}</th>' for name, _ in columns)
     body = []
     for i, row in enumerate(result.rows):
