@@ -228,6 +228,27 @@ def synchronise_batch_norms(model: nn.Module, group: ProcessGroup | None, device
                 setattr(module, name, WholeBatchNorm(child, group))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes of a group; so is its gradient, as every process's loss depends on every term."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: ProcessGroup | None) -> Tensor:
+        import torch.distributed as dist
+
+        ctx.group = group
+        summed = values.clone()
+        dist.all_reduce(summed, group=group)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        import torch.distributed as dist
+
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed, group=ctx.group)
+        return summed, None
+
+
 class WholeBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes of `group`, in the terms of gloo; it takes `norm`'s tensors over."""
 
@@ -244,16 +265,14 @@ class WholeBatchNorm(nn.BatchNorm2d):
         """x [B, C, H, W] of any float type, the same out; B may differ between processes."""
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         wide = x.float()
         count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
         # In two passes, as torch does it: E[x²] − E[x]² loses digits where the mean is large.
-        summed = all_reduce(torch.cat([wide.sum((0, 2, 3)), count]), group=self.group)
+        summed = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.group)
         count = summed[-1].detach()
         mean = summed[:-1] / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3)), group=self.group) / count
+        variance = _Sum.apply(centred.square().sum((0, 2, 3)), self.group) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -49,7 +49,7 @@ def _assert_same(folder: Path, other: Path) -> None:
             # A key's bias cancels in the softmax: its gradient is rounding, and AdamW scales that up.
             if tensor.is_floating_point() and not key.endswith((".k.bias", ".k.bias.exp_avg", ".k.bias.exp_avg_sq")):
                 scale = max(float(tensor.abs().max()), 1e-3)
-                assert float((weights[key] - tensor).abs().max()) < 2e-3 * scale, (name, key)
+                assert float((weights[key] - tensor).abs().max()) < 3e-4 * scale, (name, key)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def alone(tmp_path_factory):
 def test_two_processes_learn_what_one_learns(alone, tmp_path):
     ended = _torchrun(SCRIPT, str(tmp_path / "run"))
     assert ended.returncode == 0, ended.stderr
+    assert "FutureWarning" not in ended.stderr
     _assert_same(tmp_path / "run", alone)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["processes"] == 2
 
@@ -114,6 +115,7 @@ def test_the_command_trains_under_torchrun_and_speaks_once(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("the checkpoint is") == 1
     assert "× 2 processes" in ended.stdout
+    assert "FutureWarning" not in ended.stderr
     assert "find_unused_parameters" not in ended.stderr
 
 
