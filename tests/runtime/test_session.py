@@ -172,7 +172,7 @@ def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) 
         ("cut.onnx", "may be truncated"),
         ("empty.onnx", "empty.onnx"),
         ("text.onnx", "not a whole ONNX file"),
-        ("engine.plan", "TensorRT plan, which this version cannot run"),
+        ("engine.plan", "no side-car engine.plan.json"),
         ("weights.pt", "export the run with vitrm-export"),
         ("notes.txt", "not an artefact this version knows"),
         (".", "is a folder"),
