@@ -48,6 +48,7 @@ def main(argv: list[str] | None) -> None:
     p.add_argument("--limit", type=int, help="test images for accuracy and agreement (default: all)")
     p.add_argument("--data-dir", help="where CIFAR's files are")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes per batch size")
+    p.add_argument("--record", type=Path, help="file to write, and to go on with (default: as above)")
     p.add_argument("--work", type=Path, default=Path("runs/gpu-bench"), help="where exported files are kept")
     args = p.parse_args(argv)
 
@@ -61,7 +62,7 @@ def main(argv: list[str] | None) -> None:
     work = args.work / f"{name}-{args.steps}"
     artefacts, missing = make(checkpoint, args, batches, work)
 
-    path = record_path(f"gpu-{name}-{args.steps}-{device}")
+    path = args.record or record_path(f"gpu-{name}-{args.steps}-{device}")
     settings = {"run": name, "weights_sha256": checkpoint.weights_id, "steps": args.steps, "device": args.device}
     settings |= {"seconds": args.seconds, "limit": args.limit}
     record: dict[str, Any] = {"what": "latency of every engine on one GPU, interleaved", "measured_on": device}
@@ -92,7 +93,7 @@ def main(argv: list[str] | None) -> None:
         show(rows)
     for n, why in missing.items():
         say(f"{n}: {why}")
-    say(str(path.relative_to(ROOT)))
+    say(f"wrote {path}")
 
 
 def make(

@@ -18,6 +18,7 @@ from vitrm.export.engine import Built, EngineOptions, build_engine
 from vitrm.export.shapes import unrolled
 from vitrm.runtime.metadata import PARTS, Metadata
 from vitrm.runtime.sidecar import read_sidecar, sidecar_path
+from vitrm.runtime.stored_threshold import store_threshold
 
 pytestmark = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
@@ -55,6 +56,11 @@ def test_every_graph_and_precision_builds(run, tmp_path):
             assert sidecar.engine.gpus == ["sm89"]
             assert sidecar.engine.profiles == [[1, 4, 8]]
             assert sidecar.engine.bytes > (10_000 if "heads" in name else 100_000)
+    # A threshold chosen later goes into all three side-cars, and the plans stay what they were.
+    folder = built["stepwise", "fp16"].path
+    metadata = store_threshold(folder, 0.7, 3, {"why": "a test"})
+    assert {read_sidecar(folder / f"{part}.plan").metadata.halt_threshold for part in PARTS} == {0.7}
+    assert metadata.steps == 3
     # What TensorRT builds is the recursion: more layers at the same depth than a step alone has.
     assert built["unrolled", "fp32"].layers > built["stepwise", "fp32"].layers
 
