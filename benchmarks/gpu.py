@@ -45,6 +45,7 @@ def main(argv: list[str] | None) -> None:
     p.add_argument("--batches", default=BATCHES)
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     p.add_argument("--seconds", type=float, default=2.0, help="measured per row")
+    p.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
     p.add_argument("--limit", type=int, help="test images for accuracy and agreement (default: all)")
     p.add_argument("--data-dir", help="where CIFAR's files are")
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes per batch size")
@@ -154,6 +155,7 @@ def measure(artefacts: list[Path], args: argparse.Namespace, batch: int) -> tupl
             data_dir=args.data_dir,
             batches=(batch,),
             seconds=args.seconds,
+            threads=args.threads,
             limit=args.limit,
             compile=False if args.no_compile else "max-autotune",
             bf16=True,

@@ -355,7 +355,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
             }
             if compared.gained is not None and compared.lost is not None:
                 values["flips"] = Flips(gained=compared.gained, lost=compared.lost)
-    notes = [*session.notes, *([entry.unmetered] if entry.unmetered else [])]
+    notes = [*session.notes_at(batch), *([entry.unmetered] if entry.unmetered else [])]
     if entry.predictions is not None and (broken := int((~np.isfinite(entry.predictions.logits)).any(1).sum())):
         notes.append(f"NaN or infinite logits on {broken} of {len(entry.predictions.logits)} images")
     if timing := entry.timings.get(batch):

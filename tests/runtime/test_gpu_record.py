@@ -24,7 +24,7 @@ ARGUMENTS = [
     "0.02",
     "--limit",
     "8",
-    "--no-compile",
+    "--threads 1 --no-compile",
 ]
 
 

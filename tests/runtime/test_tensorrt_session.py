@@ -31,7 +31,7 @@ from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_pat
 from vitrm.runtime.stored_threshold import store_threshold
 from vitrm.runtime.tensorrt_api import installed
 from vitrm.runtime.tensorrt_plan import choose_profile
-from vitrm.runtime.tensorrt_session import TensorRTSession, check_steps_used
+from vitrm.runtime.tensorrt_session import Lanes, TensorRTBase, TensorRTSession, check_steps_used
 from vitrm.runtime.tensorrt_stepwise import TensorRTStepwiseSession, prefix, swaps
 
 needs_rtx = pytest.mark.skipif(
@@ -236,6 +236,42 @@ def test_a_batch_finds_its_profile() -> None:
     assert choose_profile([[8, 8, 8]], 3) == (0, 8)
     with pytest.raises(ValueError, match="no profile takes 65"):
         choose_profile(profiles, 65)
+
+
+def test_a_batch_is_cut_into_runs_and_padded() -> None:
+    session = TensorRTBase()
+    session.profiles, session.largest, session.notes = [[2, 4, 8]], 8, ("a note",)
+    pieces = session._pieces(17)
+    assert [(p.start, p.stop, padded) for p, padded in pieces] == [(0, 8, 8), (8, 16, 8), (16, 17, 2)]
+    assert session.notes_at(8) == ("a note",)
+    assert session.notes_at(17)[1] == "built for at most 8 images: a batch of 17 is 3 runs"
+    assert "costs as much" in session.notes_at(1)[1]
+
+
+def test_lanes_are_kept_for_the_sizes_used_last() -> None:
+    class Lane:
+        device_bytes = 10
+
+        def __init__(self, batch: int) -> None:
+            self.batch = batch
+            made.append(batch)
+
+    made: list[int] = []
+    lanes: Lanes[Lane] = Lanes(Lane, keep=2)
+    for batch in (1, 2, 1, 1):
+        with lanes.one(batch):
+            pass
+    assert made == [1, 2]
+    with lanes.one(1) as first, lanes.one(1) as second:  # two threads at once
+        assert first is not second
+    assert made == [1, 2, 1]  # the lane of 2 went, unused for longest
+    with lanes.one(2):
+        pass
+    assert made == [1, 2, 1, 2]
+    with pytest.raises(ValueError, match="broken"), lanes.one(2):
+        raise ValueError("broken")
+    with lanes.one(2):  # what failed is not used again
+        assert made == [1, 2, 1, 2, 2]
 
 
 def test_swaps_bring_the_active_samples_to_the_front() -> None:
