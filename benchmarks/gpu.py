@@ -57,8 +57,8 @@ def main(argv: list[str] | None) -> None:
     name = Path(checkpoint.source).name
     gpus = find_gpus()
     if args.device == "cuda" and not gpus.found:
-        say(f"{gpus.problem}: no row can run here but with --device cpu")
-    device = gpus.found[0].name if args.device == "cuda" and gpus.found else cpu_name()
+        raise UserError(f"{gpus.problem}, so there is nothing to record: --device cpu tries the script without one")
+    device = gpus.found[0].name if args.device == "cuda" else cpu_name()
     batches = [int(b) for b in args.batches.split(",")]
     work = args.work / f"{name}-{args.steps}"
     artefacts, missing = make(checkpoint, args, batches, work)
