@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
-from vitrm.export import export
+from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.config import preset
+from vitrm.data import load
+from vitrm.export import artefact, export
 from vitrm.export.engine import Built, EngineOptions, build_engine
 from vitrm.export.shapes import unrolled
 from vitrm.runtime.metadata import PARTS, Metadata
@@ -72,6 +76,20 @@ def test_halting_and_every_step_build_with_several_profiles(recursion, run, tmp_
     built = build_engine(tmp_path / "halting.onnx", tmp_path / "halting.engine", options, metadata=metadata)
     assert built.engine.profiles == [[1, 1, 1], [2, 8, 32]]
     assert built.engine.gpus == ["sm86", "sm89"]
+
+
+@pytest.mark.parametrize(
+    "config", [preset("resnet18"), preset("vit-small", dim=64, layers=1, heads=2, mlp=64)], ids=["resnet", "vit"]
+)
+def test_baselines_in_int8_build(tmp_path, monkeypatch, config):
+    few = load("digits", "train").take(slice(0, 64))
+    monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
+    torch.manual_seed(0)
+    net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")
+    made = export(net, tmp_path / "net.plan", precision="int8", engine=OPTIONS)
+    assert made.metadata.graph == "single"
+    assert made.int8_weights
+    assert read_sidecar(made.path).metadata.target == "tensorrt"
 
 
 def test_a_plan_is_exported_in_one_go(run, tmp_path, digits):
