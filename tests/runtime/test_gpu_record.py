@@ -24,7 +24,9 @@ ARGUMENTS = [
     "0.02",
     "--limit",
     "8",
-    "--threads 1 --no-compile",
+    "--threads",
+    "1",
+    "--no-compile",
 ]
 
 
