@@ -45,7 +45,10 @@ _HINTS = (
         r"Turing.*FP32 GEMM",
         "TensorRT for RTX has no float32 products on sm75, and the heads are float32: leave sm75 out",
     ),
-    (r"OutOfMemory|Requested size was", "the builder's memory did not suffice: give it more with --workspace"),
+    (
+        r"OutOfMemory|Requested size was|within workspace limit",
+        "the builder's memory did not suffice: give it more with --workspace",
+    ),
     (r"ShapeMismatch|carried|recurrence|loop", "a Loop must carry values of one shape and type"),
 )
 

@@ -31,9 +31,11 @@ def open(
     """Opens the artefact at `path` for inference.
 
     `device` is "cpu", "cuda" (an error where the backend cannot use it, never a quiet run on the CPU) or "auto"
-    (cuda where it works).  `provider` is what ONNX Runtime uses on a GPU: "cuda" (the default), "tensorrt" or
-    "tensorrt-rtx"; one that cannot be had is an error too.  `threads` is the number of CPU threads for one inference; None: every physical core.
-    Raises `UserError` when the file is missing, damaged, not written by vitrm-export, or its backend is not installed.
+    (cuda where it works); a TensorRT plan runs on the GPU it was built for whatever it says.  `provider` is what ONNX Runtime
+    uses on a GPU: "cuda" (the default), "tensorrt" or "tensorrt-rtx"; one that cannot be had is an error too.  `threads`
+    is the number of CPU threads for one inference; None: every physical core.
+    Raises `UserError` when the file is missing, damaged, not written by vitrm-export, or its backend is not installed; for a
+    plan also when this machine is not what it was built for.  Opening a plan runs code in it: open what you trust.
     """
     from vitrm.runtime.session import open_session
 

@@ -62,7 +62,8 @@ def bench(
     seconds: float = 2.0,
     limit: int | None = None,
     eager: bool = True,
-    compile: bool = False,
+    compile: bool | str = False,
+    bf16: bool = False,
     peers: bool = False,
     depths: bool = False,
     device: str = "cpu",
@@ -77,9 +78,9 @@ def bench(
     `max_drop` chooses each such artefact's threshold on the validation images, the cheapest that gives up at most this
     share of accuracy (in [0, 1]), measures it with and without halting, and at last writes threshold and depth into it.
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
-    batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile;
-    `peers` adds what other tools make of the artefacts (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical
-    core;
+    batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile, in
+    the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artefacts
+    (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core;
     `device` and `provider` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
     as long as latency once more; `root` is where the machine's /sys and /proc are.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
@@ -140,7 +141,7 @@ def bench(
         unopened += failed
     samples = load_samples(artefact_entries, data, data_dir, limit, notes)
     checkpoints = find_references(artefact_entries, run, notes) if eager else {}
-    entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile)
+    entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile, bf16)
 
     for entry in entries:
         _predict(entry, samples, report)
@@ -354,7 +355,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
             }
             if compared.gained is not None and compared.lost is not None:
                 values["flips"] = Flips(gained=compared.gained, lost=compared.lost)
-    notes = [*session.notes, *([entry.unmetered] if entry.unmetered else [])]
+    notes = [*session.notes_at(batch), *([entry.unmetered] if entry.unmetered else [])]
     if entry.predictions is not None and (broken := int((~np.isfinite(entry.predictions.logits)).any(1).sum())):
         notes.append(f"NaN or infinite logits on {broken} of {len(entry.predictions.logits)} images")
     if timing := entry.timings.get(batch):

@@ -33,6 +33,7 @@ examples:
 
 exit status: 0 measured; 2 an artefact could not be measured, a gate failed or the input was wrong; 130 interrupted.
 """
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _MAX_DROP = 0.3  # percentage points
 
 
@@ -104,7 +105,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave energy out (it is measured, after latency, where there are sensors)",
     )
-    parser.add_argument("--compile", action="store_true", help="add a row for torch.compile")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="MODE",
+        help="add a row for torch.compile, in a mode of its own such as max-autotune where one is named",
+    )
+    parser.add_argument("--bf16", action="store_true", help="add rows for PyTorch in bfloat16")
     parser.add_argument(
         "--peers",
         action="store_true",
@@ -125,8 +134,14 @@ def _parser() -> argparse.ArgumentParser:
 def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
-    if args.compile and args.no_eager:
-        raise UserError("--compile compares with torch and --no-eager leaves it out: choose one")
+    for option in ("compile", "bf16"):
+        if getattr(args, option) and args.no_eager:
+            raise UserError(f"--{option} compares with torch and --no-eager leaves it out: choose one")
+    if isinstance(args.compile, str) and args.compile not in _COMPILE_MODES:
+        raise UserError(
+            f"--compile {args.compile}: expected a mode of torch.compile, one of {', '.join(_COMPILE_MODES)} (put --compile "
+            "behind the artefacts)"
+        )
     if args.max_drop is not None and not args.halting:
         raise UserError("--max-drop says what --halting may give up: add --halting")
     if args.halting and (args.halt_threshold or len(args.steps) > 1):
@@ -160,6 +175,7 @@ def _main(argv: Sequence[str] | None) -> int:
             limit=args.limit,
             eager=not args.no_eager,
             compile=args.compile,
+            bf16=args.bf16,
             peers=args.peers,
             depths=bool(args.report),
             device=args.device or _device(args),

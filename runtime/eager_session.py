@@ -23,7 +23,7 @@ from vitrm.runtime.session import Result, Session
 
 
 class EagerSession(Session):
-    """A checkpoint's model in PyTorch, float32."""
+    """A checkpoint's model in PyTorch, float32 or bfloat16."""
 
     def __init__(
         self,
@@ -33,9 +33,14 @@ class EagerSession(Session):
         halt_threshold: float = 2.0,
         device: str = "cpu",
         threads: int | None = None,
-        compile: bool = False,
+        compile: bool | str = False,
+        bf16: bool = False,
     ) -> None:
-        """`steps` and `halt_threshold` are the defaults of `infer`; `device` is "cpu", "cuda" or "auto"."""
+        """`steps` and `halt_threshold` are the defaults of `infer`; `device` is "cpu", "cuda" or "auto".
+
+        `compile` True or one of torch.compile's modes compiles it; `bf16` gives weights and activations that type, as what
+        a user without an export would try.
+        """
         has_cuda = torch.cuda.is_available()
         if device == "cuda" and not has_cuda:
             raise UserError(
@@ -46,9 +51,10 @@ class EagerSession(Session):
         self.backend = f"{'torch.compile' if compile else 'pytorch'}-{self.device_kind}"
         self.threads = threads or machine.physical_cores()
         self.path = None
-        self.size_bytes = sum(t.numel() * t.element_size() for t in checkpoint.weights.values())
+        self.size_bytes = sum(t.numel() * (2 if bf16 else t.element_size()) for t in checkpoint.weights.values())
         model = checkpoint.build()
-        self.model = model.to(self.device_kind)
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        self.model = model.to(self.device_kind, self._dtype)
         self.metadata = Metadata(
             model=to_dict(checkpoint.model),
             classes=list(checkpoint.data.get("classes", [])),
@@ -56,17 +62,18 @@ class EagerSession(Session):
             graph="loop" if model.recursive else "single",
             steps=steps if model.recursive else 1,
             halt_threshold=halt_threshold,
-            precision="fp32",
+            precision="bf16" if bf16 else "fp32",
             weights_sha256=checkpoint.weights_id,
             run=checkpoint.source,
         )
-        self.prefers_one_batch = compile
+        self.prefers_one_batch = bool(compile)
         self._forward: Callable[..., object] = self.model
         if compile:
             # It looks for a CUDA toolkit even when it compiles for a CPU, and reports what it did not find.
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
             # A graph for each batch size: those with a symbolic size are slower.
-            self._forward = torch.compile(self.model, dynamic=False)
+            mode = compile if isinstance(compile, str) else None
+            self._forward = torch.compile(self.model, dynamic=False, mode=mode)
 
     @property
     def takes_depth(self) -> bool:
@@ -82,7 +89,7 @@ class EagerSession(Session):
                 own.steps if steps is None else int(steps),
                 own.halt_threshold if halt_threshold is None else float(halt_threshold),
             )
-        forward, kind = self._forward, self.device_kind
+        forward, kind, dtype = self._forward, self.device_kind, self._dtype
 
         def run() -> Result:
             if (
@@ -90,18 +97,18 @@ class EagerSession(Session):
             ):  # a setting of the whole process, so another may have changed it
                 torch.set_num_threads(self.threads)
             with torch.inference_mode():
-                output = forward(torch.from_numpy(images).to(kind), *depth)
+                output = forward(torch.from_numpy(images).to(kind).to(dtype), *depth)
                 if isinstance(output, torch.Tensor):
-                    return Result(output.cpu().numpy(), None, None)
-                logits, halt_prob, steps_used = (t.cpu().numpy() for t in output)  # type: ignore[attr-defined]
-            return Result(logits, halt_prob, steps_used)
+                    return Result(output.float().cpu().numpy(), None, None)
+                logits, halt_prob, steps_used = (t.cpu() for t in output)  # type: ignore[attr-defined]
+            return Result(logits.float().numpy(), halt_prob.float().numpy(), steps_used.numpy())
 
         return run
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         if self.device_kind != "cuda":
             return None
-        pixels = torch.from_numpy(images).to("cuda")
+        pixels = torch.from_numpy(images).to("cuda", self._dtype)
         depth = (self.metadata.steps, self.metadata.halt_threshold) if self.metadata.recursive else ()
         taken = []
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -123,5 +130,5 @@ class EagerSession(Session):
             raise UserError(f"{self.name} is a {self.metadata.model['kind']}: it has no steps")
         self._check_images(images)
         with torch.inference_mode():
-            logits, halt_prob = self.model.trajectory(torch.from_numpy(images).to(self.device_kind), steps)
-        return logits.cpu().numpy(), halt_prob.cpu().numpy()
+            logits, halt_prob = self.model.trajectory(torch.from_numpy(images).to(self.device_kind, self._dtype), steps)
+        return logits.float().cpu().numpy(), halt_prob.float().cpu().numpy()

@@ -36,7 +36,7 @@ class Entry:
 
     key: str
     name: str
-    kind: str  # artefact, peer, eager or compiled
+    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
     session: Session
     group: str
     failure: str = OK
@@ -201,14 +201,20 @@ def with_eager(
     checkpoints: dict[str, Checkpoint],
     device: str,
     threads: int,
-    compile: bool,
+    compile: bool | str,
+    bf16: bool,
 ) -> list[Entry]:
     """The entries by group, each group's eager model first; one that does not start joins `unopened`."""
+    ways = [
+        (compiled, half)
+        for half in ((False, True) if bf16 else (False,))
+        for compiled in dict.fromkeys((False, compile))
+    ]
     entries = []
     labels = _eager_labels(artefacts, checkpoints)
     for group in dict.fromkeys(e.group for e in artefacts):
         members = [e for e in artefacts if e.group == group]
-        for compiled in (False, True) if compile else (False,):
+        for compiled, half in ways:
             if group not in checkpoints:
                 continue
             from vitrm.runtime.eager_session import EagerSession
@@ -216,8 +222,13 @@ def with_eager(
             checkpoint, like = checkpoints[group], members[0].session
             # For "auto", where the artefacts ended up: torch alone might go elsewhere.
             where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
-            name = ("torch.compile" if compiled else "eager PyTorch") + labels[group]
-            kind = "compiled" if compiled else "eager"
+            mode = f" {compiled}" if isinstance(compiled, str) else ""
+            name = (
+                (f"torch.compile{mode}" if compiled else "eager PyTorch")
+                + (", bfloat16" if half else "")
+                + labels[group]
+            )
+            kind = ("compiled" if compiled else "eager") + ("-bf16" if half else "")
             try:
                 session = EagerSession(
                     checkpoint,
@@ -226,6 +237,7 @@ def with_eager(
                     device=where if device == "auto" else device,
                     threads=threads,
                     compile=compiled,
+                    bf16=half,
                 )
             except UserError as error:
                 unopened.append(Unopened(name, kind, str(error)))

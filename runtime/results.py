@@ -33,7 +33,7 @@ class Row:
     """One thing at one batch size."""
 
     name: str  # the artefact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
-    kind: str  # artefact, peer, eager or compiled
+    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
     status: str = OK  # "ok", or why it could not run
     backend: str | None = None  # onnxruntime-cpu, pytorch-cpu …
     graph: str | None = None  # unrolled, loop, stepwise, single; eager for PyTorch
@@ -91,7 +91,7 @@ class Subject:
 
     key: str
     name: str
-    kind: str  # artefact, peer, eager or compiled
+    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
     metadata: Metadata
     sample: Sample
     predictions: Predictions

@@ -51,6 +51,10 @@ class Session(ABC):
         """What to call it in a message."""
         return str(self.path) if self.path else self.metadata.run
 
+    def notes_at(self, batch: int) -> tuple[str, ...]:
+        """What a reader of its figures at that batch size should know."""
+        return self.notes
+
     @property
     def device_bytes(self) -> int | None:
         """Memory on the GPU that it takes by now; None where nobody counts."""

@@ -12,11 +12,12 @@ from typing import Any
 from vitrm.errors import UserError
 from vitrm.files import atomic_folder, atomic_path
 from vitrm.runtime.metadata import PARTS, PREFIX, Metadata
+from vitrm.runtime.sidecar import SUFFIXES, read_sidecar, sidecar_path, write_sidecar
 
 
 def check_storable(path: Path) -> None:
     """Raises `UserError` now rather than after a sweep if a threshold could not be written into the artefact at `path`."""
-    if find_spec("onnx") is None:
+    if not _is_plan(path) and find_spec("onnx") is None:
         raise UserError(f"writing a threshold into {path} needs the onnx package: pip install onnx")
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -32,6 +33,10 @@ def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, 
     """
     path = Path(path)
     check_storable(path)
+    if path.suffix in SUFFIXES and not path.is_dir():
+        # A plan's side-car has it; the plan stays as it is.
+        with atomic_path(sidecar_path(path)) as temporary:
+            return _rewrite_sidecar(path, temporary, threshold, steps, evidence)
     if not path.is_dir():
         with atomic_path(path) as temporary:
             return _rewrite(path, temporary, threshold, steps, evidence)
@@ -42,8 +47,31 @@ def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, 
             else:
                 shutil.copy2(entry, temporary / entry.name, follow_symlinks=False)
         for part in PARTS:
-            metadata = _rewrite(path / f"{part}.onnx", temporary / f"{part}.onnx", threshold, steps, evidence)
+            if _is_plan(path):
+                plan = path / f"{part}.plan"
+                metadata = _rewrite_sidecar(plan, sidecar_path(temporary / plan.name), threshold, steps, evidence)
+            else:
+                metadata = _rewrite(path / f"{part}.onnx", temporary / f"{part}.onnx", threshold, steps, evidence)
     return metadata
+
+
+def _is_plan(path: Path) -> bool:
+    return path.suffix in SUFFIXES or (path / f"{PARTS[0]}.plan").is_file()
+
+
+def _rewrite_sidecar(plan: Path, target: Path, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
+    found = read_sidecar(plan)
+    metadata = _with_threshold(found.metadata, str(plan), threshold, steps, evidence)
+    write_sidecar(replace(found, metadata=metadata), target)
+    return metadata
+
+
+def _with_threshold(found: Metadata, where: str, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
+    if found.graph not in ("loop", "stepwise"):
+        raise UserError(
+            f"{where} is {found.graph}, its threshold is part of the graph: export it with vitrm-export --halt-threshold {threshold:g}"
+        )
+    return replace(found, halt_threshold=threshold, steps=steps, halting=evidence)
 
 
 def _rewrite(source: Path, target: Path, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
@@ -51,11 +79,7 @@ def _rewrite(source: Path, target: Path, threshold: float, steps: int, evidence:
 
     model = onnx.load(str(source))
     found = Metadata.from_props({p.key: p.value for p in model.metadata_props}, str(source))
-    if found.graph not in ("loop", "stepwise"):
-        raise UserError(
-            f"{source} is {found.graph}, its threshold is part of the graph: export it with vitrm-export --halt-threshold {threshold:g}"
-        )
-    metadata = replace(found, halt_threshold=threshold, steps=steps, halting=evidence)
+    metadata = _with_threshold(found, str(source), threshold, steps, evidence)
     others = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith(PREFIX)]
     del model.metadata_props[:]
     for key, value in (*others, *metadata.to_props().items()):

@@ -146,16 +146,20 @@ class Plan:
         for tensor in self.tensors.values():
             if not tensor.is_input:
                 continue
-            if -1 in tensor.shape:
-                context.set_input_shape(tensor.name, tensor.at(batch))
-            context.set_tensor_address(tensor.name, addresses[tensor.name])
+            if -1 in tensor.shape and not context.set_input_shape(tensor.name, tensor.at(batch)):
+                raise UserError(f"{self.path}: {self.api} refused {tensor.name} of shape {list(tensor.at(batch))}")
+            self._place(context, tensor, addresses)
         if missing := context.infer_shapes():
             raise UserError(f"{self.path}: {self.api} does not know the shapes of {', '.join(missing)}")
         for tensor in self.tensors.values():
             if not tensor.is_input:
-                context.set_tensor_address(tensor.name, addresses[tensor.name])
+                self._place(context, tensor, addresses)
         self.cuda.synchronize(stream)
         return Context(self, context, batch)
+
+    def _place(self, context: Any, tensor: Tensor, addresses: Mapping[str, int]) -> None:
+        if not context.set_tensor_address(tensor.name, addresses[tensor.name]):
+            raise UserError(f"{self.path}: {self.api} refused the address of {tensor.name}")
 
     def _create_context(self) -> Any:
         trt, engine = self.api.module, self.engine

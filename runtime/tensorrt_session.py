@@ -190,6 +190,15 @@ class TensorRTBase:
 
     largest: int  # images of one run
     profiles: list[list[int]]
+    notes: tuple[str, ...]
+
+    def notes_at(self, batch: int) -> tuple[str, ...]:
+        pieces = self._pieces(batch)
+        if len(pieces) > 1:
+            return (*self.notes, f"built for at most {self.largest} images: a batch of {batch} is {len(pieces)} runs")
+        if pieces[0][1] > batch:
+            return (*self.notes, f"built for at least {pieces[0][1]} images: a batch of {batch} costs as much")
+        return self.notes
 
     def _pieces(self, count: int) -> list[tuple[slice, int]]:
         """The images of each run, and how many it is run with: at most as many as a profile takes, at least as few."""

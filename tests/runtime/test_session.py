@@ -134,6 +134,20 @@ def test_eager_takes_any_depth(run: Path, images: np.ndarray) -> None:
     np.testing.assert_allclose(logits[1], two.logits, atol=1e-5)
 
 
+def test_eager_in_bfloat16_is_near(run: Path, images: np.ndarray) -> None:
+    checkpoint = checkpoints.load(str(run))
+    exact = EagerSession(checkpoint, steps=STEPS, threads=1)
+    half = EagerSession(checkpoint, steps=STEPS, threads=1, bf16=True)
+    assert half.metadata.precision == "bf16"
+    assert half.size_bytes * 2 == exact.size_bytes
+    expected, found = exact.infer(images), half.infer(images)
+    assert found.logits.dtype == np.float32
+    difference = np.abs(found.logits - expected.logits).max() / np.abs(expected.logits).max()
+    assert 1e-3 < difference < 0.2  # bfloat16 has 8 bits: it must show, and not more
+    assert found.steps_used is not None
+    assert found.steps_used.tolist() == [STEPS] * len(images)
+
+
 def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) -> None:
     checkpoint = checkpoints.load(str(vit_run))  # the smallest model: compiling takes most of the time
     compiled = EagerSession(checkpoint, threads=1, compile=True)
@@ -172,7 +186,7 @@ def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) 
         ("cut.onnx", "may be truncated"),
         ("empty.onnx", "empty.onnx"),
         ("text.onnx", "not a whole ONNX file"),
-        ("engine.plan", "TensorRT plan, which this version cannot run"),
+        ("engine.plan", "no side-car engine.plan.json"),
         ("weights.pt", "export the run with vitrm-export"),
         ("notes.txt", "not an artefact this version knows"),
         (".", "is a folder"),

@@ -1,7 +1,9 @@
-"""Folders that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from vitrm import files
 from vitrm.errors import UserError
-from vitrm.files import atomic_folder, write_text
+from vitrm.files import atomic_files, atomic_folder, write_text
 
 
 @pytest.fixture
@@ -93,3 +95,37 @@ def test_links_are_followed_and_files_refused(old, tmp_path):
     assert [p.name for p in old.iterdir()] == ["b"]
     with pytest.raises(UserError, match="is a file: name a folder"), atomic_folder(old / "b"):
         pass
+
+
+def test_files_that_belong_together_come_together(tmp_path):
+    (tmp_path / "a.plan").write_text("old plan")
+    with atomic_files(tmp_path, ["a.plan", "a.json"]) as new:
+        (new / "a.plan").write_text("new plan")
+        (new / "a.json").write_text("new")
+        (new / "scratch").write_text("not asked for")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.plan": "new plan", "a.json": "new"}
+
+
+@pytest.mark.parametrize("when", ["body", "missing", "second move"])
+def test_files_that_belong_together_fail_together(tmp_path, monkeypatch, when):
+    (tmp_path / "a.plan").write_text("old plan")
+    (tmp_path / "a.json").write_text("old")
+    move = os.replace
+
+    def replace(source, target):
+        if when == "second move" and Path(target) == tmp_path / "a.json" and Path(source).read_text() == "new":
+            raise OSError(errno.ENOSPC, "no space", str(target))
+        move(source, target)
+
+    def write():
+        with atomic_files(tmp_path, ["a.plan", "a.json"]) as new:
+            (new / "a.plan").write_text("new plan")
+            if when == "body":
+                raise UserError("no")
+            if when == "second move":
+                (new / "a.json").write_text("new")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(UserError):
+        write()
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.plan": "old plan", "a.json": "old"}
