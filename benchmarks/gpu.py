@@ -89,7 +89,7 @@ def main(argv: list[str] | None) -> None:
             {"name": n, "kind": "artefact", "status": why, "batch": batch} for n, why in missing.items()
         ]
         record["benches"].append(about)
-        record["command"] = shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
+        record["command"] = command(args, name)
         write_json(path, record)
         show(rows)
     for n, why in missing.items():
@@ -166,6 +166,15 @@ def measure(artefacts: list[Path], args: argparse.Namespace, batch: int) -> tupl
         return rows, {"batch": batch, "date": date, "machine": None, "notes": [str(error)]}
     about = {k: result[k] for k in ("machine", "versions", "threads", "rounds", "warm_up", "data", "notes", "started")}
     return result["rows"], {"batch": batch, "date": date, **about}
+
+
+def command(args: argparse.Namespace, name: str) -> str:
+    """What makes this record again; where data and files were is this machine's own business."""
+    words = ["python", "benchmarks/gpu.py", name, "--steps", str(args.steps), "--device", args.device]
+    for option in ("graphs", "precisions", "batches", "seconds", "threads", "limit"):
+        if (value := getattr(args, option)) is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join([*words, *(["--no-compile"] if args.no_compile else [])])
 
 
 def record_path(name: str) -> Path:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None) -> None:
     path = ROOT / "benchmarks" / "records" / f"plan_sizes-{name}-{str(tools.api).lower().replace(' ', '-')}.json"
     record = {
         "what": "bytes of TensorRT plans by depth, graph and precision",
-        "command": "python benchmarks/plan_sizes.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/plan_sizes.py {f'--preset {args.preset}' if args.preset else name}",
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "tensorrt": str(tools.api),

@@ -21,7 +21,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.export.engine import EngineOptions, build_engine
+from vitrm.export.engine import EngineOptions, build_engine, toolchain
 from vitrm.runtime import cli
 from vitrm.runtime.cuda import Cuda, CudaError
 from vitrm.runtime.eager_session import EagerSession
@@ -38,7 +38,21 @@ needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
 )
 GPUS = find_gpus()
-needs_gpu = pytest.mark.skipif(not GPUS.found, reason=f"needs a GPU: {GPUS.problem}")
+
+
+def no_engine() -> str | None:
+    """Why no plan can be built and run here; None where one can."""
+    if not GPUS.found:
+        return f"needs a GPU: {GPUS.problem}"
+    try:
+        toolchain(EngineOptions())
+        Cuda()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+needs_gpu = pytest.mark.skipif(no_engine() is not None, reason=str(no_engine()))
 without_gpu = pytest.mark.skipif(bool(GPUS.found), reason="this is about machines without a GPU")
 ADA = Gpus((Gpu("NVIDIA GeForce RTX 4090", "sm89", 24 << 30),), "13.0")
 PROFILES = ((1, 4, 8),)
@@ -406,3 +420,18 @@ def test_threads_and_views_do_not_disturb_each_other(plans, images, graph) -> No
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
+
+
+@needs_gpu
+def test_a_plan_without_weights_takes_them_from_beside_it(plans, artefact, run, images, tmp_path) -> None:
+    options = EngineOptions(profiles=((1, 4, 8),), strip_weights=True)
+    built = build_engine(artefact, tmp_path / "thin.plan", options)
+    whole = build_engine(artefact, tmp_path / "whole.plan", replace(options, strip_weights=False))
+    assert built.bytes < whole.bytes
+    thin = vitrm.runtime.open(built.path)
+    np.testing.assert_allclose(
+        thin.infer(images).logits, vitrm.runtime.open(whole.path).infer(images).logits, atol=1e-3
+    )
+    (tmp_path / "thin.plan.onnx").unlink()
+    with pytest.raises(UserError, match=r"holds no weights and .*thin\.plan\.onnx is not there"):
+        vitrm.runtime.open(built.path)
