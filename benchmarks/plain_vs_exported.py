@@ -29,9 +29,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 import reference  # noqa: E402
 
 import vitrm.runtime  # noqa: E402
+from vitrm.calib.calibration import calibrate  # noqa: E402
 from vitrm.checkpoint import Checkpoint, build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
-from vitrm.data import photo_crops  # noqa: E402
+from vitrm.data import Images, photo_crops  # noqa: E402
 from vitrm.export import export  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
 from vitrm.runtime.machine import cpu_name, versions  # noqa: E402
@@ -53,17 +54,23 @@ def main() -> None:
     config = preset(args.preset)
     model = build_model(config).eval()  # speed does not depend on what the weights are
     checkpoint = Checkpoint(model=config, data={}, weights=model.state_dict(), source="untrained")
-    images = photo_crops(64).astype(np.float32) / np.float32(255)
+    photos = photo_crops(64)
+    images = photos.astype(np.float32) / np.float32(255)
     image, tensor = images[:1], torch.from_numpy(images[:1])
+    # Speed does not depend on how good the ranges are, so few images serve.
+    calibration = calibrate(
+        checkpoint, args.steps, images=Images(photos, np.zeros(len(photos), np.int64), ("0",), "photographs", "train")
+    )
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, settings in {
             "fp32": {},
             "fp16": {"precision": "fp16"},
-            "int8": {"precision": "int8", "target": "cpu"},
-            "int8 Q/DQ": {"precision": "int8", "target": "tensorrt"},
+            "int8": {"precision": "int8", "target": "cpu", "calibration": calibration},
+            "int8 Q/DQ": {"precision": "int8", "target": "tensorrt", "calibration": calibration},
         }.items():
             path = Path(folder) / f"{name.replace('/', '')}.onnx"
+            print(f"exporting {name}", flush=True)
             export(checkpoint, path, steps=args.steps, **settings)
             sessions[name] = vitrm.runtime.open(path, threads=args.threads)
         ways = {
