@@ -61,6 +61,7 @@ class Exported:
     metadata: Metadata
     parity: Parity
     bytes: int  # of the file, or of the folder's
+    float32_bytes: int  # of the model's weights in float32
     weights: int  # weight tensors, each stored once in a file
     half_weights: int  # of them float16
     int8_weights: int  # of them int8
@@ -245,6 +246,7 @@ def export(
         metadata=metadata,
         parity=parity,
         bytes=sum((path / file).stat().st_size for file in models),
+        float32_bytes=4 * sum(weight.numel() for weight in checkpoint.weights.values()),
         weights=sum(not k.endswith(".scale") for k in stored),
         half_weights=sum(v.dtype == ir.DataType.FLOAT16 and not k.endswith(".scale") for k, v in stored.items()),
         int8_weights=sum(v.dtype == ir.DataType.INT8 and not k.endswith(".scale") for k, v in stored.items()),

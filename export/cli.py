@@ -307,7 +307,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     )
     if made.engine is not None:
         engine_cli.print_engine(made.engine, made.plan_verified)
-    print(f"  file     {shown}, {made.bytes / 1e6:.2f} MB, in {made.seconds:.1f} s")
+    share = made.bytes / made.float32_bytes
+    print(f"  file     {shown}, {made.bytes / 1e6:.2f} MB, {share:.2f} × the float32 weights, in {made.seconds:.1f} s")
     elsewhere = made.engine is not None and not made.plan_verified and not args.triton
     print(f"next{', where its GPU is' if elsewhere else ''}: {then}")
     return 0

@@ -171,7 +171,7 @@ def _cifar(name: str, split: str, data_dir: Path, size: int, download: bool) -> 
     dataset = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     way_out = (
         f"put torchvision's copy ({dataset.base_folder}) there, name its parent with --data-dir DIR or {DATA_DIR_VARIABLE}, "
-        "or let --download fetch it"
+        "or let vitrm-train --download fetch it"
     )
     try:
         raw = dataset(str(data_dir), train=split != "test", download=download)

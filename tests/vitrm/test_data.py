@@ -104,7 +104,7 @@ def test_unknown_names_are_refused(tmp_path):
 
 def test_cifar_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(
-        UserError, match=r"cifar10 is not in .*--data-dir DIR or VITRM_DATA, or let --download fetch it"
+        UserError, match=r"cifar10 is not in .*--data-dir DIR or VITRM_DATA, or let vitrm-train --download fetch it"
     ):
         data.load("cifar10", "train", data_dir=tmp_path)
 
