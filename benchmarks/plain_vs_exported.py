@@ -13,6 +13,7 @@ Writes benchmarks/records/plain_vs_exported-PRESET-STEPS-CPU.json.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 import tempfile
@@ -134,7 +135,9 @@ def quantized_statically(
         torch.onnx.export(
             Plain().eval(), (torch.from_numpy(images[:1]),), plain, input_names=["pixels"], dynamo=True, verbose=False
         )
+    logging.disable(logging.WARNING)  # a line for each LayerNorm
     quantize_static(plain, int8, Reader(), per_channel=True)
+    logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(int8), options, providers=["CPUExecutionProvider"])
