@@ -165,6 +165,8 @@ def check_here(sidecar: Sidecar, plan: Path, gpus: Gpus) -> TensorRT:
         return trt
     message = f"{plan} needs {needs(engine)}; here: {', '.join(differences)}"
     if gpu is None:
+        if engine.source.endswith(".onnx"):
+            raise UserError(f"{message}: run it on such a machine, or here the file it was built from, {engine.source}")
         raise UserError(
             f"{message}: run it on such a machine, or export for this one: {rebuild(sidecar, plan.with_suffix('.onnx'))}"
         )

@@ -27,7 +27,7 @@ from vitrm.runtime.cuda import Cuda, CudaError
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.gpus import Gpu, Gpus, find_gpus
 from vitrm.runtime.session import Session
-from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_path
+from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.stored_threshold import store_threshold
 from vitrm.runtime.tensorrt_api import installed
 from vitrm.runtime.tensorrt_plan import choose_profile
@@ -189,6 +189,17 @@ def test_the_gpu_that_is_missing_is_named(plan: Path, artefact: Path, capsys: py
     assert code == 2  # one of the two could not be measured
     assert "tiny.onnx" in out
     assert "engine.plan could not be measured" in err
+
+
+@without_gpu
+def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, copy = read_sidecar(plan), tmp_path / "mine.plan"
+    copy.write_bytes(plan.read_bytes())
+    write_sidecar(replace(found, engine=replace(found.engine, source="mine.onnx")), sidecar_path(copy))
+    assert cli.main([str(copy)]) == 2
+    assert "or here the file it was built from, mine.onnx" in capsys.readouterr().err
 
 
 @without_gpu
