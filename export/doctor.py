@@ -38,7 +38,7 @@ def diagnose() -> list[Finding]:
         _guarded("onnxruntime-gpu", _onnxruntime),
         *(_tensorrt(flavour, gpus) for flavour in (FULL, RTX)),
         _guarded("cuda-bindings", lambda: _cuda(gpus)),
-        _guarded("openvino", lambda: "runs .onnx on CPUs (not through vitrm-bench)"),
+        _guarded("openvino", lambda: "runs .onnx on CPUs (rows of vitrm-bench --peers)"),
     ]
 
 
