@@ -164,7 +164,10 @@ def measure(artefacts: list[Path], args: argparse.Namespace, batch: int) -> tupl
     except UserError as error:  # nothing at all could run
         rows = [{"name": a.name, "kind": "artefact", "status": str(error), "batch": batch} for a in artefacts]
         return rows, {"batch": batch, "date": date, "machine": None, "notes": [str(error)]}
-    about = {k: result[k] for k in ("machine", "versions", "threads", "rounds", "warm_up", "data", "notes", "started")}
+    about = {
+        k: result[k]
+        for k in ("machine", "versions", "threads", "rounds", "warm_up", "data", "power", "notes", "started")
+    }
     return result["rows"], {"batch": batch, "date": date, **about}
 
 
