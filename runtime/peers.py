@@ -150,19 +150,19 @@ def _in_onnxruntime(made: Path, source: Path, threads: int) -> Session:
     onnx.helper.set_model_props(model, props)
     onnx.save(model, made)
     session = OnnxRuntimeSession(made, threads=threads)
-    session.notes = (_counted(_int8_initialisers(model.graph)),)
+    session.notes = (_counted(count_int8_initialisers(model.graph)),)
     session.metadata = replace(session.metadata, precision="int8")
     return session
 
 
-def _int8_initialisers(graph: Any) -> int:
+def count_int8_initialisers(graph: Any) -> int:
     """int8 weight matrices of an ONNX graph and its bodies."""
     import onnx
 
     kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     bodies = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     return sum(i.data_type in kinds and len(i.dims) >= 2 for i in graph.initializer) + sum(
-        map(_int8_initialisers, bodies)
+        map(count_int8_initialisers, bodies)
     )
 
 
