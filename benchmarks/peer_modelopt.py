@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,9 @@ def main(argv: list[str] | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, raw = Path(folder) / "images.npz", Path(folder) / "int8.onnx"
         np.savez(images, **feeds)
-        words = ["-m", "modelopt.onnx.quantization", f"--onnx_path={args.file.resolve()}", "--quantize_mode=int8"]
+        source = Path(folder) / args.file.name  # ModelOpt writes into the file that it reads
+        shutil.copyfile(args.file, source)
+        words = ["-m", "modelopt.onnx.quantization", f"--onnx_path={source}", "--quantize_mode=int8"]
         words += [f"--calibration_data_path={images}", "--calibration_eps", "cpu", f"--output_path={raw}"]
         done = subprocess.run([args.python, *words], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not raw.exists():
