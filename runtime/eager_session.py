@@ -79,16 +79,10 @@ class EagerSession(Session):
     def takes_depth(self) -> bool:
         return self.metadata.recursive
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         depth: tuple[int | float, ...] = ()
         if self.metadata.recursive:
-            own = self.metadata
-            depth = (
-                own.steps if steps is None else int(steps),
-                own.halt_threshold if halt_threshold is None else float(halt_threshold),
-            )
+            depth = (steps, halt_threshold)
         forward, kind, dtype = self._forward, self.device_kind, self._dtype
 
         def run() -> Result:

@@ -61,17 +61,13 @@ class OnnxRuntimeSession(Session):
     def takes_depth(self) -> bool:
         return self._takes_depth
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         feeds: dict[str, Any] = {PIXELS: images}
         graph, names = self._graph, self._outputs
         if self._takes_depth:
-            depth = self.metadata.steps if steps is None else steps
-            threshold = self.metadata.halt_threshold if halt_threshold is None else halt_threshold
             # Scalars; [1] in the copy of the file that vitrm-export --triton makes.
-            feeds[STEPS] = np.full((1,) * graph.rank(STEPS), depth, np.int64)
-            feeds[HALT_THRESHOLD] = np.full((1,) * graph.rank(HALT_THRESHOLD), threshold, np.float32)
+            feeds[STEPS] = np.full((1,) * graph.rank(STEPS), steps, np.int64)
+            feeds[HALT_THRESHOLD] = np.full((1,) * graph.rank(HALT_THRESHOLD), halt_threshold, np.float32)
 
         def run() -> Result:
             outputs = graph.run(names, feeds)

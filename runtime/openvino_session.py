@@ -72,16 +72,10 @@ class OpenVinoSession(Session):
     def takes_depth(self) -> bool:
         return self._takes_depth
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         feeds: dict[str, Any] = {PIXELS: images}
         if self._takes_depth:
-            own = self.metadata
-            feeds[STEPS] = np.asarray(own.steps if steps is None else steps, np.int64)
-            feeds[HALT_THRESHOLD] = np.asarray(
-                own.halt_threshold if halt_threshold is None else halt_threshold, np.float32
-            )
+            feeds |= {STEPS: np.asarray(steps, np.int64), HALT_THRESHOLD: np.asarray(halt_threshold, np.float32)}
         request = self._compiled.create_infer_request()
 
         def run() -> Result:

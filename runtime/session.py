@@ -73,10 +73,8 @@ class Session(ABC):
         """Whether `infer` can be told `steps` and `halt_threshold`; otherwise they are built in."""
 
     @abstractmethod
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
-        """A function that runs on `images`, which have been checked; None: the artefact's own depth."""
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
+        """A function that runs on `images` to that depth and threshold, all of which have been checked."""
 
     def infer(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
@@ -95,7 +93,7 @@ class Session(ABC):
         """Does `infer`'s checks and returns its work as a function without arguments, for measuring."""
         self._check_images(images)
         self._check_depth(steps, halt_threshold)
-        return self._runner(np.ascontiguousarray(images), steps, halt_threshold)
+        return self._runner(np.ascontiguousarray(images), *self._depth(steps, halt_threshold))
 
     def at(self, *, steps: int | None = None, halt_threshold: float | None = None) -> Session:
         """The same open artefact with another depth and threshold as what `infer` does unless told otherwise.
@@ -103,13 +101,18 @@ class Session(ABC):
         Raises `UserError` for a depth that the artefact cannot run.
         """
         self._check_depth(steps, halt_threshold)
-        own, view = self.metadata, copy.copy(self)
-        view.metadata = replace(
-            own,
-            steps=own.steps if steps is None else int(steps),
-            halt_threshold=own.halt_threshold if halt_threshold is None else float(halt_threshold),
-        )
+        view = copy.copy(self)
+        depth, threshold = self._depth(steps, halt_threshold)
+        view.metadata = replace(self.metadata, steps=depth, halt_threshold=threshold)
         return view
+
+    def _depth(self, steps: int | None, halt_threshold: float | None) -> tuple[int, float]:
+        """What was asked for, and the artefact's own where nothing was."""
+        own = self.metadata
+        return (
+            own.steps if steps is None else int(steps),
+            own.halt_threshold if halt_threshold is None else float(halt_threshold),
+        )
 
     def _check_images(self, images: NDArray[np.float32]) -> None:
         size = self.metadata.image_size

@@ -98,16 +98,12 @@ class SteppingSession(Session):
     def _begin(self, images: NDArray[np.float32]) -> Stepping:
         """The state of `images`, which have been checked."""
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
-        depth = self.metadata.steps if steps is None else steps
-        threshold = self.metadata.halt_threshold if halt_threshold is None else halt_threshold
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
 
         def run() -> Result:
             state = self._begin(images)
-            for _ in range(depth):
-                if not state.step(threshold):
+            for _ in range(steps):
+                if not state.step(halt_threshold):
                     break
             return state.result
 

@@ -256,15 +256,11 @@ class TensorRTSession(TensorRTBase, Session):
             lane.run()
             return lane.device_times(runs)
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
-        depth = self.metadata.steps if steps is None else int(steps)
-        threshold = self.metadata.halt_threshold if halt_threshold is None else float(halt_threshold)
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         pieces = self._pieces(len(images))
 
         def run() -> Result:
-            found = [self._run(images[part], padded, depth, threshold) for part, padded in pieces]
+            found = [self._run(images[part], padded, steps, halt_threshold) for part, padded in pieces]
             return found[0] if len(found) == 1 else _joined(found)
 
         return run

@@ -238,17 +238,15 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
             )
         return DeviceStepping(self, images)
 
-    def _runner(
-        self, images: NDArray[np.float32], steps: int | None, halt_threshold: float | None
-    ) -> Callable[[], Result]:
-        depth = self.metadata.steps if steps is None else int(steps)
-        threshold = self.metadata.halt_threshold if halt_threshold is None else float(halt_threshold)
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         pieces = self._pieces(len(images))
-        halts = threshold < 1
+        halts = halt_threshold < 1
 
         def run() -> Result:
             found = [
-                self._halting(images[part], depth, threshold) if halts else self._whole(images[part], padded, depth)
+                self._halting(images[part], steps, halt_threshold)
+                if halts
+                else self._whole(images[part], padded, steps)
                 for part, padded in pieces
             ]
             return found[0] if len(found) == 1 else _joined(found)
