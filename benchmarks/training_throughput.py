@@ -1,23 +1,25 @@
 """How much faster than a plain PyTorch loop does vitrm-train learn, on this CPU?
 
-    python benchmarks/training_throughput.py [--preset nano] [--threads N] [--rounds 8] [--compile]
+    python benchmarks/training_throughput.py [--preset nano] [--recipe fast] [--threads N] [--rounds 8] [--batches 8]
 
 The plain loop is what a tutorial writes: a DataLoader with worker processes and torchvision's transforms on PIL images,
-the equations as they stand (tests/reference.py), float32, AdamW, torch's AveragedModel.  The other is vitrm-train's own
-parts: images resident as uint8 and augmented in batches, exact savings, bfloat16, fused AdamW, memory kept.  Same model,
-batch size, augmentation (crop and flip) and loss (two steps); they take turns within each round.  --compile adds
-vitrm-train --compile as a third way.
+the equations as they stand (tests/reference.py), float32, AdamW, torch's AveragedModel.  The others are vitrm-train's own
+parts: images resident as uint8 and augmented in batches, exact savings, bfloat16, fused AdamW, memory kept; the same
+with --compile; and the same in one process per core, as torchrun starts them.  Same model, batch size, augmentation
+(crop and flip) and loss.
+
+Each way lives in a process (or several) of its own with the environment that its command sets, all in one run; they take
+turns, and wait while another has its turn.
 Writes benchmarks/records/training_throughput-PRESET-THREADS-CPU.json.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as vitrm-train does
-
 import argparse
+import os
 import re
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +40,7 @@ from vitrm.augment import augment  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import photo_crops  # noqa: E402
+from vitrm.distributed import join  # noqa: E402
 from vitrm.execution import Execution, compile_learner, keep_freed_memory  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
 from vitrm.recipe import recipe  # noqa: E402
@@ -46,6 +49,9 @@ from vitrm.supervision import Learner, step_loss  # noqa: E402
 
 IMAGES = 4096
 CLASSES = 10
+PLAIN, OWN = "plain loop", "vitrm-train"
+COMPILED, PROCESSES, BOTH = "vitrm-train --compile", "torchrun vitrm-train", "torchrun vitrm-train --compile"
+WAYS = (PLAIN, OWN, COMPILED, PROCESSES, BOTH)
 
 
 class Photos(Dataset):
@@ -65,9 +71,9 @@ class Photos(Dataset):
         return self.transform(self.images[i]), int(self.labels[i])
 
 
-def plain_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray, workers: int) -> Callable[[], None]:
+def plain_loop(preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, workers: int) -> Callable[[], None]:
     """One batch of the plain loop, each time it is called."""
-    chosen = recipe("fast")
+    chosen = recipe(recipe_name)
     model = build_model(preset(preset_name)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=chosen.weight_decay)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
@@ -100,63 +106,130 @@ def plain_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray, workers
     return batch
 
 
-def own_loop(preset_name: str, pixels: np.ndarray, labels: np.ndarray, compiled: bool) -> Callable[[], None]:
-    """One batch as vitrm-train does it, each time it is called."""
-    chosen = recipe("fast")
+def own_loop(preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, way: str) -> Callable[[], None]:
+    """One batch as vitrm-train does it, each time it is called; in several processes, this one's part of it."""
+    keep_freed_memory()
+    chosen = recipe(recipe_name)
     device, bf16 = Execution(device="cpu").resolve()
-    learner = Learner(build_model(preset(preset_name)), chosen, device, bf16)
-    if compiled and not compile_learner(learner, pixels.shape[-1], chosen.batch_size, print):
+    world = join(device)
+    part = world.part(chosen.batch_size)
+    learner = Learner(build_model(preset(preset_name)), chosen, device, bf16, world)
+    if way in (COMPILED, BOTH) and not compile_learner(
+        learner, pixels.shape[-1], part.stop - part.start, lambda text: print(text, file=sys.stderr)
+    ):
         sys.exit(1)
     resident, targets = torch.from_numpy(pixels), torch.from_numpy(labels)
     rng = np.random.default_rng(0)
 
     def batch() -> None:
         index = torch.from_numpy(rng.permutation(len(resident))[: chosen.batch_size])
-        learner.batch(augment(resident[index], targets[index], CLASSES, chosen, True, rng), 1e-3)
+        images = augment(resident[index], targets[index], CLASSES, chosen, True, rng, part)
+        learner.batch(images, 1e-3, share=1 / world.size)
 
     return batch
+
+
+def take_turns(args: argparse.Namespace) -> None:
+    """A way's process: for each number of batches read, trains on so many and answers with the seconds it took."""
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    pixels = photo_crops(IMAGES)
+    labels = np.random.default_rng(0).integers(0, CLASSES, IMAGES)
+    if args.way == PLAIN:
+        batch = plain_loop(args.preset, args.recipe, pixels, labels, args.workers)
+    else:
+        batch = own_loop(args.preset, args.recipe, pixels, labels, args.way)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            batch()
+        print(time.perf_counter() - start, flush=True)
+    os._exit(0)  # a loader's workers and a process group have nothing left to say
+
+
+class Way:
+    """The processes of one way."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name = name
+        count = args.threads if name in (PROCESSES, BOTH) else 1
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for rank in range(count):
+            environment = dict(os.environ)
+            if name != PLAIN:
+                environment["GOMP_SPINCOUNT"] = "2000"  # as vitrm-train does
+            if count > 1:  # as torchrun does
+                environment |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            own = ["--way", name, "--preset", args.preset, "--recipe", args.recipe]
+            own += ["--threads", str(args.threads // count), "--workers", str(args.workers)]
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, *own],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def seconds(self, batches: int) -> float:
+        """How long `batches` batches take."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{batches}\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline() for process in self.processes if process.stdout is not None]
+        if not all(answers):
+            sys.exit(f"{self.name} has ended; what it said stands above")
+        return max(float(answer) for answer in answers)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--preset", default="nano")
+    p.add_argument("--recipe", default="fast")
     p.add_argument("--threads", type=int, default=physical_cores())
-    p.add_argument("--workers", type=int, default=2)
+    p.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
     p.add_argument("--rounds", type=int, default=8)
-    p.add_argument("--compile", action="store_true", help="vitrm-train --compile as well: minutes at the start")
     p.add_argument("--batches", type=int, default=8, help="per round and way")
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    p.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = p.parse_args()
+    if args.way:
+        take_turns(args)
 
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    pixels = photo_crops(IMAGES)
-    labels = np.random.default_rng(0).integers(0, CLASSES, IMAGES)
-    ways = {
-        "plain loop": plain_loop(args.preset, pixels, labels, args.workers),
-        "vitrm-train": own_loop(args.preset, pixels, labels, False),
-    }
-    if args.compile:
-        ways["vitrm-train --compile"] = own_loop(args.preset, pixels, labels, True)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for r in range(1 + args.rounds):  # the first round warms up
-        for name, batch in ways.items():
-            start = time.perf_counter()
-            for _ in range(args.batches):
-                batch()
-            if r:
-                rates[name].append(args.batches * recipe("fast").batch_size / (time.perf_counter() - start))
-    ratios = {way: np.array(found) / np.array(rates["plain loop"]) for way, found in rates.items()}
+    ways = [Way(name, args) for name in args.ways]
+    rates: dict[str, list[float]] = {way.name: [] for way in ways}
+    size = recipe(args.recipe).batch_size
+    try:
+        for way in ways:
+            way.seconds(3)  # compiles, and warms up
+        for _ in range(args.rounds):
+            for way in ways:
+                rates[way.name].append(args.batches * size / way.seconds(args.batches))
+    finally:
+        for way in ways:
+            way.close()
+    ratios = {way: np.array(found) / np.array(rates[args.ways[0]]) for way, found in rates.items()}
     cpu = cpu_name()
     record = {
-        "what": "training throughput, images per second, interleaved in one run",
+        "what": "training throughput, images per second; each way in processes of its own, taking turns in one run",
         "command": "python benchmarks/training_throughput.py " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu,
         "preset": args.preset,
+        "recipe": args.recipe,
         "threads": args.threads,
         "workers": args.workers,
-        "batch_size": recipe("fast").batch_size,
+        "batch_size": size,
         "rounds": args.rounds,
         "batches": args.batches,
         "versions": versions(("vitrm", "torch", "torchvision", "numpy")),
@@ -169,10 +242,9 @@ def main() -> None:
     name = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
     path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{args.threads}-{name}.json"
     write_json(path, record)
-    for way, found in rates.items():
-        print(
-            f"{way:21} {np.median(found):7.1f} images/s, {np.median(ratios[way]):.2f} × (medians of {args.rounds} rounds)"
-        )
+    for way_name, found in rates.items():
+        ratio = np.median(ratios[way_name])
+        print(f"{way_name:30} {np.median(found):7.1f} images/s, {ratio:.2f} × (medians of {args.rounds} rounds)")
     print(path.relative_to(ROOT))
 
 

@@ -100,11 +100,12 @@ class ViTRMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A torchvision ResNet (He et al., 2016), unchanged but for its number of classes."""
+    """A torchvision ResNet (He et al., 2016), unchanged but for its number of classes and, if asked for, its stem."""
 
     kind: ClassVar[str] = "resnet"
 
     depth: int = 18  # 18, 34 or 50
+    stem: str = "imagenet"  # 7 × 7, stride 2, and a pooling; or "cifar": 3 × 3, stride 1, none
     classes: int = 10
     image_size: int = 32
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -114,6 +115,8 @@ class ResNetConfig:
         _check_common(self)
         if self.depth not in (18, 34, 50):
             raise UserError(f"ResNet depth is {self.depth}, expected 18, 34 or 50")
+        if self.stem not in ("imagenet", "cifar"):
+            raise UserError(f"ResNet stem is {self.stem!r}, expected 'imagenet' or 'cifar'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,7 @@ PRESETS: dict[str, ModelConfig] = {
     # For tests and first looks: seconds to train, the same code paths.
     "tiny": ViTRMConfig(dim=64, heads=2, latents=8, n=2, layers=2, patch_size=8, dropout=0.0),
     "resnet18": ResNetConfig(depth=18),
+    "resnet18-cifar": ResNetConfig(depth=18, stem="cifar"),
     "resnet34": ResNetConfig(depth=34),
     "resnet50": ResNetConfig(depth=50),
     "vit-small": ViTConfig(),

@@ -116,7 +116,7 @@ def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["resnet18", "vit-tiny"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18-cifar", "vit-tiny"])
 def test_baselines_export(name, precision, digits, tmp_path):
     torch.manual_seed(0)
     config = preset("vit-small", dim=64, layers=2, heads=2, mlp=64) if name == "vit-tiny" else preset(name)

@@ -28,6 +28,7 @@ def test_paper_has_exactly_the_published_parameters(name, classes, expected):
         ("vit-base", 100, 85.2),
         ("vit-large", 10, 302.4),
         ("resnet18", 10, 11.2),
+        ("resnet18-cifar", 10, 11.2),
         ("resnet34", 10, 21.3),
         ("resnet50", 10, 23.5),
         ("resnet50", 100, 23.7),
