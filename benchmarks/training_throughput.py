@@ -71,7 +71,9 @@ class Photos(Dataset):
         return self.transform(self.images[i]), int(self.labels[i])
 
 
-def plain_loop(preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, workers: int) -> Callable[[], None]:
+def plain_loop(
+    preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, workers: int
+) -> Callable[[], None]:
     """One batch of the plain loop, each time it is called."""
     chosen = recipe(recipe_name)
     model = build_model(preset(preset_name)).train()
@@ -106,7 +108,9 @@ def plain_loop(preset_name: str, recipe_name: str, pixels: np.ndarray, labels: n
     return batch
 
 
-def own_loop(preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, way: str) -> Callable[[], None]:
+def own_loop(
+    preset_name: str, recipe_name: str, pixels: np.ndarray, labels: np.ndarray, way: str
+) -> Callable[[], None]:
     """One batch as vitrm-train does it, each time it is called; in several processes, this one's part of it."""
     keep_freed_memory()
     chosen = recipe(recipe_name)

@@ -51,6 +51,7 @@ _RECIPE_FLAGS = (
     "flip",
     "ema_decay",
     "patience",
+    "distill_weight",
 )
 _EPILOG = """\
 examples:
@@ -61,6 +62,7 @@ examples:
   vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.run_config)
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
+  vitrm-train --data cifar10 --teacher runs/resnet18-cifar10      learn from a trained model's answers, too
   vitrm-train --sweep n=1,2,3 n_sup=1,2,4 --out runs/ablation   a run per combination, a table and two pictures
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
   torchrun --nproc-per-node 4 -m vitrm.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
@@ -88,6 +90,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--init", metavar="RUN", help="start from this checkpoint's weights and model: a run folder or a bundled name"
+    )
+    p.add_argument(
+        "--teacher",
+        metavar="RUN",
+        help="learn from this model's answers as well as from the labels: a run folder or a bundled name",
     )
     p.add_argument(
         "--sweep",
@@ -141,6 +148,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--ema-decay", type=float, metavar="D", help="decay of the averaged weights")
     g.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without gain; 0: never")
 
+    g.add_argument("--distill-weight", type=float, metavar="W", help="the teacher's share of the loss, in [0, 1]")
+
     g = p.add_argument_group("execution", "may differ from run to run, and when resuming")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     g.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16 (default: auto)")
@@ -163,6 +172,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
         model=given({"preset": args.model, **{k: getattr(args, k) for k in _MODEL_FLAGS}}),
         recipe=given({"name": args.recipe, **{k: getattr(args, k) for k in _RECIPE_FLAGS}}),
         seed=args.seed,
+        teacher=args.teacher,
     )
 
 
@@ -239,6 +249,8 @@ def command(argv: Sequence[str] | None) -> int | None:
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
         if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
             settings.data[key] = str(Path(settings.data[key]).resolve())
+    if settings.teacher and Path(settings.teacher).is_dir():
+        settings.teacher = str(Path(settings.teacher).resolve())
     axes = parse_axes(args.sweep or [])
     wanted = cells(axes, settings)
     if axes and args.resume:
@@ -309,6 +321,7 @@ def run(
         settings = settings.over(RunConfig(**found))
         init = init if resume else None
     model, chosen = resolve(settings)
+    teacher = load(settings.teacher) if settings.teacher else None
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)
@@ -330,6 +343,7 @@ def run(
         seed=settings.seed or 0,
         resume=found is not None,
         init=init,
+        teacher=teacher,
         execution=execution,
         reporter=reporter(chosen.epochs),
         settings=dataclasses.asdict(settings),

@@ -1,6 +1,7 @@
 """How a model is trained, as data: one frozen dataclass, and the named recipes.
 
-`paper` is the paper's recipe.  `fast` is meant for a CPU and for minutes: light augmentation, a high
+`paper` is the paper's recipe.  `paper+` goes beyond it, for the preset of that name: supervision that holds at every
+depth, a longer average, no early end.  `fast` is meant for a CPU and for minutes: light augmentation, a high
 learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
 for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
 that accuracy does not fall with more steps than two.  `deepen` is a short second stage for a trained model (`--init`):
@@ -77,6 +78,10 @@ class Recipe:
     halt_weight: float = 1.0  # weight of the halting loss beside the cross-entropy
     halt_threshold: float = 0.5  # τ, sequential: a batch ends once its mean halting probability exceeds this
 
+    # Distillation (with a teacher only)
+    distill_weight: float = 0.5  # w: the teacher's share of the classification loss, in [0, 1]
+    distill_temperature: float = 1.0  # T: both answers are softened by it
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
@@ -88,6 +93,8 @@ class Recipe:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("warmup", "beta1", "beta2", "ema_decay"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        _check("distill_weight", self.distill_weight, 0 <= self.distill_weight <= 1, "a number in [0, 1]")
+        _check("distill_temperature", self.distill_temperature, self.distill_temperature > 0, "above 0")
         _check("free_ramp", self.free_ramp, 0 <= self.free_ramp <= 1, "a number in [0, 1]")
         _check("lr", self.lr, self.lr > 0, "above 0")
         _check("final_lr", self.final_lr, self.final_lr <= self.lr, f"at most lr ({self.lr:g})")
@@ -151,11 +158,29 @@ RECIPES["anytime"] = dataclasses.replace(RECIPES["fast"], free_steps=4, free_ram
 RECIPES["deepen"] = dataclasses.replace(
     RECIPES["fast"], epochs=1, lr=3e-4, n_sup=4, free_steps=2, step_weight_power=2.0
 )
+RECIPES["paper+"] = dataclasses.replace(
+    RECIPES["paper"],
+    lr=1e-3,
+    warmup=0.05,
+    clip_norm=1.0,
+    patience=0,  # heavy augmentation learns on long after ten epochs have brought nothing
+    ema_decay=0.9998,
+    mixup_alpha=0.8,
+    supervision="joint",
+    n_sup=2,
+    free_steps=4,
+    free_ramp=0.6,
+)
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 
 def default_recipe(preset: str, kind: str) -> str:
-    """The recipe's name for a model preset: `paper` for the paper's models and the baselines, `anytime` for the rest."""
+    """The recipe's name for a model preset: `paper` for the paper's models and the baselines, `anytime` for the rest.
+
+    `paper+` has its own.
+    """
+    if preset in RECIPES:
+        return preset
     return "paper" if kind != "vitrm" or preset.startswith("paper") else "anytime"
 
 

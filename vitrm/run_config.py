@@ -1,6 +1,7 @@
 """`vitrm-train --config FILE`: a run's settings in TOML.
 
     seed = 1                       # optional, as everything else
+    teacher = "runs/resnet18"      # a run folder or a bundled checkpoint's name, to learn from
 
     [data]
     name = "cifar10"               # or digits, cifar100, the path of a folder
@@ -52,6 +53,7 @@ class RunConfig:
     model: dict[str, Any] = field(default_factory=dict)  # preset, and of MODEL_KEYS
     recipe: dict[str, Any] = field(default_factory=dict)  # name, and of RECIPE_KEYS
     seed: int | None = None
+    teacher: str | None = None  # a run folder or a bundled name
 
     def over(self, base: RunConfig) -> RunConfig:
         """These settings on top of `base`.  Another preset, recipe or data set starts afresh: base's fields are not for it."""
@@ -64,6 +66,7 @@ class RunConfig:
             model=merged(self.model, base.model, "preset"),
             recipe=merged(self.recipe, base.recipe, "name"),
             seed=base.seed if self.seed is None else self.seed,
+            teacher=base.teacher if self.teacher is None else self.teacher,
         )
 
 
@@ -98,6 +101,8 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
                 _put(section, key, _NAMES[key], value, where)
         elif key == "seed":
             config.seed = _of_type(value, int, f"{where}: seed")
+        elif key == "teacher":
+            config.teacher = _of_type(value, str, f"{where}: teacher")
         elif key == "data_dir":
             _put(config.data, "data", "dir", value, where)
         elif key in MODEL_KEYS:
@@ -107,7 +112,7 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
         elif key in DATA_KEYS and key not in ("name", "dir"):
             _put(config.data, "data", key, value, where)
         else:
-            known = (*_NAMES, "seed", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
+            known = (*_NAMES, "seed", "teacher", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
             raise UserError(f"{where}: unknown key {key}; known are {', '.join(known)}")
     return config
 

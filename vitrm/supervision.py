@@ -2,7 +2,7 @@
 
     loss of a step = CE(logits, target) + halt_weight · BCE(halt, [argmax logits = label])
 
-`target` may be mixed (Mixup, CutMix); `label` is the un-mixed one: halting learns whether the answer is right.
+With a teacher, CE becomes what vitrm.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed one: halting learns whether the answer is right.
 
 sequential (the paper): each step starts from the detached y, z of the one before, and ends with
     backward and an optimizer update: up to n_sup updates per batch, fewer once mean(halt) > τ.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitrm.augment import Batch
 from vitrm.baselines import Baseline
+from vitrm.distillation import Taught, Teacher, classification_loss
 from vitrm.distributed import World
 from vitrm.ema import EMA
 from vitrm.model import Embedded, State, ViTRM
@@ -40,15 +41,21 @@ class BatchResult:
 
 
 def step_loss(
-    logits: Tensor, halt_logit: Tensor | None, target: Tensor, label: Tensor, halt_weight: float
+    logits: Tensor,
+    halt_logit: Tensor | None,
+    target: Tensor,
+    label: Tensor,
+    halt_weight: float,
+    taught: Taught | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one step (scalar) and which answers are right (bool [B]).
 
-    logits [B, classes] and halt_logit [B] (None: no halting) of any float type; target [B, classes]; label [B].
+    logits [B, classes] and halt_logit [B] (None: no halting) of any float type; target [B, classes]; label [B];
+    `taught` is a teacher's answer for the same images.
     """
     logits = logits.float()
     right = logits.argmax(1) == label
-    loss = F.cross_entropy(logits, target)
+    loss = classification_loss(logits, target, taught)
     if halt_logit is not None:
         loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
     return loss, right
@@ -66,13 +73,20 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 
 
 class Learner:
-    """A model, its optimizer and its averaged weights; `batch` is one training batch."""
+    """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it."""
 
     def __init__(
-        self, model: ViTRM | Baseline, recipe: Recipe, device: torch.device, bf16: bool, world: World | None = None
+        self,
+        model: ViTRM | Baseline,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        world: World | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model = model
         self.world = world or World()
+        self.teacher = teacher
         self.recipe = recipe
         self.device = device
         self.bf16 = bf16
@@ -112,10 +126,12 @@ class Learner:
         return (self._joint if self.recipe.supervision == "joint" else self._sequential)(batch, free_steps)
 
     def _baseline(self, batch: Batch) -> BatchResult:
+        taught = self._ask(batch.images)
+
         def compute() -> tuple[Tensor, Tensor]:
             with self.autocast():
                 logits = self.classify(batch.images)
-            return step_loss(logits, None, batch.target, batch.label, 0.0)
+            return step_loss(logits, None, batch.target, batch.label, 0.0, taught)
 
         loss, right = self.forward(compute)
         self._update(loss)
@@ -123,6 +139,7 @@ class Learner:
 
     def _sequential(self, batch: Batch, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
+        taught = self._ask(batch.images)
         state = self._start(batch.images, free_steps)
 
         def compute() -> tuple[Tensor, Tensor, State, Tensor]:
@@ -130,7 +147,7 @@ class Learner:
                 # The tokens are computed anew: the update just made has changed what they are.
                 reached = self.step(self.embed(batch.images), state)
                 logits, halt_logit = self._heads(reached.y)
-            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight)
+            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight, taught)
             return loss, right, State(reached.y.detach(), reached.z.detach()), halt_logit.detach()
 
         for i in range(self.recipe.n_sup):
@@ -145,6 +162,7 @@ class Learner:
 
     def _joint(self, batch: Batch, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
+        taught = self._ask(batch.images)
 
         def compute() -> tuple[Tensor, Tensor, Tensor]:
             total = torch.zeros((), device=self.device)
@@ -155,7 +173,9 @@ class Learner:
                 for weight in self.recipe.step_weights():
                     state = self.step(embedded, state)
                     logits, halt_logit = self._heads(state.y)
-                    loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight)
+                    loss, right = step_loss(
+                        logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight, taught
+                    )
                     total = total + weight * loss
                     losses.append(loss.detach())
             return total / len(losses), right, halt_logit.detach()
@@ -163,6 +183,13 @@ class Learner:
         loss, right, halt_logit = self.forward(compute)
         self._update(loss)
         return BatchResult(losses, right.sum(), halt_logit.float().sigmoid().mean(), 1)
+
+    def _ask(self, images: Tensor) -> Taught | None:
+        """What the teacher says of `images`; None without a teacher."""
+        if self.teacher is None:
+            return None
+        with self.autocast():
+            return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
 
     def _start(self, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
         """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""

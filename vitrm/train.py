@@ -33,6 +33,7 @@ from vitrm.augment import augment
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalisation
+from vitrm.distillation import Teacher, check_teacher
 from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
@@ -93,6 +94,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     init: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
@@ -103,7 +105,8 @@ def train(
 
     `model_config` takes its classes, image size and normalisation from the data.  A new run starts from the weights of
     `init`, where one is given: a checkpoint of the same model, on any data (its classifier is left out for other
-    classes).  `settings` is any JSON
+    classes).  `teacher` is a trained model whose answers count as `recipe.distill_weight` says; a run
+    that is resumed needs the same one.  `settings` is any JSON
     object, kept in the state for the command that resumes the run.  In several processes (`world`) all of them call this
     with the same arguments; the main one alone reads and writes `out`.  SIGINT and SIGTERM
     (in the main thread) save the state before `KeyboardInterrupt` is raised.  Raises `UserError` for a
@@ -118,7 +121,16 @@ def train(
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
     with torch.random.fork_rng(devices=[]), losses_explained(world):
         run = Run(
-            model_config, recipe, data, out, seed, execution or Execution(), reporter or Reporter(), on_batch, world
+            model_config,
+            recipe,
+            data,
+            out,
+            seed,
+            execution or Execution(),
+            reporter or Reporter(),
+            on_batch,
+            world,
+            teacher,
         )
         run.settings = settings or {}
         if init is not None:
@@ -160,6 +172,7 @@ class Run:
         reporter: Reporter,
         on_batch: OnBatch | None,
         world: World,
+        teacher: Checkpoint | None,
     ) -> None:
         self.config = fit_config(model_config, data.train)
         self.recipe, self.data, self.out, self.seed = recipe, data, out, seed
@@ -187,9 +200,14 @@ class Run:
             },
             "seed": seed,
         }
+        asked = None
+        if teacher is not None:
+            check_teacher(teacher, data.train.classes, self.config.image_size)
+            self.identity["teacher"] = _origin(teacher)
+            asked = Teacher(teacher, self.device)
         torch.manual_seed(seed)
         self.learner = Learner(
-            checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16, world
+            checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16, world, asked
         )
         self.progress = Progress()
         self.settings: dict[str, Any] = {}
@@ -213,7 +231,7 @@ class Run:
                 weights |= {k: v for k, v in fresh.items() if k.startswith(head)}
         for model in (self.learner.model, self.learner.ema.model):
             checkpoint.load_weights(model, weights, init.source)
-        self.identity["init"] = {"run": Path(init.source).name, "weights_sha256": init.weights_id}
+        self.identity["init"] = _origin(init)
 
     @property
     def _eval_depth(self) -> int:
@@ -416,7 +434,7 @@ class Run:
         training = {
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
-            **({"init": self.identity["init"]} if "init" in self.identity else {}),
+            **{key: value for key, value in self.identity.items() if key in ("init", "teacher")},
             "epochs_run": self.progress.epoch + 1,
             "best_epoch": best["epoch"],
             "validation_accuracy": best["accuracy"],
@@ -466,6 +484,11 @@ class Run:
         rate = progress.batch * self.batch_size / max(progress.seconds, 1e-9)
         left = (self.recipe.epochs - done) * self.batches * self.batch_size / rate
         self.reporter.batch(done, loss, right, rate, left, progress.epoch + 1)
+
+
+def _origin(run: Checkpoint) -> dict[str, str]:
+    """What tells a checkpoint from every other."""
+    return {"run": Path(run.source).name, "weights_sha256": run.weights_id}
 
 
 def _summary(result: BatchResult, share: float) -> Tensor:

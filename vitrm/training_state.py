@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrm.config import from_dict as config_from_dict
+from vitrm.config import to_dict
 from vitrm.errors import UserError
 from vitrm.files import atomic_path
+from vitrm.recipe import from_dict as recipe_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +117,7 @@ def read(path: str | os.PathLike[str], identity: dict[str, Any]) -> tuple[dict[s
     from safetensors.torch import load_file
 
     header = read_header(path)
-    check_identity(identity, header["identity"], Path(path).parent)
+    check_identity(identity, _completed(header["identity"], str(path)), Path(path).parent)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -167,6 +170,12 @@ def check_identity(asked: dict[str, Any], saved: dict[str, Any], folder: Path) -
     raise UserError(
         f"{folder} cannot be resumed, it is another run: {shown}{hint}: leave these settings out, or start anew with another --out"
     )
+
+
+def _completed(identity: dict[str, Any], where: str) -> dict[str, Any]:
+    """A saved identity with the settings that came after it was saved, at their defaults."""
+    model = to_dict(config_from_dict(identity["model"], where))
+    return {**identity, "model": model, "recipe": asdict(recipe_from_dict(identity["recipe"], where))}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

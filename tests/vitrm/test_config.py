@@ -39,6 +39,10 @@ def test_baselines_have_the_tables_parameters(name, classes, millions):
     assert parameters(name, classes) / 1e6 == pytest.approx(millions, abs=0.075)
 
 
+def test_paper_plus_stays_within_the_papers_size():
+    assert 0.99 * 3_624_203 < parameters("paper+", 10) <= 3_624_203
+
+
 def test_nano_is_an_edge_model():
     assert 0.8e6 <= parameters("nano", 10) <= 1.0e6
 

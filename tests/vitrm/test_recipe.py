@@ -24,6 +24,7 @@ def test_the_papers_recipe():
     [
         ("paper", "vitrm", "paper"),
         ("paper-swiglu", "vitrm", "paper"),
+        ("paper+", "vitrm", "paper+"),
         ("resnet18", "resnet", "paper"),
         ("nano", "vitrm", "anytime"),
     ],
