@@ -52,6 +52,7 @@ _RECIPE_FLAGS = (
     "ema_decay",
     "patience",
     "distill_weight",
+    "teacher_steps",
 )
 _EPILOG = """\
 examples:
@@ -149,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without gain; 0: never")
 
     g.add_argument("--distill-weight", type=float, metavar="W", help="the teacher's share of the loss, in [0, 1]")
+    g.add_argument("--teacher-steps", type=int, metavar="N", help="depth of a recursive teacher (default: its deepest)")
 
     g = p.add_argument_group("execution", "may differ from run to run, and when resuming")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

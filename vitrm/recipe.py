@@ -81,13 +81,14 @@ class Recipe:
     # Distillation (with a teacher only)
     distill_weight: float = 0.5  # w: the teacher's share of the classification loss, in [0, 1]
     distill_temperature: float = 1.0  # T: both answers are softened by it
+    teacher_steps: int = 0  # depth at which a recursive teacher answers; 0: the deepest it was trained for
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
         for name in ("epochs", "batch_size", "n_sup"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("patience", "crop_padding", "randaugment_ops", "free_steps", "clip_norm"):
+        for name in ("patience", "crop_padding", "randaugment_ops", "free_steps", "clip_norm", "teacher_steps"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("weight_decay", "mixup_alpha", "cutmix_alpha", "halt_weight", "final_lr"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")

@@ -204,7 +204,7 @@ class Run:
         if teacher is not None:
             check_teacher(teacher, data.train.classes, self.config.image_size)
             self.identity["teacher"] = _origin(teacher)
-            asked = Teacher(teacher, self.device)
+            asked = Teacher(teacher, self.device, recipe.teacher_steps)
         torch.manual_seed(seed)
         self.learner = Learner(
             checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16, world, asked

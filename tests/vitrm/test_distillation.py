@@ -73,6 +73,9 @@ def test_a_recursive_teacher_answers_at_the_deepest_step_it_was_trained_for():
     answer = ask(images)
     torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-5)
     assert not answer.requires_grad
+    with torch.no_grad():
+        first = kept.build().trajectory(images, 1)[0][0]
+    torch.testing.assert_close(Teacher(kept, torch.device("cpu"), 1)(images), first, atol=1e-5, rtol=1e-5)
 
 
 def test_training_leaves_the_teacher_as_it_was_and_brings_the_student_nearer(few, model, teacher, tmp_path):
@@ -147,7 +150,7 @@ def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tm
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["vitrm_state"])
-    for name in ("distill_weight", "distill_temperature"):
+    for name in ("distill_weight", "distill_temperature", "teacher_steps"):
         del header["identity"]["recipe"][name]
     save_file(load_file(path), path, metadata={"vitrm_state": json.dumps(header)})
     assert train(model, short, few, made.out, execution=CPU, resume=True).test_accuracy == made.test_accuracy

@@ -1,0 +1,131 @@
+"""What do ViTRM `nano` and the baselines give on CIFAR-10 after the same training time on this CPU, and what do they cost?
+
+    python benchmarks/equal_training_time.py [--runs runs/equal] [--data-dir DIR] [--threads 1]
+
+Each model is trained by vitrm-train with the recipe `fast` and the passes below, chosen beforehand so that training takes
+about a quarter of an hour on one core of a Zen 4 (a model too slow for whole passes in that time sees a part of the
+images); then exported in float32 and int8, and all files take turns in one vitrm-bench.  Goes on where it was stopped.
+Writes benchmarks/records/equal_training_time-CPU.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from vitrm.checkpoint import load
+from vitrm.files import read_json, write_json
+from vitrm.runtime.machine import cpu_name, versions
+from vitrm.train import METRICS_FILE
+from vitrm.training_state import STATE_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSES = {
+    "nano": ["--epochs", "3"],
+    "resnet18": ["--epochs", "8"],
+    "resnet18-cifar": ["--epochs", "2", "--limit-train", "27000"],
+    "vit-small": ["--epochs", "1", "--limit-train", "20700"],
+}
+PRECISIONS = {"fp32": [], "int8": ["--int8"]}
+
+
+def command(module: str, *arguments: str) -> None:
+    """One of the toolkit's commands, as from the command line."""
+    print(f"$ {module} {' '.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def trained(name: str, run: Path, data: list[str], threads: int) -> list[str]:
+    """Trains one model, or goes on, or does nothing; the settings of its run."""
+    settings = ["--recipe", "fast", *PASSES[name], "--seed", "0"]
+    if (run / STATE_FILE).exists():
+        command("vitrm.cli", "--resume", "--out", str(run), "--threads", str(threads))
+    else:
+        command("vitrm.cli", "--data", "cifar10", *data, "--model", name, *settings, *_out(run, threads))
+    return settings
+
+
+def _out(run: Path, threads: int) -> list[str]:
+    return ["--threads", str(threads), "--out", str(run)]
+
+
+def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str]) -> Path:
+    """The artefact of a run at a depth."""
+    path = folder / f"{run.name}-{precision}.onnx"
+    if not path.exists():
+        command("vitrm.export.cli", str(run), "--steps", str(depth), *PRECISIONS[precision], *data, "-o", str(path))
+    return path
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--runs", type=Path, default=Path("runs/equal"))
+    p.add_argument("--data-dir")
+    p.add_argument("--threads", type=int, default=1)
+    args = p.parse_args()
+    data = ["--data-dir", args.data_dir] if args.data_dir else []
+
+    rows: dict[str, dict[str, Any]] = {}
+    files: list[Path] = []
+    for name in PASSES:
+        run = args.runs / name
+        settings = trained(name, run, data, args.threads)
+        kept = load(run)
+        epochs = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+        depth = kept.training["recipe"]["n_sup"] if kept.model.kind == "vitrm" else 1
+        rows[name] = {
+            "command": f"vitrm-train --data cifar10 --model {name} {' '.join(settings)}",
+            "parameters": sum(v.numel() for k, v in kept.weights.items() if "running" not in k and "tracked" not in k),
+            "training_images": kept.data["train"],
+            "minutes": round(sum(e["seconds"] for e in epochs) / 60, 1),
+            "images_per_s": round(sum(e["images_per_s"] for e in epochs) / len(epochs), 1),
+            "depth": depth,
+            "test_accuracy": kept.training["test_accuracy"],
+            "files": {},
+        }
+        files += [exported(run, depth, precision, args.runs, data) for precision in PRECISIONS]
+
+    found = args.runs / "bench.json"
+    command(
+        "vitrm.runtime.cli", *map(str, files), "--data", "cifar10", *data, "--batch", "1", "--threads", str(args.threads),
+        "--no-eager", "--seconds", "10", "--json", str(found),
+    )  # fmt: skip
+    bench = read_json(found, "bench")
+    for row in bench["rows"]:
+        model, _, precision = Path(row["name"]).stem.rpartition("-")
+        keep = ("accuracy", "images", "bytes", "latency_ms", "status")
+        rows[model]["files"][precision] = {key: row[key] for key in keep}
+    cpu = cpu_name()
+    record = {
+        "what": "accuracy on CIFAR-10's test images after about equal training time, and the exported files' cost",
+        "command": "python benchmarks/equal_training_time.py " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "threads": args.threads,
+        "load": [round(v, 1) for v in os.getloadavg()],
+        "other_cpus_busy": bench["machine"].get("other_cpus_busy"),
+        "versions": versions(("vitrm", "torch", "torchvision", "onnxruntime", "numpy")),
+        "models": rows,
+    }
+    record["command"] = re.sub(r"--(runs|data-dir) \S+", lambda m: f"--{m[1]} DIR", str(record["command"]))
+    path = (
+        ROOT
+        / "benchmarks"
+        / "records"
+        / f"equal_training_time-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
+    )
+    write_json(path, record)
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
