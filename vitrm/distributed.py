@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.errors import UserError
@@ -228,27 +229,6 @@ def synchronise_batch_norms(model: nn.Module, group: ProcessGroup | None, device
                 setattr(module, name, WholeBatchNorm(child, group))
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over the processes of a group; so is its gradient, as every process's loss depends on every term."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, group: ProcessGroup | None) -> Tensor:
-        import torch.distributed as dist
-
-        ctx.group = group
-        summed = values.clone()
-        dist.all_reduce(summed, group=group)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        import torch.distributed as dist
-
-        summed = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed, group=ctx.group)
-        return summed, None
-
-
 class WholeBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes of `group`, in the terms of gloo; it takes `norm`'s tensors over."""
 
@@ -265,14 +245,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
         """x [B, C, H, W] of any float type, the same out; B may differ between processes."""
         if not self.training:
             return super().forward(x)
-        wide = x.float()
-        count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
-        # In two passes, as torch does it: E[x²] − E[x]² loses digits where the mean is large.
-        summed = _Sum.apply(torch.cat([wide.sum((0, 2, 3)), count]), self.group)
-        count = summed[-1].detach()
-        mean = summed[:-1] / count
-        centred = wide - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3)), self.group) / count
+        out, mean, variance, count = _WholeBatchNorm.apply(x, self.weight, self.bias, self.eps, self.group)
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -281,5 +254,48 @@ class WholeBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return out
+
+
+class _WholeBatchNorm(torch.autograd.Function):
+    """The normalisation, the batch's mean and (biased) variance [C] and its count, each of all processes.
+
+    Two operations between processes, one each way.  What remains is torch's own batch norm with given statistics, twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        import torch.distributed as dist
+
+        unused = torch.zeros(
+            2, x.shape[1]
+        )  # running statistics: of their type are the results, float32 for a bfloat16 x
+        mean, variance = torch.batch_norm_update_stats(x, *unused, 0.0)
+        own = torch.cat([mean, variance, x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)])
+        all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(all_of_them, own, group=group)
+        # Means and variances are joined (Chan et al., 1979): E[x²] − E[x]² would lose digits where the mean is large.
+        means, variances, counts = torch.stack(all_of_them).split([len(mean), len(mean), 1], 1)
+        count = counts.sum()
+        shares = counts / count
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean).square())).sum(0)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps, ctx.group = eps, group
+        ctx.mark_non_differentiable(mean, variance, count)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        import torch.distributed as dist
+
+        x, weight, mean, variance, count = ctx.saved_tensors
+        given_statistics = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(gradient, *given_statistics)
+        # Σ g x̂ and Σ g of all processes: their means are what the statistics' own dependence on x takes off.
+        sums = torch.stack([of_weight, of_bias]).float()
+        dist.all_reduce(sums, group=ctx.group)
+        slope, level = -sums / count * weight * (variance + ctx.eps).rsqrt()
+        return of_x + F.batch_norm(x, mean, variance, slope, level, eps=ctx.eps), of_weight, of_bias, None, None
