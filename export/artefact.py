@@ -41,7 +41,7 @@ from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vi
 from vitrm.export.half import to_half
 from vitrm.export.int8_convolutions import int8_convolutions
 from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
-from vitrm.export.request import NEVER, Request, check
+from vitrm.export.request import DEFAULT_STEPS, NEVER, Request
 from vitrm.export.verification import BATCHES, Parity, verify
 from vitrm.files import atomic_folder, atomic_path
 from vitrm.model import ViTRM
@@ -74,6 +74,17 @@ class Exported:
     seconds: float  # for all of it
     engine: Built | None = None  # of a plan
     plan_verified: bool = False  # whether the parity is that of the plan itself, which needs its GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What an export has at hand: the arguments of `export` that are not settings, of the same names."""
+
+    calibration: Calibration | str | os.PathLike[str] | None
+    sensitivity_file: str | os.PathLike[str] | None
+    images: NDArray[np.float32] | None
+    data_dir: str | os.PathLike[str] | None
+    progress: Callable[[str], None]
 
 
 def export(
@@ -115,48 +126,43 @@ def export(
     data set, or natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed
     verification or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
     """
-    began = time.perf_counter()
     path = Path(path)
-    if engine is not None or path.suffix in SUFFIXES:
-        from vitrm.export.plan import export_plan
-
-        return export_plan(
-            checkpoint,
-            path,
-            engine or EngineOptions(),
-            steps=steps,
-            graph=graph,
-            precision=precision,
-            halt_threshold=halt_threshold,
-            every_step=every_step,
-            target=target,
-            calibration=calibration,
-            estimator=estimator,
-            max_drop=max_drop,
-            sensitivity_file=sensitivity_file,
-            images=images,
-            data_dir=data_dir,
-            progress=progress,
-        )
-    target = target or "cpu"
-    model = checkpoint.build()
-    request = check(
-        model,
-        path,
-        steps=steps,
+    plan = engine is not None or path.suffix in SUFFIXES
+    recursive = isinstance(checkpoint.model, ViTRMConfig)
+    request = Request(
+        kind=checkpoint.model.kind,
+        steps=(DEFAULT_STEPS if recursive else 1) if steps is None else steps,
         graph=graph,
         precision=precision,
         halt_threshold=halt_threshold,
         every_step=every_step,
-        target=target,
+        target=target or ("tensorrt" if plan else "cpu"),
         estimator=estimator,
         max_drop=max_drop,
-        sensitivity=sensitivity_file is not None,
-        calibration=calibration is not None,
     )
-    steps = request.steps
+    means = Means(
+        calibration=calibration,
+        sensitivity_file=sensitivity_file,
+        images=images,
+        data_dir=data_dir,
+        progress=progress,
+    )
+    if plan:
+        from vitrm.export.plan import export_plan
+
+        return export_plan(checkpoint, path, engine or EngineOptions(), request, means)
+    return export_onnx(checkpoint, path, request, means)
+
+
+def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Means) -> Exported:
+    """`export` to an .onnx file, or for stepwise to a folder of three."""
+    began = time.perf_counter()
+    request.check(path, sensitivity=means.sensitivity_file is not None, calibration=means.calibration is not None)
+    model = checkpoint.build()
+    steps, precision, halt_threshold = request.steps, request.precision, request.halt_threshold
+    images, data_dir, progress = means.images, means.data_dir, means.progress
     # Loaded first: a data set that is not there should not cost minutes of calibration.
-    validation = _validation(checkpoint, data_dir) if max_drop is not None else None
+    validation = _validation(checkpoint, data_dir) if request.max_drop is not None else None
     if images is None:
         images, verified_on = verification_images(checkpoint, data_dir)
     else:
@@ -167,10 +173,10 @@ def export(
     made = error = None
     if precision == "int8" and not request.convolutions:
         some = images[:_SIMULATED]
-        made = _calibration(checkpoint, request, calibration, some, data_dir, progress)
+        made = _calibration(checkpoint, request, means, some)
         if isinstance(model, ViTRM):
             progress("simulating int8")
-            error = state_error(checkpoint, made, some, target=target, shared=request.shares_steps)
+            error = state_error(checkpoint, made, some, target=request.target, shared=request.shares_steps)
     headroom = None
     if request.float16:
         progress("measuring float16 headroom")
@@ -186,11 +192,11 @@ def export(
         model=to_dict(checkpoint.model),
         classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
         data={k: v for k, v in checkpoint.data.items() if k != "classes"},
-        graph=graph if isinstance(model, ViTRM) else "single",
+        graph=request.graph if isinstance(model, ViTRM) else "single",
         steps=steps,
         halt_threshold=halt_threshold,
         precision=precision,
-        target=target if precision == "int8" else "any",
+        target=request.target if precision == "int8" else "any",
         calibration_id=made.id if made else None,
         weights_sha256=checkpoint.weights_id,
         run=Path(checkpoint.source).name,
@@ -198,11 +204,11 @@ def export(
     )
 
     sites = None
-    if made is not None and sensitivity_file is not None:
+    if made is not None and means.sensitivity_file is not None:
         sites = _sensitivity(checkpoint, made, images, request, progress)
-        sites.save(sensitivity_file)
+        sites.save(means.sensitivity_file)
     budget = None
-    if made is not None and max_drop is not None and validation is not None:
+    if made is not None and request.max_drop is not None and validation is not None:
 
         def answers(floats: frozenset[Site]) -> NDArray[np.int64]:
             progress(
@@ -212,7 +218,7 @@ def export(
             )
             with tempfile.TemporaryDirectory() as folder:
                 candidate = Path(folder) / path.name
-                if graph == "stepwise":
+                if request.graph == "stepwise":
                     candidate.mkdir()
                 _save(_models(model, traced, request, made, floats), metadata, candidate)
                 return predict(vitrm.runtime.open(candidate), validation.pixels).top1
@@ -220,7 +226,7 @@ def export(
         progress("PyTorch on validation images")
         exact = predict(EagerSession(checkpoint, steps=steps, halt_threshold=halt_threshold), validation.pixels).top1
         budget = keep_within(
-            max_drop,
+            request.max_drop,
             validation.labels,
             exact,
             answers,
@@ -231,8 +237,10 @@ def export(
     models = _models(model, traced, request, made, budget.sites if budget else frozenset())
     if precision == "int8" and request.convolutions:
         progress("calibrating")
-        models = {"": int8_convolutions(models[""], calibration_images(checkpoint, data_dir)[0].floats(), target)}
-    with (atomic_folder if graph == "stepwise" else atomic_path)(path) as temporary:
+        models = {
+            "": int8_convolutions(models[""], calibration_images(checkpoint, data_dir)[0].floats(), request.target)
+        }
+    with (atomic_folder if request.graph == "stepwise" else atomic_path)(path) as temporary:
         progress("verifying")
         _save(models, metadata, temporary)
         for file in models:
@@ -329,13 +337,11 @@ def verification_images(
 def _calibration(
     checkpoint: Checkpoint,
     request: Request,
-    given: Calibration | str | os.PathLike[str] | None,
+    means: Means,
     images: NDArray[np.float32],
-    data_dir: str | os.PathLike[str] | None,
-    progress: Callable[[str], None],
 ) -> Calibration:
     """The calibration given, read from the file given, or made now and written there, with its picture."""
-    steps = request.steps
+    steps, given = request.steps, means.calibration
     if isinstance(given, Calibration):
         check_calibration(given, checkpoint, steps, "the calibration given")
         return given
@@ -345,8 +351,8 @@ def _calibration(
         checkpoint,
         steps,
         estimator=request.estimator,
-        data_dir=data_dir,
-        progress=lambda done: progress(f"calibrating, {done:.0%}"),
+        data_dir=means.data_dir,
+        progress=lambda done: means.progress(f"calibrating, {done:.0%}"),
     )
     if given is not None:
         made.save(given)

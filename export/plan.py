@@ -3,63 +3,38 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
 from vitrm.export import artefact
 from vitrm.export.engine import Built, EngineOptions, build_engine, check_plan_path, toolchain
+from vitrm.export.request import Request
 from vitrm.export.verification import Parity, verify
 from vitrm.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
-    from vitrm.export.artefact import Exported
+    from vitrm.export.artefact import Exported, Means
 
 
-def export_plan(
-    checkpoint: Checkpoint,
-    path: Path,
-    options: EngineOptions,
-    *,
-    graph: str,
-    precision: str,
-    halt_threshold: float,
-    target: str | None,
-    images: NDArray[np.float32] | None,
-    data_dir: Any,
-    progress: Callable[[str], None],
-    **settings: Any,
-) -> Exported:
-    """`vitrm.export.export` to the plan `path`, or for stepwise to a folder of three; `settings` are its others."""
-    check_plan_path(path, stepwise=graph == "stepwise")
-    if precision == "int8" and target == "cpu":
+def export_plan(checkpoint: Checkpoint, path: Path, options: EngineOptions, request: Request, means: Means) -> Exported:
+    """`vitrm.export.export` to the plan `path`, or for stepwise to a folder of three."""
+    stepwise = request.graph == "stepwise"
+    check_plan_path(path, stepwise=stepwise)
+    if request.precision == "int8" and request.target == "cpu":
         raise UserError(
             "a plan's int8 is that of TensorRT (Q/DQ with float16 around it), --target cpu makes ONNX Runtime's: leave out "
             "--target cpu, or name an .onnx file"
         )
     toolchain(options)  # refuses here rather than after minutes of calibration
-    verified_on = "the given images"
+    images, verified_on = means.images, "the given images"
     if images is None:
-        images, verified_on = artefact.verification_images(checkpoint, data_dir)
+        images, verified_on = artefact.verification_images(checkpoint, means.data_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        made = artefact.export(
-            checkpoint,
-            Path(scratch) / ("graphs" if graph == "stepwise" else "graph.onnx"),
-            graph=graph,
-            precision=precision,
-            halt_threshold=halt_threshold,
-            target="tensorrt" if precision == "int8" else None,
-            images=images,
-            data_dir=data_dir,
-            progress=progress,
-            **settings,
-        )
+        graphs = Path(scratch) / ("graphs" if stepwise else "graph.onnx")
+        made = artefact.export_onnx(checkpoint, graphs, request, replace(means, images=images))
         parity: list[Parity] = []
 
         def check(plan: Path) -> Metadata:
@@ -67,9 +42,9 @@ def export_plan(
                 plan,
                 checkpoint.build(),
                 images,
-                steps=made.metadata.steps,
-                halt_threshold=halt_threshold,
-                precision=precision,
+                steps=request.steps,
+                halt_threshold=request.halt_threshold,
+                precision=request.precision,
             )
             parity.append(found)
             return replace(made.metadata, parity=artefact.as_metadata(found))
@@ -81,7 +56,7 @@ def export_plan(
             metadata=made.metadata,
             source=str(checkpoint.source),
             check=check,
-            progress=progress,
+            progress=means.progress,
         )
     return replace(
         made,
