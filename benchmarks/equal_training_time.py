@@ -5,7 +5,7 @@
 Each model is trained by vitrm-train with the recipe `fast` and the passes below, chosen beforehand so that training takes
 about a quarter of an hour on one core of a Zen 4 (a model too slow for whole passes in that time sees a part of the
 images); then exported in float32 and int8, and all files take turns in one vitrm-bench.  Goes on where it was stopped.
-Writes benchmarks/records/equal_training_time-CPU.json.
+Writes benchmarks/records/equal_training_time-CPU.json and a picture beside it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from vitrm.checkpoint import load
-from vitrm.files import read_json, write_json
+from vitrm.files import atomic_path, read_json, write_json
 from vitrm.runtime.machine import cpu_name, versions
 from vitrm.train import METRICS_FILE
 from vitrm.training_state import STATE_FILE
@@ -66,11 +69,32 @@ def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str
     return path
 
 
+def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
+    """Test accuracy over latency, as PNG: a line from each model's float32 file to its int8 one."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, model) in enumerate(models.items()):
+        found = [model["files"][precision] for precision in PRECISIONS]
+        x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
+        axes.plot(x, y, color=f"C{i}", label=f"{name}, {model['parameters'] / 1e6:.1f} M")
+        for marker, *point in zip("os", x, y, strict=True):
+            axes.plot(*point, marker, color=f"C{i}")
+    axes.set_xscale("log")
+    axes.set_xlabel("latency of one image, ms (median; circle float32, square int8)")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title("after equal training time on one core", fontsize="medium")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--runs", type=Path, default=Path("runs/equal"))
     p.add_argument("--data-dir")
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--limit", type=int, default=2000, help="test images that the files are measured on")
     args = p.parse_args()
     data = ["--data-dir", args.data_dir] if args.data_dir else []
 
@@ -97,7 +121,7 @@ def main() -> None:
     found = args.runs / "bench.json"
     command(
         "vitrm.runtime.cli", *map(str, files), "--data", "cifar10", *data, "--batch", "1", "--threads", str(args.threads),
-        "--no-eager", "--seconds", "10", "--json", str(found),
+        "--limit", str(args.limit), "--no-eager", "--seconds", "10", "--json", str(found),
     )  # fmt: skip
     bench = read_json(found, "bench")
     for row in bench["rows"]:
@@ -124,6 +148,7 @@ def main() -> None:
         / f"equal_training_time-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
     )
     write_json(path, record)
+    draw(rows, path.with_suffix(".png"))
     print(path.relative_to(ROOT))
 
 

@@ -3,9 +3,7 @@
 None of it changes what is learned beyond rounding, so a run may be resumed with another choice.
 
 `auto` precision is bfloat16 autocast on CUDA and on a CPU with bfloat16 instructions, else float32.
-Measured on two cores with AVX-512 BF16, `nano`, batch 128, two joint steps, four variants interleaved:
-float32 118 images/s, bfloat16 212, and with torch.compile 113 and 217, after two minutes of compiling.
-Hence bfloat16 by itself, and compilation only when asked for.
+On a CPU compilation brings five to ten per cent (docs/training.md) after a minute or two: only when asked for.
 """
 
 from __future__ import annotations
@@ -111,7 +109,11 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
     from vitrm.model import ViTRM
 
     model = learner.model
-    names = ("embed", "step") if isinstance(model, ViTRM) else ("classify",)
+    if not isinstance(model, ViTRM):
+        names = ["classify"]
+    else:
+        # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
+        names = ["step"] if learner.device.type == "cpu" else ["embed", "step"]
     plain: dict[str, Any] = {name: getattr(learner, name) for name in names}
     images = torch.rand(batch_size, 3, image_size, image_size, device=learner.device)
     # Batch norms count what they see: the trial must leave no trace in the weights.
