@@ -15,7 +15,7 @@ from vitrm.checkpoint import RUNS, load
 from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
-from vitrm.recipe import RECIPES, Recipe, default_recipe, recipe
+from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
 
@@ -184,6 +184,9 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     name = changes.pop("preset", DEFAULT_MODEL)
     model = preset(name, **changes)
     changes = dict(settings.recipe)
+    idle = [key for key in TEACHER_KEYS if key in changes]
+    if idle and not settings.teacher:
+        raise UserError(f"{idle[0]} is {changes[idle[0]]!r}, but there is no teacher: name one with --teacher RUN")
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 

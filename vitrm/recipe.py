@@ -172,6 +172,7 @@ RECIPES["paper+"] = dataclasses.replace(
     free_steps=4,
     free_ramp=0.6,
 )
+TEACHER_KEYS = ("distill_weight", "distill_temperature", "teacher_steps")  # fields that say nothing without a teacher
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 

@@ -18,7 +18,7 @@ from vitrm.config import preset
 from vitrm.distillation import Taught, Teacher, classification_loss
 from vitrm.errors import UserError
 from vitrm.execution import Execution
-from vitrm.recipe import recipe
+from vitrm.recipe import TEACHER_KEYS, recipe
 from vitrm.train import train
 from vitrm.training_state import STATE_FILE, read_header
 
@@ -150,7 +150,7 @@ def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tm
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     header = json.loads(metadata["vitrm_state"])
-    for name in ("distill_weight", "distill_temperature", "teacher_steps"):
+    for name in TEACHER_KEYS:
         del header["identity"]["recipe"][name]
     save_file(load_file(path), path, metadata={"vitrm_state": json.dumps(header)})
     assert train(model, short, few, made.out, execution=CPU, resume=True).test_accuracy == made.test_accuracy

@@ -97,6 +97,8 @@ def test_a_folder_of_photos_by_a_config_file(tmp_path, capsys, photos):
         (["--recipe", "slow"], "unknown recipe 'slow'"),
         (["--data", "mnist"], "unknown data set 'mnist'"),
         (["--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["--distill-weight", "0.3"], "distill_weight is 0.3, but there is no teacher: name one with --teacher"),
+        (["--teacher", "nano-cifar10", "--distill-weight", "2"], r"distill_weight is 2.0, expected a number in [0, 1]"),
         (["--dim", "65"], "dim 65 is not a multiple"),
         (["--model", "resnet18", "--latents", "3"], "unknown key latents for a resnet"),
         (["--precision", "int8"], "precision is 'int8'"),
