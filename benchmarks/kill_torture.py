@@ -173,7 +173,8 @@ def full_disk(folder: Path) -> dict[str, object]:
     finally:
         subprocess.run(["umount", disk], check=True)
     finish(command("train", "--resume", "--out", folder / "rescued"))
-    return {"exit": ended.returncode, "message": ended.stderr.strip(), "state": state, "leftovers": room}
+    message = ended.stderr.strip().replace(f"{folder}/", "")
+    return {"exit": ended.returncode, "message": message, "state": state, "leftovers": room}
 
 
 def main() -> None:
