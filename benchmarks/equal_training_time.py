@@ -13,23 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from record import RECORDS, made, slug
 
 from vitrm.checkpoint import load
 from vitrm.files import atomic_path, read_json, write_json
-from vitrm.runtime.machine import cpu_name, versions
 from vitrm.train import METRICS_FILE
 from vitrm.training_state import STATE_FILE
 
-ROOT = Path(__file__).resolve().parents[1]
 PASSES = {
     "nano": ["--epochs", "3"],
     "resnet18": ["--epochs", "8"],
@@ -50,15 +47,9 @@ def command(module: str, *arguments: str) -> None:
 def trained(name: str, run: Path, data: list[str], threads: int) -> list[str]:
     """Trains one model, or goes on, or does nothing; the settings of its run."""
     settings = ["--recipe", "fast", *PASSES[name], "--seed", "0"]
-    if (run / STATE_FILE).exists():
-        command("vitrm.cli", "--resume", "--out", str(run), "--threads", str(threads))
-    else:
-        command("vitrm.cli", "--data", "cifar10", *data, "--model", name, *settings, *_out(run, threads))
+    asked = ["--resume"] if (run / STATE_FILE).exists() else ["--data", "cifar10", *data, "--model", name, *settings]
+    command("vitrm.cli", *asked, "--threads", str(threads), "--out", str(run))
     return settings
-
-
-def _out(run: Path, threads: int) -> list[str]:
-    return ["--threads", str(threads), "--out", str(run)]
 
 
 def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str]) -> Path:
@@ -105,10 +96,10 @@ def main() -> None:
         settings = trained(name, run, data, args.threads)
         kept = load(run)
         epochs = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
-        depth = kept.training["recipe"]["n_sup"] if kept.model.kind == "vitrm" else 1
+        depth = kept.trained_depth
         rows[name] = {
             "command": f"vitrm-train --data cifar10 --model {name} {' '.join(settings)}",
-            "parameters": sum(v.numel() for k, v in kept.weights.items() if "running" not in k and "tracked" not in k),
+            "parameters": sum(p.numel() for p in kept.build().parameters()),
             "training_images": kept.data["train"],
             "minutes": round(sum(e["seconds"] for e in epochs) / 60, 1),
             "images_per_s": round(sum(e["images_per_s"] for e in epochs) / len(epochs), 1),
@@ -128,28 +119,18 @@ def main() -> None:
         model, _, precision = Path(row["name"]).stem.rpartition("-")
         keep = ("accuracy", "images", "bytes", "latency_ms", "status")
         rows[model]["files"][precision] = {key: row[key] for key in keep}
-    cpu = cpu_name()
+    what = "accuracy on CIFAR-10's test images after about equal training time, and the exported files' cost"
     record = {
-        "what": "accuracy on CIFAR-10's test images after about equal training time, and the exported files' cost",
-        "command": "python benchmarks/equal_training_time.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu,
+        **made(what, ("vitrm", "torch", "torchvision", "onnxruntime", "numpy")),
         "threads": args.threads,
         "load": [round(v, 1) for v in os.getloadavg()],
         "other_cpus_busy": bench["machine"].get("other_cpus_busy"),
-        "versions": versions(("vitrm", "torch", "torchvision", "onnxruntime", "numpy")),
         "models": rows,
     }
-    record["command"] = re.sub(r"--(runs|data-dir) \S+", lambda m: f"--{m[1]} DIR", str(record["command"]))
-    path = (
-        ROOT
-        / "benchmarks"
-        / "records"
-        / f"equal_training_time-{re.sub(r'[^a-z0-9]+', '-', cpu.lower()).strip('-')}.json"
-    )
+    path = RECORDS / f"equal_training_time-{slug(record['cpu'])}.json"
     write_json(path, record)
     draw(rows, path.with_suffix(".png"))
-    print(path.relative_to(ROOT))
+    print(path.relative_to(RECORDS.parents[1]))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from record import RECORDS, made
 
 from vitrm import checkpoint
 from vitrm.calib.calibration import load_calibration
 from vitrm.data import load
 from vitrm.files import sha256_of, write_json
 from vitrm.runtime import open as open_artefact
-from vitrm.runtime.machine import cpu_name, versions
 from vitrm.training_state import STATE_FILE, read_header
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,19 +192,18 @@ def main() -> None:
         int8 = torture_export(of_export, True, folder / "whole", folder, dice)
         disk = full_disk(folder)
     record = {
-        "what": "training, export and calibration under kill -9 at random moments; a full disk",
-        "command": "python benchmarks/kill_torture.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_name(),
+        **made(
+            "training, export and calibration under kill -9 at random moments; a full disk",
+            ("vitrm", "torch", "onnxruntime"),
+        ),
         "seed": args.seed,
-        "versions": versions(("vitrm", "torch", "onnxruntime")),
         "kills": training["kills"] + plain["kills"] + int8["kills"],  # type: ignore[operator]
         "training": training,
         "export": plain,
         "calibration and int8 export": int8,
         "full disk": disk,
     }
-    write_json(ROOT / "benchmarks" / "records" / "kill_torture.json", record)
+    write_json(RECORDS / "kill_torture.json", record)
     good = all(part["equal"] and not part["leftovers"] for part in (training, plain, int8)) and not (
         plain["damaged"] or int8["damaged"]
     )

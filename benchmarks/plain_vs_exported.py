@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import reference  # noqa: E402
+from record import RECORDS, made, slug  # noqa: E402
 
 import vitrm.runtime  # noqa: E402
 from vitrm.calib.calibration import calibrate  # noqa: E402
@@ -36,7 +36,6 @@ from vitrm.config import preset  # noqa: E402
 from vitrm.data import Images, photo_crops  # noqa: E402
 from vitrm.export import export  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
-from vitrm.runtime.machine import cpu_name, versions  # noqa: E402
 
 WARM_UP = 3
 
@@ -167,23 +166,18 @@ def write_record(args: argparse.Namespace, times: dict[str, list[float]], differ
         }
         for name, t in times.items()
     ]
-    cpu = cpu_name()
+    packages = ("vitrm", "torch", "onnx", "onnxruntime", "openvino", "numpy")
     record = {
-        "what": "batch-1 latency of the recursion, interleaved in one run",
-        "command": "python benchmarks/plain_vs_exported.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu,
+        **made("batch-1 latency of the recursion, interleaved in one run", packages),
         "preset": args.preset,
         "steps": args.steps,
         "batch": 1,
         "threads": args.threads,
         "n": args.rounds,
         "warm_up": WARM_UP,
-        "versions": versions(("vitrm", "torch", "onnx", "onnxruntime", "openvino", "numpy")),
         "rows": rows,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    path = ROOT / "benchmarks" / "records" / f"plain_vs_exported-{args.preset}-{args.steps}-{name}.json"
+    path = RECORDS / f"plain_vs_exported-{args.preset}-{args.steps}-{slug(record['cpu'])}.json"
     write_json(path, record)
     for row in rows:
         print(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import reference  # noqa: E402
 from PIL import Image  # noqa: E402
+from record import RECORDS, made, slug  # noqa: E402
 
 from vitrm.augment import augment  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
@@ -44,7 +44,7 @@ from vitrm.distributed import join  # noqa: E402
 from vitrm.execution import Execution, compile_learner, keep_freed_memory  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
 from vitrm.recipe import recipe  # noqa: E402
-from vitrm.runtime.machine import cpu_name, physical_cores, versions  # noqa: E402
+from vitrm.runtime.machine import physical_cores  # noqa: E402
 from vitrm.supervision import Learner, step_loss  # noqa: E402
 
 IMAGES = 4096
@@ -223,12 +223,9 @@ def main() -> None:
         for way in ways:
             way.close()
     ratios = {way: np.array(found) / np.array(rates[args.ways[0]]) for way, found in rates.items()}
-    cpu = cpu_name()
+    what = "training throughput, images per second; each way in processes of its own, taking turns in one run"
     record = {
-        "what": "training throughput, images per second; each way in processes of its own, taking turns in one run",
-        "command": "python benchmarks/training_throughput.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu,
+        **made(what, ("vitrm", "torch", "torchvision", "numpy")),
         "preset": args.preset,
         "recipe": args.recipe,
         "threads": args.threads,
@@ -236,15 +233,13 @@ def main() -> None:
         "batch_size": size,
         "rounds": args.rounds,
         "batches": args.batches,
-        "versions": versions(("vitrm", "torch", "torchvision", "numpy")),
         "images_per_s": {name: [round(r, 1) for r in found] for name, found in rates.items()},
         "load": [round(v, 1) for v in os.getloadavg()],
         "ratio": {
             way: {"median": round(float(np.median(r)), 3), "min": round(float(r.min()), 3)} for way, r in ratios.items()
         },
     }
-    name = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    path = ROOT / "benchmarks" / "records" / f"training_throughput-{args.preset}-{args.threads}-{name}.json"
+    path = RECORDS / f"training_throughput-{args.preset}-{args.threads}-{slug(record['cpu'])}.json"
     write_json(path, record)
     for way_name, found in rates.items():
         ratio = np.median(ratios[way_name])

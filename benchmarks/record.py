@@ -1,0 +1,32 @@
+"""Where the benchmarks' records lie, and what every one of them says of its making."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrm.runtime.machine import cpu_name, versions
+
+RECORDS = Path(__file__).resolve().parent / "records"
+_PLACES = re.compile(r"--(runs|data-dir)[ =]\S+")  # where data and files were is this machine's own business
+
+
+def made(what: str, packages: Sequence[str]) -> dict[str, Any]:
+    """A record's beginning: `what` it holds, the command that makes it again, date, processor, versions of `packages`."""
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return {
+        "what": what,
+        "command": _PLACES.sub(lambda found: f"--{found[1]} DIR", " ".join(words)),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "versions": versions(tuple(packages)),
+    }
+
+
+def slug(name: str) -> str:
+    """`name` as a part of a file's name: lower-case letters and digits, hyphens between them."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
