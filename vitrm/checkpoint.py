@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError
 from vitrm.files import atomic_path, read_json, write_json
+from vitrm.recipe import from_dict as recipe_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,14 @@ class Checkpoint:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def trained_depth(self) -> int:
+        """The deepest step that training reached; 1 where it does not say, or there is no recursion."""
+        said = self.training.get("recipe")
+        if self.model.kind != "vitrm" or not isinstance(said, dict):
+            return 1
+        return recipe_from_dict(said, f"{self.source}: recipe").trained_depth
 
     def build(self) -> ViTRM | Baseline:
         """The model with these weights, in eval mode.  Raises `UserError` if they do not fit the config."""

@@ -3,8 +3,8 @@
     (1 − w) · CE(student, target) + w · T² · KL(softmax(teacher / T) ‖ softmax(student / T))
 
 The teacher answers for the very images that the student sees, cropped and mixed as they are: so both look at one
-function on the same points (Beyer et al., 2022).  A recursive teacher answers at the deepest step it was trained for, unless told another:
-each of its steps costs about a third of one that the student learns from.
+function on the same points (Beyer et al., 2022).  A recursive teacher answers at the deepest step it was trained for,
+unless told another: each of its steps costs about a third of one that the student learns from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
-from vitrm.recipe import from_dict
 
 
 class Taught(NamedTuple):
@@ -34,7 +33,7 @@ class Teacher:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, steps: int = 0) -> None:
         self.model = checkpoint.build().to(device).requires_grad_(False)
-        self.steps = steps or trained_depth(checkpoint)
+        self.steps = steps or checkpoint.trained_depth
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -42,14 +41,6 @@ class Teacher:
         if self.model.recursive:
             return self.model(images, self.steps).logits.float()
         return self.model(images).float()
-
-
-def trained_depth(checkpoint: Checkpoint) -> int:
-    """The deepest step that the training of `checkpoint` reached; 1 where it does not say, or there is no recursion."""
-    said = checkpoint.training.get("recipe")
-    if checkpoint.model.kind != "vitrm" or not isinstance(said, dict):
-        return 1
-    return from_dict(said, f"{checkpoint.source}: recipe").trained_depth
 
 
 def check_teacher(teacher: Checkpoint, classes: Sequence[str], image_size: int) -> None:

@@ -269,9 +269,8 @@ class _WholeBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         import torch.distributed as dist
 
-        unused = torch.zeros(
-            2, x.shape[1]
-        )  # running statistics: of their type are the results, float32 for a bfloat16 x
+        # The results are of the running statistics' type: with these, unused, float32 for a bfloat16 x too.
+        unused = torch.zeros(2, x.shape[1])
         mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         own = torch.cat([mean, variance, x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)])
         all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]

@@ -177,9 +177,8 @@ BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is com
 
 
 def default_recipe(preset: str, kind: str) -> str:
-    """The recipe's name for a model preset: `paper` for the paper's models and the baselines, `anytime` for the rest.
-
-    `paper+` has its own.
+    """The recipe's name for a model preset: its own where one is called like it, else `paper` for the paper's models and
+    the baselines, and `anytime` for the rest.
     """
     if preset in RECIPES:
         return preset

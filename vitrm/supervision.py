@@ -2,7 +2,8 @@
 
     loss of a step = CE(logits, target) + halt_weight · BCE(halt, [argmax logits = label])
 
-With a teacher, CE becomes what vitrm.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed one: halting learns whether the answer is right.
+With a teacher, CE becomes what vitrm.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed
+one: halting learns whether the answer is right.
 
 sequential (the paper): each step starts from the detached y, z of the one before, and ends with
     backward and an optimizer update: up to n_sup updates per batch, fewer once mean(halt) > τ.
@@ -121,13 +122,12 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        if not isinstance(self.model, ViTRM):
-            return self._baseline(batch)
-        return (self._joint if self.recipe.supervision == "joint" else self._sequential)(batch, free_steps)
-
-    def _baseline(self, batch: Batch) -> BatchResult:
         taught = self._ask(batch.images)
+        if not isinstance(self.model, ViTRM):
+            return self._baseline(batch, taught)
+        return (self._joint if self.recipe.supervision == "joint" else self._sequential)(batch, taught, free_steps)
 
+    def _baseline(self, batch: Batch, taught: Taught | None) -> BatchResult:
         def compute() -> tuple[Tensor, Tensor]:
             with self.autocast():
                 logits = self.classify(batch.images)
@@ -137,9 +137,8 @@ class Learner:
         self._update(loss)
         return BatchResult([loss.detach()], right.sum(), loss.new_zeros(()), 1)
 
-    def _sequential(self, batch: Batch, free_steps: int) -> BatchResult:
+    def _sequential(self, batch: Batch, taught: Taught | None, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
-        taught = self._ask(batch.images)
         state = self._start(batch.images, free_steps)
 
         def compute() -> tuple[Tensor, Tensor, State, Tensor]:
@@ -160,9 +159,8 @@ class Learner:
                 break
         return BatchResult(losses, right.sum(), halt, len(losses))
 
-    def _joint(self, batch: Batch, free_steps: int) -> BatchResult:
+    def _joint(self, batch: Batch, taught: Taught | None, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
-        taught = self._ask(batch.images)
 
         def compute() -> tuple[Tensor, Tensor, Tensor]:
             total = torch.zeros((), device=self.device)
