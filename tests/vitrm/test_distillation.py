@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_learners import make_batch, make_learner
 
 from vitrm import checkpoint
-from vitrm.checkpoint import Checkpoint, build_model
+from vitrm.checkpoint import Checkpoint
 from vitrm.cli import main
 from vitrm.config import preset
 from vitrm.distillation import Taught, Teacher, classification_loss
@@ -157,15 +158,7 @@ def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tm
 
 
 def test_a_baseline_learns_from_a_recursive_teacher():
-    config = preset("vit-small", dim=16, layers=1, heads=2, mlp=16)
-    from vitrm.augment import Batch
-    from vitrm.supervision import Learner
-
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    ask = Teacher(checkpoint.load("nano-cifar10"), device)
-    learner = Learner(build_model(config), recipe("fast", "vit", distill_weight=1.0), device, False, teacher=ask)
-    label = torch.arange(8)
-    batch = Batch(torch.rand(8, 3, 32, 32), F.one_hot(label, 10).float(), label)
-    first, *_, last = (float(learner.batch(batch, 1e-2).losses[0]) for _ in range(40))
+    learner = make_learner(preset("vit-small", dim=16, layers=1, heads=2, mlp=16), distill_weight=1.0)
+    learner.teacher = Teacher(checkpoint.load("nano-cifar10"), torch.device("cpu"))
+    first, *_, last = (float(learner.batch(make_batch(), 1e-2).losses[0]) for _ in range(40))
     assert last < 0.5 * first

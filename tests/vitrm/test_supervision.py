@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small_learners import make_batch, make_learner
 
-from vitrm.augment import Batch
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
 from vitrm.ema import EMA, decay_at
@@ -15,14 +15,7 @@ CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
 
 
 def _learner(**changes):
-    torch.manual_seed(0)
-    return Learner(build_model(CONFIG), recipe("fast", **changes), torch.device("cpu"), bf16=False)
-
-
-def _batch():
-    generator = torch.Generator().manual_seed(0)
-    label = torch.randint(0, 10, (8,), generator=generator)
-    return Batch(torch.rand(8, 3, 32, 32, generator=generator), F.one_hot(label, 10).float(), label)
+    return make_learner(CONFIG, **changes)
 
 
 def _set_halt(learner, value):
@@ -34,7 +27,7 @@ def _set_halt(learner, value):
 def test_sequential_supervision_updates_after_every_step():
     learner = _learner(supervision="sequential", n_sup=4)
     _set_halt(learner, -5.0)
-    result = learner.batch(_batch(), 1e-4)
+    result = learner.batch(make_batch(), 1e-4)
     assert result.updates == len(result.losses) == 4
     assert learner.updates == 4
     assert int(learner.optimizer.state[learner.model.classifier.bias]["step"]) == 4
@@ -43,13 +36,13 @@ def test_sequential_supervision_updates_after_every_step():
 def test_sequential_supervision_ends_once_the_batch_believes_it_is_right():
     learner = _learner(supervision="sequential", n_sup=4)
     _set_halt(learner, 5.0)
-    assert learner.batch(_batch(), 1e-4).updates == 1
+    assert learner.batch(make_batch(), 1e-4).updates == 1
 
 
 def test_sequential_steps_start_from_detached_states():
     learner = _learner(supervision="sequential", n_sup=2)
     _set_halt(learner, -5.0)
-    learner.batch(_batch(), 1e-4)
+    learner.batch(make_batch(), 1e-4)
     # The gradient left is the second step's: it ends at the state that the first step handed over.
     assert learner.model.y0.grad is None
     assert learner.model.z0.grad is None
@@ -58,7 +51,7 @@ def test_sequential_steps_start_from_detached_states():
 
 def test_joint_supervision_takes_the_gradient_through_all_steps():
     learner = _learner(supervision="joint", n_sup=3, clip_norm=0.0, step_weight_power=1.0)
-    batch = _batch()
+    batch = make_batch()
     reference = build_model(CONFIG)
     reference.load_state_dict(learner.model.state_dict())
     embedded, state, total = reference.embed(batch.images), reference.initial_state(8), 0.0
@@ -81,8 +74,8 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
 @pytest.mark.parametrize("supervision", ["joint", "sequential"])
 def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
     with_free, without = (_learner(supervision=supervision, n_sup=1) for _ in range(2))
-    deep = with_free.batch(_batch(), 1e-4, free_steps=2)
-    shallow = without.batch(_batch(), 1e-4)
+    deep = with_free.batch(make_batch(), 1e-4, free_steps=2)
+    shallow = without.batch(make_batch(), 1e-4)
     assert with_free.model.y0.grad is None
     assert without.model.y0.grad is not None
     assert float(deep.losses[0]) != float(shallow.losses[0])
@@ -90,7 +83,7 @@ def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
 
 def test_free_steps_give_the_state_that_as_many_steps_give():
     learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
-    batch = _batch()
+    batch = make_batch()
     with torch.no_grad():
         logits, halts = learner.model.trajectory(batch.images, 3)
     right = (logits[2].argmax(1) == batch.label).float()
@@ -103,7 +96,7 @@ def test_the_gradient_survives_free_steps_under_autocast():
     # Autocast caches the weights it casts; those cast without gradient must not serve the supervised step.
     learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
     learner.bf16 = True
-    learner.batch(_batch(), 1e-4, free_steps=1)
+    learner.batch(make_batch(), 1e-4, free_steps=1)
     assert float(learner.model.block[0].ffn.up.weight.grad.abs().sum()) > 0
 
 
@@ -163,5 +156,5 @@ def test_a_baseline_learns_with_the_same_recipe():
     learner = Learner(
         build_model(preset("vit-small", dim=16, layers=1, heads=2, mlp=16)), recipe("paper"), torch.device("cpu"), False
     )
-    losses = [float(learner.batch(_batch(), 1e-2).losses[0]) for _ in range(15)]
+    losses = [float(learner.batch(make_batch(), 1e-2).losses[0]) for _ in range(15)]
     assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,27 @@
+"""A small learner and a batch for it, the same every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vitrm.augment import Batch
+from vitrm.checkpoint import build_model
+from vitrm.config import ModelConfig
+from vitrm.recipe import recipe
+from vitrm.supervision import Learner
+
+
+def make_learner(config: ModelConfig, **changes: Any) -> Learner:
+    """A learner of `config` on the CPU in float32, by the recipe `fast` with `changes`."""
+    torch.manual_seed(0)
+    return Learner(build_model(config), recipe("fast", **changes), torch.device("cpu"), bf16=False)
+
+
+def make_batch() -> Batch:
+    """Eight images of noise with labels."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 10, (8,), generator=generator)
+    return Batch(torch.rand(8, 3, 32, 32, generator=generator), F.one_hot(label, 10).float(), label)
