@@ -41,7 +41,7 @@ from vitrm.checkpoint import build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import photo_crops  # noqa: E402
 from vitrm.distributed import join  # noqa: E402
-from vitrm.execution import Execution, compile_learner, keep_freed_memory  # noqa: E402
+from vitrm.execution import Execution, compile_learner, keep_freed_memory, lanes_for  # noqa: E402
 from vitrm.files import write_json  # noqa: E402
 from vitrm.recipe import recipe  # noqa: E402
 from vitrm.runtime.machine import physical_cores  # noqa: E402
@@ -117,7 +117,9 @@ def own_loop(
     device, bf16 = Execution(device="cpu").resolve()
     world = join(device)
     part = world.part(chosen.batch_size)
-    learner = Learner(build_model(preset(preset_name)), chosen, device, bf16, world)
+    model = build_model(preset(preset_name))
+    lanes = lanes_for(model, device, chosen.batch_size, world.size)
+    learner = Learner(model, chosen, device, bf16, world, lanes=lanes)
     if way in (COMPILED, BOTH) and not compile_learner(
         learner, pixels.shape[-1], part.stop - part.start, lambda text: print(text, file=sys.stderr)
     ):
@@ -164,7 +166,10 @@ class Way:
         for rank in range(count):
             environment = dict(os.environ)
             if name != PLAIN:
-                environment["GOMP_SPINCOUNT"] = "2000"  # as vitrm-train does
+                environment |= {
+                    "GOMP_SPINCOUNT": "2000",
+                    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+                }  # as vitrm-train does
             if count > 1:  # as torchrun does
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

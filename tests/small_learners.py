@@ -10,14 +10,24 @@ import torch.nn.functional as F
 from vitrm.augment import Batch
 from vitrm.checkpoint import build_model
 from vitrm.config import ModelConfig
+from vitrm.distillation import Teacher
+from vitrm.lanes import Lanes
 from vitrm.recipe import recipe
 from vitrm.supervision import Learner
 
 
-def make_learner(config: ModelConfig, **changes: Any) -> Learner:
-    """A learner of `config` on the CPU in float32, by the recipe `fast` with `changes`."""
+def make_learner(
+    config: ModelConfig,
+    *,
+    bf16: bool = False,
+    lanes: Lanes | None = None,
+    teacher: Teacher | None = None,
+    **changes: Any,
+) -> Learner:
+    """A learner of `config` on the CPU, by the recipe `fast` with `changes`."""
     torch.manual_seed(0)
-    return Learner(build_model(config), recipe("fast", **changes), torch.device("cpu"), bf16=False)
+    model = build_model(config)
+    return Learner(model, recipe("fast", **changes), torch.device("cpu"), bf16, teacher=teacher, lanes=lanes)
 
 
 def make_batch() -> Batch:

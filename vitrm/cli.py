@@ -15,6 +15,7 @@ from vitrm.checkpoint import RUNS, load
 from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
+from vitrm.execution import start_anew_tuned
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
@@ -237,9 +238,6 @@ def default_out(settings: RunConfig, before: str = "") -> Path:
 def command(argv: Sequence[str] | None) -> int | None:
     """Parses, calls, prints."""
     args = parser().parse_args(argv)
-    # Threads that wait by spinning collapse when another process wants a core, those that sleep at once cost a third of
-    # the speed on a quiet machine: spin briefly.  Read at torch's import.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if "WORLD_SIZE" in os.environ:
         # DistributedDataParallel warns where all parameters take part, which y₀ and z₀ do in some batches only.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -377,6 +375,8 @@ def sweep_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of vitrm-train."""
+    if argv is None:
+        start_anew_tuned()
     return run_command(command, argv)
 
 

@@ -19,16 +19,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.errors import UserError
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from vitrm.whole_batch_norm import share_batch_norms
 
 T = TypeVar("T")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -128,7 +125,11 @@ class TorchrunWorld(World):
         from torch.nn.parallel import DistributedDataParallel
 
         group: Any = dist.new_group()
-        synchronise_batch_norms(model, group, self.device)
+        if self.device.type == "cuda":
+            # torch's own, fused, is for GPUs only.
+            nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+        else:
+            share_batch_norms(model, _Group(group))
         with warnings.catch_warnings():
             # torch has begun to rename an argument whose new name older versions do not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -145,6 +146,23 @@ class TorchrunWorld(World):
         import torch.distributed as dist
 
         dist.all_reduce(values, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self._host)
+
+
+class _Group:
+    """What the processes of `group` exchange."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+
+    main = True  # every process has running statistics of its own
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """`value` [n] of every process."""
+        import torch.distributed as dist
+
+        found = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(found, value, group=self.group)
+        return found
 
 
 class _Through(nn.Module):
@@ -215,86 +233,3 @@ def join(device: torch.device) -> World:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the other processes cannot be reached at {where} ({str(error).splitlines()[0]})") from None
-
-
-def synchronise_batch_norms(model: nn.Module, group: ProcessGroup | None, device: torch.device) -> None:
-    """Gives the batch norms of `model` the statistics of the whole batch; parameters and buffers stay the same tensors."""
-    if device.type == "cuda":
-        # torch's own, fused, is for GPUs only.
-        nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
-        return
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, WholeBatchNorm(child, group))
-
-
-class WholeBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes of `group`, in the terms of gloo; it takes `norm`'s tensors over."""
-
-    def __init__(self, norm: nn.BatchNorm2d, group: ProcessGroup | None) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
-        self.group = group
-        self.train(norm.training)
-
-    @torch.compiler.disable
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] of any float type, the same out; B may differ between processes."""
-        if not self.training:
-            return super().forward(x)
-        out, mean, variance, count = _WholeBatchNorm.apply(x, self.weight, self.bias, self.eps, self.group)
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            assert self.momentum is not None
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        return out
-
-
-class _WholeBatchNorm(torch.autograd.Function):
-    """The normalisation, the batch's mean and (biased) variance [C] and its count, each of all processes.
-
-    Two operations between processes, one each way.  What remains is torch's own batch norm with given statistics, twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        import torch.distributed as dist
-
-        # The results are of the running statistics' type: with these, unused, float32 for a bfloat16 x too.
-        unused = torch.zeros(2, x.shape[1])
-        mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
-        own = torch.cat([mean, variance, x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)])
-        all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(all_of_them, own, group=group)
-        # Means and variances are joined (Chan et al., 1979): E[x²] − E[x]² would lose digits where the mean is large.
-        means, variances, counts = torch.stack(all_of_them).split([len(mean), len(mean), 1], 1)
-        count = counts.sum()
-        shares = counts / count
-        mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean).square())).sum(0)
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps, ctx.group = eps, group
-        ctx.mark_non_differentiable(mean, variance, count)
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        import torch.distributed as dist
-
-        x, weight, mean, variance, count = ctx.saved_tensors
-        given_statistics = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(gradient, *given_statistics)
-        # Σ g x̂ and Σ g of all processes: their means are what the statistics' own dependence on x takes off.
-        sums = torch.stack([of_weight, of_bias]).float()
-        dist.all_reduce(sums, group=ctx.group)
-        slope, level = -sums / count * weight * (variance + ctx.eps).rsqrt()
-        return of_x + F.batch_norm(x, mean, variance, slope, level, eps=ctx.eps), of_weight, of_bias, None, None

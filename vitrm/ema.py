@@ -25,12 +25,18 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._source: nn.Module | None = None
 
     @torch.no_grad()
     def update(self, source: nn.Module, update: int) -> None:
         """Moves towards `source`; whole-number buffers (batch counts) are copied."""
-        own, new = self.model.state_dict(), source.state_dict()
-        floats = [k for k, v in own.items() if v.is_floating_point()]
-        torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay_at(update, self.decay))
-        for name in own.keys() - set(floats):
-            own[name].copy_(new[name])
+        if source is not self._source:  # the tensors stay the same: looking them up takes longer than averaging them
+            own, new = self.model.state_dict(), source.state_dict()
+            pairs = [(own[name], new[name]) for name in own]
+            self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+            self._source = source
+        shadow, weights = map(list, zip(*self._floats, strict=True))
+        torch._foreach_lerp_(shadow, weights, 1 - decay_at(update, self.decay))
+        for mine, count in self._counts:
+            mine.copy_(count)

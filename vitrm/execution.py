@@ -8,6 +8,9 @@ On a CPU compilation brings five to ten per cent (docs/training.md) after a minu
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,9 @@ from vitrm.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from vitrm.lanes import Lanes
     from vitrm.supervision import Learner
 
 
@@ -48,6 +53,20 @@ class Execution:
         if self.precision != "auto":
             return device, self.precision == "bf16"
         return device, device.type == "cuda" or _cpu_has_bf16()
+
+
+def start_anew_tuned() -> None:
+    """Starts this process again, once, with what the C library and OpenMP read before Python does.
+
+    Large pages (glibc 2.35 on Linux) spare a training step its misses in the table of pages: 5 to 7 % of its time.
+    Threads that wait by spinning collapse when another process wants a core, those that sleep at once cost a third of
+    the speed on a quiet machine: they spin briefly.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] == "glibc" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = f"{tunables}:glibc.malloc.hugetlb=1".lstrip(":")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_freed_memory() -> None:
@@ -99,6 +118,21 @@ def _cpu_has_bf16() -> bool:
     return any(probe is not None and probe() for probe in probes)
 
 
+def lanes_for(model: nn.Module, device: torch.device, images: int, processes: int) -> Lanes | None:
+    """The lanes that share a batch of `images` of `model` (see vitrm.lanes); None where one computation does it all."""
+    import torch
+
+    from vitrm.lanes import Lanes, worthwhile
+
+    # In several processes each has its core already, and dropout draws from a generator that all threads share: what it
+    # draws for whom would depend on who comes first.
+    dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    count = worthwhile(torch.get_num_threads(), images)
+    if device.type != "cpu" or processes > 1 or dropout or count == 1:
+        return None
+    return Lanes(count, torch.get_num_threads() // count)
+
+
 def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Callable[[str], None]) -> bool:
     """Replaces the learner's functions by compiled ones, tried out forward and backward; False if that failed.
 
@@ -108,36 +142,52 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
 
     from vitrm.model import ViTRM
 
-    model = learner.model
-    if not isinstance(model, ViTRM):
+    if not isinstance(learner.model, ViTRM):
         names = ["classify"]
     else:
         # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
         names = ["step"] if learner.device.type == "cpu" else ["embed", "step"]
-    plain: dict[str, Any] = {name: getattr(learner, name) for name in names}
+    # One shape each.  Lanes need code that runs without Python's lock, which is what the C++ wrapper is.
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.lanes else {}
+    plain = [{name: getattr(functions, name) for name in names} for functions in learner.functions]
     images = torch.rand(batch_size, 3, image_size, image_size, device=learner.device)
     # Batch norms count what they see: the trial must leave no trace in the weights.
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    learner.model.train()
     try:
-        for name in names:
-            setattr(learner, name, torch.compile(plain[name]))
-        model.train()
-        with learner.autocast():
-            if isinstance(model, ViTRM):
-                # Two steps: the first state, expanded from learned embeddings, is compiled apart from the later ones.
-                embedded = learner.embed(images)
-                state = learner.step(embedded, model.initial_state(batch_size))
-                logits = model.head_logits(learner.step(embedded, state).y)[0]
-            else:
-                logits = learner.classify(images)
-        logits.float().sum().backward()
+        for functions in learner.functions:
+            for name in names:
+                setattr(functions, name, torch.compile(getattr(functions, name), dynamic=False, options=options))
+        if learner.lanes is None:
+            _try_out(learner, 0, images)
+        else:
+            parts = [learner.lanes.part(lane, batch_size) for lane in range(learner.lanes.count)]
+            learner.lanes.map(lambda lane: _try_out(learner, lane, images[parts[lane]]))
         return True
     except Exception as error:  # whatever a compiler may raise: eager always works
-        for name in names:
-            setattr(learner, name, plain[name])
+        for functions, own in zip(learner.functions, plain, strict=True):
+            for name in names:
+                setattr(functions, name, own[name])
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         say(f"torch.compile does not work here ({reason[:160]}): training goes on uncompiled")
         return False
     finally:
-        model.load_state_dict(before)
-        learner.optimizer.zero_grad(set_to_none=True)
+        learner.model.load_state_dict(before)
+        for functions in learner.functions:
+            functions.model.zero_grad(set_to_none=True)
+
+
+def _try_out(learner: Learner, part: int, images: torch.Tensor) -> None:
+    """Forward and backward through the functions of a part of a batch."""
+    from vitrm.model import ViTRM
+
+    functions = learner.functions[part]
+    with learner.autocast():
+        if isinstance(functions.model, ViTRM):
+            # Two steps: the first state, expanded from learned embeddings, is compiled apart from the later ones.
+            embedded = functions.embed(images)
+            state = functions.step(embedded, functions.model.initial_state(len(images)))
+            logits = functions.heads(functions.step(embedded, state).y)[0]
+        else:
+            logits = functions.classify(images)
+    logits.float().sum().backward()

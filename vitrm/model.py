@@ -17,6 +17,9 @@ Two savings are exact, so this one implementation trains, evaluates and exports 
   * In the last layer only the rows that f keeps (z in (2), y in (3)) need a query, an output
     projection and a feed-forward network: the others are dead.
 
+While training in bfloat16 (autocast) the tokens themselves are bfloat16, not only the products' operands, and one
+product gives Q, K and V: both save memory traffic, which is most of a small model's time.
+
 y and z at depth 0 are learned (y₀, z₀).  f is pre-norm: h + Attention(LN h), then h + FFN(LN h).
 """
 
@@ -62,6 +65,27 @@ class Output(NamedTuple):
     steps_used: Tensor  # [B] int64
 
 
+def _in_autocast_dtype(h: Tensor) -> Tensor:
+    """h in the type that autocast computes in; as it is where autocast is off."""
+    kind = h.device.type
+    return h.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else h
+
+
+def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """h Wᵀ + b."""
+    if torch.compiler.is_compiling():
+        # Apart: the compiler fuses the addition with what follows, a library's product writes b out first.
+        product = F.linear(h, weight)
+        return product + bias.to(product.dtype)
+    return F.linear(h, weight, bias)
+
+
+def _through(layer: nn.Linear, h: Tensor) -> Tensor:
+    """`layer` of h: as a module, which exporters and calibration watch, unless it is being compiled for training."""
+    compiling = layer.training and torch.compiler.is_compiling()
+    return _affine(h, layer.weight, layer.bias) if compiling else layer(h)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ) v, for queries scaled beforehand; [B, heads, tokens, D / heads]."""
     if q.is_cuda:
@@ -80,7 +104,7 @@ class GELU(nn.Module):
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(h)))
+        return _through(self.down, F.gelu(_through(self.up, h)))
 
 
 class SwiGLU(nn.Module):
@@ -93,7 +117,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(h)) * self.up(h))
+        return _through(self.down, F.silu(_through(self.gate, h)) * _through(self.up, h))
 
 
 class Layer(nn.Module):
@@ -117,19 +141,32 @@ class Layer(nn.Module):
 
     def project(self, h: Tensor, queries: slice = slice(None)) -> Projected:
         """LayerNorm and Q, K, V of h [B, tokens, D]; only the tokens in `queries` get a query."""
-        h = self.norm1(h)
-        if torch.is_autocast_enabled(h.device.type):
-            # LayerNorm gives float32: cast once here, not once for each of the three products.
-            h = h.to(torch.get_autocast_dtype(h.device.type))
+        # LayerNorm may give float32: cast once here, not once for each product.
+        h = _in_autocast_dtype(self.norm1(h))
+        if self.training:
+            return self._project_at_once(h, queries)
         # The query is scaled, not the scores: that is the pattern TensorRT fuses.
         return Projected(
             self._split(self.q(h[:, queries]) * self.scale), self._split(self.k(h)), self._split(self.v(h))
         )
 
+    def _project_at_once(self, h: Tensor, queries: slice) -> Projected:
+        """What `project` gives, in as few products as there are kinds of rows."""
+        every = queries == slice(None)
+        layers = (self.q, self.k, self.v) if every else (self.k, self.v)
+        scales = (self.scale, 1.0, 1.0) if every else (1.0, 1.0)
+        weight = torch.cat([layer.weight * scale for layer, scale in zip(layers, scales, strict=True)])
+        bias = torch.cat([layer.bias * scale for layer, scale in zip(layers, scales, strict=True)])
+        parts = _affine(h, weight, bias).unflatten(-1, (len(layers), self.heads, -1))
+        found = parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
+        if every:
+            return Projected(*found)
+        return Projected(self._split(_affine(h[:, queries], self.q.weight, self.q.bias) * self.scale), *found)
+
     def finish(self, h: Tensor, p: Projected) -> Tensor:
         """Attention and feed-forward network for the rows h [B, tokens, D] whose queries are p.q."""
         mixed = attend(*p).transpose(1, 2).flatten(2)  # [B, heads, tokens, D / heads] → [B, tokens, D]
-        h = h + self.dropout(self.out(mixed))
+        h = h + self.dropout(_through(self.out, mixed))
         return h + self.dropout(self.ffn(self.norm2(h)))
 
 
@@ -165,9 +202,13 @@ class ConvTokenizer(nn.Module):
         # Three times as fast on a CPU, forward and backward, for convolutions and pooling alike.
         images = images.contiguous(memory_format=torch.channels_last)
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            images = F.relu(norm(conv(images)))
+            images = norm(conv(images))
+            if not self.training:
+                images = F.relu(images)  # here it becomes one with the convolution in an exported graph
             if i < self.halvings:
                 images = F.max_pool2d(images, 3, stride=2, padding=1)
+            if self.training:
+                images = F.relu(images)  # the same, and its gradient too, of a quarter of the values
         return images.flatten(2).transpose(1, 2)
 
 
@@ -217,12 +258,12 @@ class ViTRM(nn.Module):
 
     def embed(self, images: Tensor) -> Embedded:
         """Eq. 1, and layer 1's projection of it: images [B, 3, H, W] in [0, 1] → x [B, N, D] with its Q, K, V."""
-        x = self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos)
+        x = _in_autocast_dtype(self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos))
         return Embedded(x, self.project(x))
 
     def step(self, embedded: Embedded, state: State) -> State:
         """T recursions: each n latent updates, then one answer update."""
-        y, z = state
+        y, z = map(_in_autocast_dtype, state)
         of_z = self.project(z)
         for _ in range(self.config.recursions):
             of_y = self.project(y)

@@ -16,7 +16,8 @@ With `free_steps` r > 0 the supervised steps start at a random depth 0 … r, re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from vitrm.baselines import Baseline
 from vitrm.distillation import Taught, Teacher, classification_loss
 from vitrm.distributed import World
 from vitrm.ema import EMA
+from vitrm.lanes import Lanes, Replica
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.recipe import Recipe
 
@@ -39,6 +41,48 @@ class BatchResult:
     correct: Tensor  # images whose answer at the last supervised step is their un-mixed label, scalar
     halt: Tensor  # mean halting probability at the last supervised step, scalar; 0 for a baseline
     updates: int  # optimizer updates made
+
+
+@dataclass
+class Functions:
+    """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.execution may replace by compiled ones."""
+
+    model: ViTRM | Baseline
+    embed: Callable[[Tensor], Embedded] = field(init=False)
+    step: Callable[[Embedded, State], State] = field(init=False)
+    classify: Callable[[Tensor], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ViTRM):
+            self.embed, self.step = self.model.embed, self.model.step
+        else:
+            self.classify = self.model.forward
+
+    def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and halting logit."""
+        assert isinstance(self.model, ViTRM)
+        return self.model.head_logits(y)
+
+
+class Part(NamedTuple):
+    """What is computed at once of a batch: all of it, or a lane's part."""
+
+    batch: Batch
+    taught: Taught | None
+    state: State | None = None  # that the next step starts from; None: the initial one
+
+
+class Found(NamedTuple):
+    """What was computed of a part."""
+
+    loss: Tensor  # scalar, with its graph
+    losses: list[Tensor]  # of each supervised step, scalars
+    correct: Tensor  # as in BatchResult
+    halt: Tensor
+    state: State | None = None  # that was reached
+
+
+Compute = Callable[[Functions, Part], Found]
 
 
 def step_loss(
@@ -74,7 +118,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
 
 
 class Learner:
-    """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it."""
+    """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it.
+
+    With `lanes` (in one process, on a CPU, for a model without dropout) a batch is shared by its cores: see vitrm.lanes.
+    """
 
     def __init__(
         self,
@@ -84,6 +131,7 @@ class Learner:
         bf16: bool,
         world: World | None = None,
         teacher: Teacher | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self.model = model
         self.world = world or World()
@@ -96,22 +144,19 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, recipe), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True
         )
-        # Replaced by their compiled forms in vitrm.execution.
-        self.embed: Callable[[Tensor], Embedded]
-        self.step: Callable[[Embedded, State], State]
-        self.classify: Callable[[Tensor], Tensor]
-        if isinstance(model, ViTRM):
-            self.embed, self.step = model.embed, model.step
-        else:
-            self.classify = model.forward
         # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
         joint = recipe.supervision == "joint" and not recipe.free_steps
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
         self.share = 1.0
+        self.lanes = lanes
+        self.replicas = [Replica(model, lanes, bf16) for _ in range(lanes.count)] if lanes else []
+        # One for each part of a batch that is computed at once.
+        self.functions = [Functions(replica.model) for replica in self.replicas] or [Functions(model)]
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        cached = self.lanes is None  # see vitrm.lanes
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
 
     def batch(self, batch: Batch, lr: float, free_steps: int = 0, share: float = 1.0) -> BatchResult:
         """Trains on one batch at learning rate `lr`, after `free_steps` steps without gradient.
@@ -122,65 +167,66 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        taught = self._ask(batch.images)
+        whole = Part(batch, self._ask(batch.images))
         if not isinstance(self.model, ViTRM):
-            return self._baseline(batch, taught)
-        return (self._joint if self.recipe.supervision == "joint" else self._sequential)(batch, taught, free_steps)
+            return self._baseline(whole)
+        return (self._joint if self.recipe.supervision == "joint" else self._sequential)(whole, free_steps)
 
-    def _baseline(self, batch: Batch, taught: Taught | None) -> BatchResult:
-        def compute() -> tuple[Tensor, Tensor]:
+    def _baseline(self, whole: Part) -> BatchResult:
+        def compute(net: Functions, part: Part) -> Found:
             with self.autocast():
-                logits = self.classify(batch.images)
-            return step_loss(logits, None, batch.target, batch.label, 0.0, taught)
+                logits = net.classify(part.batch.images)
+            loss, right = self._loss(part, logits, None)
+            return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
 
-        loss, right = self.forward(compute)
-        self._update(loss)
-        return BatchResult([loss.detach()], right.sum(), loss.new_zeros(()), 1)
+        found, _ = self._learn(compute, self._parts(whole))
+        return BatchResult(found.losses, found.correct, found.halt, 1)
 
-    def _sequential(self, batch: Batch, taught: Taught | None, free_steps: int) -> BatchResult:
-        losses: list[Tensor] = []
-        state = self._start(batch.images, free_steps)
-
-        def compute() -> tuple[Tensor, Tensor, State, Tensor]:
+    def _sequential(self, whole: Part, free_steps: int) -> BatchResult:
+        def compute(net: Functions, part: Part) -> Found:
+            images = part.batch.images
+            state = self._start(net, images, free_steps) if part.state is None else part.state
             with self.autocast():
                 # The tokens are computed anew: the update just made has changed what they are.
-                reached = self.step(self.embed(batch.images), state)
-                logits, halt_logit = self._heads(reached.y)
-            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight, taught)
-            return loss, right, State(reached.y.detach(), reached.z.detach()), halt_logit.detach()
+                reached = net.step(net.embed(images), state)
+                logits, halt_logit = net.heads(reached.y)
+            loss, right = self._loss(part, logits, halt_logit)
+            state = State(reached.y.detach(), reached.z.detach())
+            return Found(loss, [loss.detach()], right.sum(), _mean_halt(halt_logit), state)
 
-        for i in range(self.recipe.n_sup):
-            loss, right, state, halt_logit = self.forward(compute)
-            self._update(loss)
-            losses.append(loss.detach())
-            halt = halt_logit.float().sigmoid().mean()
-            # The comparison waits for the device; after the last step there is nothing to decide.
-            if i + 1 < self.recipe.n_sup and self.world.total(self.share * halt) > self.recipe.halt_threshold:
-                break
-        return BatchResult(losses, right.sum(), halt, len(losses))
-
-    def _joint(self, batch: Batch, taught: Taught | None, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
+        parts = self._parts(whole)
+        for i in range(self.recipe.n_sup):
+            found, states = self._learn(compute, parts)
+            parts = [part._replace(state=state) for part, state in zip(parts, states, strict=True)]
+            losses += found.losses
+            # The comparison waits for the device; after the last step there is nothing to decide.
+            if i + 1 < self.recipe.n_sup and self.world.total(self.share * found.halt) > self.recipe.halt_threshold:
+                break
+        return BatchResult(losses, found.correct, found.halt, len(losses))
 
-        def compute() -> tuple[Tensor, Tensor, Tensor]:
+    def _joint(self, whole: Part, free_steps: int) -> BatchResult:
+        def compute(net: Functions, part: Part) -> Found:
+            images = part.batch.images
+            losses: list[Tensor] = []
             total = torch.zeros((), device=self.device)
             with self.autocast():
-                embedded = self.embed(batch.images)
-            state = self._start(batch.images, free_steps, embedded)
+                embedded = net.embed(images)
+            state = self._start(net, images, free_steps, embedded)
             with self.autocast():
                 for weight in self.recipe.step_weights():
-                    state = self.step(embedded, state)
-                    logits, halt_logit = self._heads(state.y)
-                    loss, right = step_loss(
-                        logits, halt_logit, batch.target, batch.label, self.recipe.halt_weight, taught
-                    )
+                    state = net.step(embedded, state)
+                    logits, halt_logit = net.heads(state.y)
+                    loss, right = self._loss(part, logits, halt_logit)
                     total = total + weight * loss
                     losses.append(loss.detach())
-            return total / len(losses), right, halt_logit.detach()
+            return Found(total / len(losses), losses, right.sum(), _mean_halt(halt_logit))
 
-        loss, right, halt_logit = self.forward(compute)
-        self._update(loss)
-        return BatchResult(losses, right.sum(), halt_logit.float().sigmoid().mean(), 1)
+        found, _ = self._learn(compute, self._parts(whole))
+        return BatchResult(found.losses, found.correct, found.halt, 1)
+
+    def _loss(self, part: Part, logits: Tensor, halt_logit: Tensor | None) -> tuple[Tensor, Tensor]:
+        return step_loss(logits, halt_logit, part.batch.target, part.batch.label, self.recipe.halt_weight, part.taught)
 
     def _ask(self, images: Tensor) -> Taught | None:
         """What the teacher says of `images`; None without a teacher."""
@@ -189,29 +235,86 @@ class Learner:
         with self.autocast():
             return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
 
-    def _start(self, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
+    def _start(self, net: Functions, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
         """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""
-        assert isinstance(self.model, ViTRM)
-        state = self.model.initial_state(len(images))
+        assert isinstance(net.model, ViTRM)
+        state = net.model.initial_state(len(images))
         if free_steps:
             with torch.no_grad(), self.autocast():
-                embedded = self.embed(images) if embedded is None else embedded
+                embedded = net.embed(images) if embedded is None else embedded
                 for _ in range(free_steps):
-                    state = self.step(embedded, state)
+                    state = net.step(embedded, state)
         return state
 
-    def _heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.model, ViTRM)
-        return self.model.head_logits(y)
+    def _parts(self, whole: Part) -> list[Part]:
+        """What of a batch each lane computes; without lanes, all of it at once."""
+        if self.lanes is None:
+            return [whole]
+        images = len(whole.batch.images)
+        slices = [self.lanes.part(lane, images) for lane in range(self.lanes.count)]
+        taught = whole.taught
+        return [
+            Part(
+                Batch(*(tensor[rows] for tensor in whole.batch)),
+                None if taught is None else taught._replace(logits=taught.logits[rows]),
+            )
+            for rows in slices
+        ]
 
-    def _update(self, loss: Tensor) -> None:
-        if self.share != 1.0:
-            # The processes' gradients are averaged; their parts of the batch may differ in size.
-            loss = loss * (self.share * self.world.size)
+    def _learn(self, compute: Compute, parts: list[Part]) -> tuple[Found, list[State | None]]:
+        """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.lanes is None:
+            found = self.forward(lambda: compute(self.functions[0], parts[0]))
+            # The processes' gradients are averaged; their parts of the batch may differ in size.
+            (found.loss * (self.share * self.world.size)).backward()
+            self._update(None)
+            return found, [found.state]
+        images = sum(len(part.batch.images) for part in parts)
+        shares = [len(part.batch.images) / images for part in parts]
+
+        def in_lane(lane: int) -> tuple[Found, Tensor, list[bool]]:
+            replica = self.replicas[lane]
+            replica.refresh()
+            found = compute(self.functions[lane], parts[lane])
+            return found, *replica.gradients(found.loss * shares[lane])
+
+        results = self.lanes.map(in_lane)
+        gradients = results[0][1]
+        for _, others, _ in results[1:]:
+            gradients += others
+        learners = [p for p, there in zip(self.model.parameters(), results[0][2], strict=True) if there]
+        for parameter, gradient in zip(learners, gradients.split([p.numel() for p in learners]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        self._update(gradients)
+        all_found = [found for found, _, _ in results]
+        return _whole(all_found, shares), [found.state for found in all_found]
+
+    def _update(self, gradients: Tensor | None) -> None:
+        """Updates the weights by their `grad`, which may be the views of one tensor, `gradients`."""
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            if gradients is None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            else:  # the same, of one long tensor
+                gradients *= (self.recipe.clip_norm / (gradients.norm() + 1e-6)).clamp(max=1.0)
         self.optimizer.step()
         self.ema.update(self.model, self.updates)
         self.updates += 1
+
+
+def _mean_halt(halt_logit: Tensor) -> Tensor:
+    return halt_logit.detach().float().sigmoid().mean()
+
+
+def _whole(found: list[Found], shares: list[float]) -> Found:
+    """What was found of a batch, of what was found of its parts."""
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+    return Found(
+        mean([f.loss.detach() for f in found]),
+        [mean(list(losses)) for losses in zip(*(f.losses for f in found), strict=True)],
+        torch.stack([f.correct for f in found]).sum(0),
+        mean([f.halt for f in found]),
+    )

@@ -37,7 +37,7 @@ from vitrm.distillation import Teacher, check_teacher
 from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
-from vitrm.execution import Execution, compile_learner
+from vitrm.execution import Execution, compile_learner, lanes_for
 from vitrm.files import write_text
 from vitrm.interrupt import Interruption
 from vitrm.progress import Reporter, Ticker
@@ -206,9 +206,9 @@ class Run:
             self.identity["teacher"] = _origin(teacher)
             asked = Teacher(teacher, self.device, recipe.teacher_steps)
         torch.manual_seed(seed)
-        self.learner = Learner(
-            checkpoint.build_model(self.config).to(self.device), recipe, self.device, self.bf16, world, asked
-        )
+        model = checkpoint.build_model(self.config).to(self.device)
+        lanes = lanes_for(model, self.device, self.batch_size, world.size)
+        self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
         self.progress = Progress()
         self.settings: dict[str, Any] = {}
 
@@ -260,7 +260,8 @@ class Run:
             with Interruption(patient=self.world.size > 1) as self.interruption:
                 # Compiled only now: restoring replaced weights, and a failed start should fail fast.
                 if self.execution.compile:
-                    compile_learner(self.learner, self.config.image_size, self.batch_size, self.reporter.say)
+                    images = self.part.stop - self.part.start
+                    compile_learner(self.learner, self.config.image_size, images, self.reporter.say)
                 if not resume:
                     self._save()
                 self._write_metrics()
