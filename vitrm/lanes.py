@@ -15,7 +15,7 @@ import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,13 @@ def _results(futures: list[Future[T]]) -> list[T]:
     return [future.result() for future in futures]
 
 
+class Gradients(NamedTuple):
+    """The gradients of a model's parameters, float32."""
+
+    all: Tensor  # one after another, 0 where there is none
+    each: list[Tensor | None]  # views of it, in the order of the parameters; None: takes no part in the loss
+
+
 class Replica(Generic[M]):
     """A lane's copy of a model: the same buffers, parameters of its own that `refresh` sets to the model's."""
 
@@ -112,14 +119,22 @@ class Replica(Generic[M]):
                 own._buffers[name] = buffer
         share_batch_norms(self.model, lanes)
         self.parameters = list(self.model.parameters())
+        # One tensor, and its views: what is done to all gradients takes one operation, not one for each parameter.
+        self._gradients = torch.zeros(sum(p.numel() for p in self.parameters))
+        parts = self._gradients.split([p.numel() for p in self.parameters])
+        self._views = [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     def refresh(self) -> None:
         """Takes the model's weights over."""
         if self._pairs[0]:
             torch._foreach_copy_(*self._pairs)
 
-    def gradients(self, loss: Tensor) -> tuple[Tensor, list[bool]]:
-        """The gradients of `loss` one after another, float32 [their sizes' sum], and which parameters have one."""
+    def gradients(self, loss: Tensor) -> Gradients:
+        """The gradients of `loss`; they hold until the next call."""
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        there = [gradient.flatten() for gradient in found if gradient is not None]
-        return torch.cat([gradient.float() for gradient in there]), [gradient is not None for gradient in found]
+        there = [(view, gradient) for view, gradient in zip(self._views, found, strict=True) if gradient is not None]
+        if len(there) < len(found):
+            self._gradients.zero_()
+        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
+        each = [view if gradient is not None else None for view, gradient in zip(self._views, found, strict=True)]
+        return Gradients(self._gradients, each)

@@ -28,7 +28,7 @@ from vitrm.baselines import Baseline
 from vitrm.distillation import Taught, Teacher, classification_loss
 from vitrm.distributed import World
 from vitrm.ema import EMA
-from vitrm.lanes import Lanes, Replica
+from vitrm.lanes import Gradients, Lanes, Replica
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.recipe import Recipe
 
@@ -263,40 +263,36 @@ class Learner:
 
     def _learn(self, compute: Compute, parts: list[Part]) -> tuple[Found, list[State | None]]:
         """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
-        self.optimizer.zero_grad(set_to_none=True)
         if self.lanes is None:
+            self.optimizer.zero_grad(set_to_none=True)
             found = self.forward(lambda: compute(self.functions[0], parts[0]))
             # The processes' gradients are averaged; their parts of the batch may differ in size.
             (found.loss * (self.share * self.world.size)).backward()
-            self._update(None)
+            if self.recipe.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self._update()
             return found, [found.state]
         images = sum(len(part.batch.images) for part in parts)
         shares = [len(part.batch.images) / images for part in parts]
 
-        def in_lane(lane: int) -> tuple[Found, Tensor, list[bool]]:
+        def in_lane(lane: int) -> tuple[Found, Gradients]:
             replica = self.replicas[lane]
             replica.refresh()
             found = compute(self.functions[lane], parts[lane])
-            return found, *replica.gradients(found.loss * shares[lane])
+            return found, replica.gradients(found.loss * shares[lane])
 
         results = self.lanes.map(in_lane)
-        gradients = results[0][1]
-        for _, others, _ in results[1:]:
-            gradients += others
-        learners = [p for p, there in zip(self.model.parameters(), results[0][2], strict=True) if there]
-        for parameter, gradient in zip(learners, gradients.split([p.numel() for p in learners]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        self._update(gradients)
-        all_found = [found for found, _, _ in results]
-        return _whole(all_found, shares), [found.state for found in all_found]
+        total = results[0][1]
+        for _, others in results[1:]:
+            total.all.add_(others.all)
+        if self.recipe.clip_norm:  # as clip_grad_norm_ does
+            total.all.mul_((self.recipe.clip_norm / (total.all.norm() + 1e-6)).clamp(max=1.0))
+        for parameter, gradient in zip(self.model.parameters(), total.each, strict=True):
+            parameter.grad = gradient
+        self._update()
+        return _whole([found for found, _ in results], shares), [found.state for found, _ in results]
 
-    def _update(self, gradients: Tensor | None) -> None:
-        """Updates the weights by their `grad`, which may be the views of one tensor, `gradients`."""
-        if self.recipe.clip_norm:
-            if gradients is None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-            else:  # the same, of one long tensor
-                gradients *= (self.recipe.clip_norm / (gradients.norm() + 1e-6)).clamp(max=1.0)
+    def _update(self) -> None:
         self.optimizer.step()
         self.ema.update(self.model, self.updates)
         self.updates += 1
