@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vitrm.supervision import Learner
 
 
+MOST_JOINT_STEPS = 4  # that are compiled as one
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How to run; the defaults suit any machine."""
@@ -147,6 +150,9 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
     else:
         # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
         names = ["step"] if learner.device.type == "cpu" else ["embed", "step"]
+        # All of a batch's steps in one, where they are few: compiling takes a time for each.
+        if learner.recipe.supervision == "joint" and learner.recipe.n_sup <= MOST_JOINT_STEPS:
+            names.append("joint")
     # One shape each.  Lanes need code that runs without Python's lock, which is what the C++ wrapper is.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.lanes else {}
     plain = [{name: getattr(functions, name) for name in names} for functions in learner.functions]
@@ -161,14 +167,15 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
         if learner.lanes is None:
             _try_out(learner, 0, images)
         else:
-            parts = [learner.lanes.part(lane, batch_size) for lane in range(learner.lanes.count)]
-            learner.lanes.map(lambda lane: _try_out(learner, lane, images[parts[lane]]))
+            parts = [images[learner.lanes.part(lane, batch_size)] for lane in range(learner.lanes.count)]
+            learner.lanes.map(lambda lane: _try_out(learner, lane, parts[lane]))
         return True
     except Exception as error:  # whatever a compiler may raise: eager always works
         for functions, own in zip(learner.functions, plain, strict=True):
             for name in names:
                 setattr(functions, name, own[name])
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2])  # the first may only say who raised what the second says
         say(f"torch.compile does not work here ({reason[:160]}): training goes on uncompiled")
         return False
     finally:
@@ -179,15 +186,17 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
 
 def _try_out(learner: Learner, part: int, images: torch.Tensor) -> None:
     """Forward and backward through the functions of a part of a batch."""
-    from vitrm.model import ViTRM
+    import torch
 
-    functions = learner.functions[part]
-    with learner.autocast():
-        if isinstance(functions.model, ViTRM):
-            # Two steps: the first state, expanded from learned embeddings, is compiled apart from the later ones.
-            embedded = functions.embed(images)
-            state = functions.step(embedded, functions.model.initial_state(len(images)))
-            logits = functions.heads(functions.step(embedded, state).y)[0]
-        else:
-            logits = functions.classify(images)
-    logits.float().sum().backward()
+    from vitrm.augment import Batch
+    from vitrm.supervision import Part
+
+    functions, classes = learner.functions[part], learner.model.config.classes
+    label = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    batch = Batch(images, torch.full((len(images), classes), 1 / classes, device=images.device), label)
+    # Twice: the first state, expanded from learned embeddings, is compiled apart from the later ones.
+    state = None
+    for _ in range(2):
+        found = learner.compute(functions, Part(batch, None, state))
+        found.loss.backward()
+        state = found.state

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -43,27 +44,6 @@ class BatchResult:
     updates: int  # optimizer updates made
 
 
-@dataclass
-class Functions:
-    """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.execution may replace by compiled ones."""
-
-    model: ViTRM | Baseline
-    embed: Callable[[Tensor], Embedded] = field(init=False)
-    step: Callable[[Embedded, State], State] = field(init=False)
-    classify: Callable[[Tensor], Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.model, ViTRM):
-            self.embed, self.step = self.model.embed, self.model.step
-        else:
-            self.classify = self.model.forward
-
-    def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and halting logit."""
-        assert isinstance(self.model, ViTRM)
-        return self.model.head_logits(y)
-
-
 class Part(NamedTuple):
     """What is computed at once of a batch: all of it, or a lane's part."""
 
@@ -82,7 +62,23 @@ class Found(NamedTuple):
     state: State | None = None  # that was reached
 
 
-Compute = Callable[[Functions, Part], Found]
+@dataclass
+class Functions:
+    """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.execution may replace by compiled ones."""
+
+    model: ViTRM | Baseline
+    recipe: Recipe
+    embed: Callable[[Tensor], Embedded] = field(init=False)
+    step: Callable[[Embedded, State], State] = field(init=False)
+    joint: Callable[[Embedded, State, Batch, Taught | None], Found] = field(init=False)
+    classify: Callable[[Tensor], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ViTRM):
+            self.embed, self.step = self.model.embed, self.model.step
+            self.joint = partial(joint_loss, self.model, self.recipe)
+        else:
+            self.classify = self.model.forward
 
 
 def step_loss(
@@ -104,6 +100,21 @@ def step_loss(
     if halt_logit is not None:
         loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
     return loss, right
+
+
+def joint_loss(
+    model: ViTRM, recipe: Recipe, embedded: Embedded, state: State, batch: Batch, taught: Taught | None
+) -> Found:
+    """The mean loss of `recipe.n_sup` steps from `state`, weighted by `step_weights`."""
+    losses: list[Tensor] = []
+    total = torch.zeros((), device=embedded.x.device)
+    for weight in recipe.step_weights():
+        state = model.step(embedded, state)
+        logits, halt_logit = model.head_logits(state.y)
+        loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, taught)
+        total = total + weight * loss
+        losses.append(loss.detach())
+    return Found(total / len(losses), losses, right.sum(), _mean_halt(halt_logit))
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
@@ -151,7 +162,7 @@ class Learner:
         self.lanes = lanes
         self.replicas = [Replica(model, lanes, bf16) for _ in range(lanes.count)] if lanes else []
         # One for each part of a batch that is computed at once.
-        self.functions = [Functions(replica.model) for replica in self.replicas] or [Functions(model)]
+        self.functions = [Functions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
@@ -168,36 +179,16 @@ class Learner:
             group["lr"] = lr
         self.model.train()
         whole = Part(batch, self._ask(batch.images))
-        if not isinstance(self.model, ViTRM):
-            return self._baseline(whole)
-        return (self._joint if self.recipe.supervision == "joint" else self._sequential)(whole, free_steps)
-
-    def _baseline(self, whole: Part) -> BatchResult:
-        def compute(net: Functions, part: Part) -> Found:
-            with self.autocast():
-                logits = net.classify(part.batch.images)
-            loss, right = self._loss(part, logits, None)
-            return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
-
-        found, _ = self._learn(compute, self._parts(whole))
+        if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
+            return self._sequential(whole, free_steps)
+        found, _ = self._learn(self._parts(whole), free_steps)
         return BatchResult(found.losses, found.correct, found.halt, 1)
 
     def _sequential(self, whole: Part, free_steps: int) -> BatchResult:
-        def compute(net: Functions, part: Part) -> Found:
-            images = part.batch.images
-            state = self._start(net, images, free_steps) if part.state is None else part.state
-            with self.autocast():
-                # The tokens are computed anew: the update just made has changed what they are.
-                reached = net.step(net.embed(images), state)
-                logits, halt_logit = net.heads(reached.y)
-            loss, right = self._loss(part, logits, halt_logit)
-            state = State(reached.y.detach(), reached.z.detach())
-            return Found(loss, [loss.detach()], right.sum(), _mean_halt(halt_logit), state)
-
         losses: list[Tensor] = []
         parts = self._parts(whole)
         for i in range(self.recipe.n_sup):
-            found, states = self._learn(compute, parts)
+            found, states = self._learn(parts, free_steps)
             parts = [part._replace(state=state) for part, state in zip(parts, states, strict=True)]
             losses += found.losses
             # The comparison waits for the device; after the last step there is nothing to decide.
@@ -205,25 +196,24 @@ class Learner:
                 break
         return BatchResult(losses, found.correct, found.halt, len(losses))
 
-    def _joint(self, whole: Part, free_steps: int) -> BatchResult:
-        def compute(net: Functions, part: Part) -> Found:
-            images = part.batch.images
-            losses: list[Tensor] = []
-            total = torch.zeros((), device=self.device)
-            with self.autocast():
-                embedded = net.embed(images)
-            state = self._start(net, images, free_steps, embedded)
-            with self.autocast():
-                for weight in self.recipe.step_weights():
-                    state = net.step(embedded, state)
-                    logits, halt_logit = net.heads(state.y)
-                    loss, right = self._loss(part, logits, halt_logit)
-                    total = total + weight * loss
-                    losses.append(loss.detach())
-            return Found(total / len(losses), losses, right.sum(), _mean_halt(halt_logit))
-
-        found, _ = self._learn(compute, self._parts(whole))
-        return BatchResult(found.losses, found.correct, found.halt, 1)
+    def compute(self, net: Functions, part: Part, free_steps: int = 0) -> Found:
+        """The forward pass of one update through a part of a batch."""
+        images = part.batch.images
+        with self.autocast():
+            if not isinstance(net.model, ViTRM):
+                loss, right = self._loss(part, net.classify(images), None)
+                return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
+            # Sequential steps compute the tokens anew: the update just made has changed what they are.
+            embedded = net.embed(images)
+        state = self._start(net, embedded, free_steps) if part.state is None else part.state
+        with self.autocast():
+            if self.recipe.supervision == "joint":
+                return net.joint(embedded, state, part.batch, part.taught)
+            reached = net.step(embedded, state)
+            logits, halt_logit = net.model.head_logits(reached.y)
+            loss, right = self._loss(part, logits, halt_logit)
+        state = State(reached.y.detach(), reached.z.detach())
+        return Found(loss, [loss.detach()], right.sum(), _mean_halt(halt_logit), state)
 
     def _loss(self, part: Part, logits: Tensor, halt_logit: Tensor | None) -> tuple[Tensor, Tensor]:
         return step_loss(logits, halt_logit, part.batch.target, part.batch.label, self.recipe.halt_weight, part.taught)
@@ -235,13 +225,12 @@ class Learner:
         with self.autocast():
             return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
 
-    def _start(self, net: Functions, images: Tensor, free_steps: int, embedded: Embedded | None = None) -> State:
+    def _start(self, net: Functions, embedded: Embedded, free_steps: int) -> State:
         """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""
         assert isinstance(net.model, ViTRM)
-        state = net.model.initial_state(len(images))
+        state = net.model.initial_state(len(embedded.x))
         if free_steps:
             with torch.no_grad(), self.autocast():
-                embedded = net.embed(images) if embedded is None else embedded
                 for _ in range(free_steps):
                     state = net.step(embedded, state)
         return state
@@ -261,11 +250,11 @@ class Learner:
             for rows in slices
         ]
 
-    def _learn(self, compute: Compute, parts: list[Part]) -> tuple[Found, list[State | None]]:
+    def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[State | None]]:
         """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
         if self.lanes is None:
             self.optimizer.zero_grad(set_to_none=True)
-            found = self.forward(lambda: compute(self.functions[0], parts[0]))
+            found = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
             # The processes' gradients are averaged; their parts of the batch may differ in size.
             (found.loss * (self.share * self.world.size)).backward()
             if self.recipe.clip_norm:
@@ -278,7 +267,7 @@ class Learner:
         def in_lane(lane: int) -> tuple[Found, Gradients]:
             replica = self.replicas[lane]
             replica.refresh()
-            found = compute(self.functions[lane], parts[lane])
+            found = self.compute(self.functions[lane], parts[lane], free_steps)
             return found, replica.gradients(found.loss * shares[lane])
 
         results = self.lanes.map(in_lane)

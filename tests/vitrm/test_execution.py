@@ -28,16 +28,15 @@ def test_a_compiled_learner_learns_what_an_eager_one_does():
     assert compiled.updates == 2
 
 
-def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch):
+def test_without_a_compiler_training_goes_on_uncompiled():
     from torch._inductor import config
 
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
     said: list[str] = []
     learner = make_learner(MODEL)
     step = learner.functions[0].step
-    assert not compile_learner(learner, 32, 7, said.append)
+    with config.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}):
+        assert not compile_learner(learner, 32, 7, said.append)
     assert learner.functions[0].step == step
     assert len(said) == 1
     assert said[0].startswith("torch.compile does not work here")
