@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitrm.supervision import Learner
 
 
-MOST_JOINT_STEPS = 4  # that are compiled as one
+MOST_STEPS = 4  # that are compiled as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +148,12 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
     if not isinstance(learner.model, ViTRM):
         names = ["classify"]
     else:
+        # All of an update's steps in one, where they are few: compiling takes its time for each.
+        few = learner.recipe.supervision == "sequential" or learner.recipe.n_sup <= MOST_STEPS
+        names = ["step", "supervise"] if few else ["step"]
         # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
-        names = ["step"] if learner.device.type == "cpu" else ["embed", "step"]
-        # All of a batch's steps in one, where they are few: compiling takes a time for each.
-        if learner.recipe.supervision == "joint" and learner.recipe.n_sup <= MOST_JOINT_STEPS:
-            names.append("joint")
+        if learner.device.type != "cpu":
+            names.append("tokens")
     # One shape each.  Lanes need code that runs without Python's lock, which is what the C++ wrapper is.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.lanes else {}
     plain = [{name: getattr(functions, name) for name in names} for functions in learner.functions]

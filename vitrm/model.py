@@ -258,7 +258,7 @@ class ViTRM(nn.Module):
 
     def embed(self, images: Tensor) -> Embedded:
         """Eq. 1, and layer 1's projection of it: images [B, 3, H, W] in [0, 1] → x [B, N, D] with its Q, K, V."""
-        x = _in_autocast_dtype(self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos))
+        x = self.tokens(images)
         return Embedded(x, self.project(x))
 
     def step(self, embedded: Embedded, state: State) -> State:
@@ -279,6 +279,10 @@ class ViTRM(nn.Module):
         return logits, halt_logit.sigmoid()
 
     # What a step is made of ---------------------------------------------------------------------
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Eq. 1: images [B, 3, H, W] in [0, 1] → x [B, N, D]."""
+        return _in_autocast_dtype(self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos))
 
     def project(self, h: Tensor) -> Projected:
         """Layer 1's projection of some tokens h [B, tokens, D]."""

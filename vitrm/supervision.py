@@ -16,7 +16,7 @@ With `free_steps` r > 0 the supervised steps start at a random depth 0 … r, re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -62,23 +62,45 @@ class Found(NamedTuple):
     state: State | None = None  # that was reached
 
 
-@dataclass
 class Functions:
     """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.execution may replace by compiled ones."""
 
-    model: ViTRM | Baseline
-    recipe: Recipe
-    embed: Callable[[Tensor], Embedded] = field(init=False)
-    step: Callable[[Embedded, State], State] = field(init=False)
-    joint: Callable[[Embedded, State, Batch, Taught | None], Found] = field(init=False)
-    classify: Callable[[Tensor], Tensor] = field(init=False)
+    tokens: Callable[[Tensor], Tensor]
+    step: Callable[[Embedded, State], State]
+    supervise: Callable[[Tensor, State, Batch, Taught | None], Found]
+    classify: Callable[[Tensor], Tensor]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.model, ViTRM):
-            self.embed, self.step = self.model.embed, self.model.step
-            self.joint = partial(joint_loss, self.model, self.recipe)
+    def __init__(self, model: ViTRM | Baseline, recipe: Recipe) -> None:
+        self.model = model
+        if isinstance(model, ViTRM):
+            self.tokens, self.step = model.tokens, model.step
+            weights = recipe.step_weights() if recipe.supervision == "joint" else [1.0]
+            self.supervise = partial(self._supervise, model, weights, recipe.halt_weight)
         else:
-            self.classify = self.model.forward
+            self.classify = model.forward
+
+    def _supervise(
+        self,
+        model: ViTRM,
+        weights: list[float],
+        halt_weight: float,
+        x: Tensor,
+        state: State,
+        batch: Batch,
+        taught: Taught | None,
+    ) -> Found:
+        """The weighted mean loss of as many steps from `state` as there are `weights`; x [B, N, D] are the tokens."""
+        losses: list[Tensor] = []
+        total = torch.zeros((), device=x.device)
+        embedded = Embedded(x, model.project(x))
+        for weight in weights:
+            state = self.step(embedded, state)
+            logits, halt_logit = model.head_logits(state.y)
+            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, halt_weight, taught)
+            total = total + weight * loss
+            losses.append(loss.detach())
+        halt = halt_logit.detach().float().sigmoid().mean()
+        return Found(total / len(losses), losses, right.sum(), halt, State(state.y.detach(), state.z.detach()))
 
 
 def step_loss(
@@ -100,21 +122,6 @@ def step_loss(
     if halt_logit is not None:
         loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
     return loss, right
-
-
-def joint_loss(
-    model: ViTRM, recipe: Recipe, embedded: Embedded, state: State, batch: Batch, taught: Taught | None
-) -> Found:
-    """The mean loss of `recipe.n_sup` steps from `state`, weighted by `step_weights`."""
-    losses: list[Tensor] = []
-    total = torch.zeros((), device=embedded.x.device)
-    for weight in recipe.step_weights():
-        state = model.step(embedded, state)
-        logits, halt_logit = model.head_logits(state.y)
-        loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, taught)
-        total = total + weight * loss
-        losses.append(loss.detach())
-    return Found(total / len(losses), losses, right.sum(), _mean_halt(halt_logit))
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
@@ -198,25 +205,23 @@ class Learner:
 
     def compute(self, net: Functions, part: Part, free_steps: int = 0) -> Found:
         """The forward pass of one update through a part of a batch."""
-        images = part.batch.images
+        batch, taught, state = part
         with self.autocast():
             if not isinstance(net.model, ViTRM):
-                loss, right = self._loss(part, net.classify(images), None)
+                logits = net.classify(batch.images)
+                loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, taught)
                 return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
             # Sequential steps compute the tokens anew: the update just made has changed what they are.
-            embedded = net.embed(images)
-        state = self._start(net, embedded, free_steps) if part.state is None else part.state
+            x = net.tokens(batch.images)
+        if state is None:
+            state = net.model.initial_state(len(x))
+            with torch.no_grad(), self.autocast():
+                if free_steps:
+                    embedded = Embedded(x, net.model.project(x))
+                for _ in range(free_steps):
+                    state = net.step(embedded, state)
         with self.autocast():
-            if self.recipe.supervision == "joint":
-                return net.joint(embedded, state, part.batch, part.taught)
-            reached = net.step(embedded, state)
-            logits, halt_logit = net.model.head_logits(reached.y)
-            loss, right = self._loss(part, logits, halt_logit)
-        state = State(reached.y.detach(), reached.z.detach())
-        return Found(loss, [loss.detach()], right.sum(), _mean_halt(halt_logit), state)
-
-    def _loss(self, part: Part, logits: Tensor, halt_logit: Tensor | None) -> tuple[Tensor, Tensor]:
-        return step_loss(logits, halt_logit, part.batch.target, part.batch.label, self.recipe.halt_weight, part.taught)
+            return net.supervise(x, state, batch, taught)
 
     def _ask(self, images: Tensor) -> Taught | None:
         """What the teacher says of `images`; None without a teacher."""
@@ -224,16 +229,6 @@ class Learner:
             return None
         with self.autocast():
             return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
-
-    def _start(self, net: Functions, embedded: Embedded, free_steps: int) -> State:
-        """The state that the supervised steps start from: the initial one, or what it is `free_steps` later."""
-        assert isinstance(net.model, ViTRM)
-        state = net.model.initial_state(len(embedded.x))
-        if free_steps:
-            with torch.no_grad(), self.autocast():
-                for _ in range(free_steps):
-                    state = net.step(embedded, state)
-        return state
 
     def _parts(self, whole: Part) -> list[Part]:
         """What of a batch each lane computes; without lanes, all of it at once."""
@@ -285,10 +280,6 @@ class Learner:
         self.optimizer.step()
         self.ema.update(self.model, self.updates)
         self.updates += 1
-
-
-def _mean_halt(halt_logit: Tensor) -> Tensor:
-    return halt_logit.detach().float().sigmoid().mean()
 
 
 def _whole(found: list[Found], shares: list[float]) -> Found:

@@ -86,13 +86,13 @@ def test_the_result_does_not_depend_on_who_is_ready_first():
     runs = []
     for slow in (0, 2):
         learner = make_learner(CONV, lanes=Lanes(3))
-        embed = learner.functions[slow].embed
+        tokens = learner.functions[slow].tokens
 
-        def slowly(images, embed=embed):
+        def slowly(images, tokens=tokens):
             time.sleep(0.05)
-            return embed(images)
+            return tokens(images)
 
-        learner.functions[slow].embed = slowly
+        learner.functions[slow].tokens = slowly
         for _ in range(2):
             learner.batch(make_batch(), 1e-3)
         runs.append(learner.model.state_dict())
