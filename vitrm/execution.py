@@ -3,7 +3,7 @@
 None of it changes what is learned beyond rounding, so a run may be resumed with another choice.
 
 `auto` precision is bfloat16 autocast on CUDA and on a CPU with bfloat16 instructions, else float32.
-On a CPU compilation brings five to ten per cent (docs/training.md) after a minute or two: only when asked for.
+On a CPU compilation makes training a quarter faster (docs/training.md) after a minute or two: only when asked for.
 """
 
 from __future__ import annotations
@@ -195,9 +195,10 @@ def _try_out(learner: Learner, part: int, images: torch.Tensor) -> None:
     functions, classes = learner.functions[part], learner.model.config.classes
     label = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     batch = Batch(images, torch.full((len(images), classes), 1 / classes, device=images.device), label)
+    taught = learner.ask(images)
     # Twice: the first state, expanded from learned embeddings, is compiled apart from the later ones.
     state = None
     for _ in range(2):
-        found = learner.compute(functions, Part(batch, None, state))
+        found = learner.compute(functions, Part(batch, taught, state))
         found.loss.backward()
         state = found.state

@@ -185,7 +185,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        whole = Part(batch, self._ask(batch.images))
+        whole = Part(batch, self.ask(batch.images))
         if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
             return self._sequential(whole, free_steps)
         found, _ = self._learn(self._parts(whole), free_steps)
@@ -223,7 +223,7 @@ class Learner:
         with self.autocast():
             return net.supervise(x, state, batch, taught)
 
-    def _ask(self, images: Tensor) -> Taught | None:
+    def ask(self, images: Tensor) -> Taught | None:
         """What the teacher says of `images`; None without a teacher."""
         if self.teacher is None:
             return None

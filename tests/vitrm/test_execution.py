@@ -1,8 +1,12 @@
-"""torch.compile while training: the same learning, and a run that goes on where it does not work."""
+"""torch.compile while training: the same learning, and a run that goes on where it does not work; how a process starts."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -41,3 +45,16 @@ def test_without_a_compiler_training_goes_on_uncompiled():
     assert len(said) == 1
     assert said[0].startswith("torch.compile does not work here")
     assert learner.batch(make_batch(), 1e-3).updates == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked of glibc")
+@pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
+def test_the_process_starts_anew_once_with_what_glibc_and_openmp_read_first(before):
+    script = (
+        "import os; from vitrm.execution import start_anew_tuned; print('start'); start_anew_tuned();"
+        "print(os.environ['GLIBC_TUNABLES'], os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {**os.environ, "GLIBC_TUNABLES": before, "GOMP_SPINCOUNT": "77", "PYTHONUNBUFFERED": "1"}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True)
+    tunables = f"{before}:glibc.malloc.hugetlb=1".lstrip(":")
+    assert ended.stdout.splitlines() == ["start", "start", f"{tunables} 77"]
