@@ -35,7 +35,7 @@ from vitrm.runtime import open as open_artefact
 from vitrm.training_state import STATE_FILE, read_header
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
 RUN = ["--data", "digits", "--model", "tiny", "--device", "cpu", "--save-every", "0.3", "--seed", "4"]
 TIMES = ("seconds", "images_per_s")
 
