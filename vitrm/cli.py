@@ -156,7 +156,9 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("execution", "may differ from run to run, and when resuming")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     g.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16 (default: auto)")
-    g.add_argument("--compile", action="store_true", help="torch.compile the training step: a minute or more at the start")
+    g.add_argument(
+        "--compile", action="store_true", help="torch.compile the training step: a minute or more at the start"
+    )
     g.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: torch's choice)")
     g.add_argument("--save-every", type=float, default=60.0, metavar="SECONDS", help="within an epoch (default: 60)")
     return p
