@@ -1,5 +1,7 @@
 """Training in several processes at once, as `torchrun` starts them: on many GPUs, many hosts, or the cores of a CPU.
 
+(On one CPU, a single process shares its batches between the cores faster by itself: vitrm.lanes.)
+
     torchrun --nproc-per-node 2 -m vitrm.cli --data cifar10 --model nano --out runs/two
     torchrun --nproc-per-node 2 -m -- vitrm.cli --n 2     (without the --, torchrun takes --n for one of its own)
 

@@ -2,8 +2,8 @@
 
 One core that runs a whole small network on a part of the batch is faster than all cores that run each of its
 operations together: operations of a tenth of a millisecond are not worth sharing, and what a core has just written
-still lies in its cache.  So a batch is dealt out to the lanes, each goes forward and backward through a replica of the model, and
-their gradients are added in the order of the lanes: the result does not depend on which one was ready first.
+still lies in its cache.  So a batch is dealt out to the lanes, each goes forward and backward through a replica of the
+model, and their gradients are added in the order of the lanes: the result does not depend on which one was ready first.
 
 In bfloat16 a replica's matrices are bfloat16 from the start, where autocast would cast them in each pass, and keep
 the casts for all threads behind a lock that, together with Python's, can lock up the process.
