@@ -240,6 +240,8 @@ def default_out(settings: RunConfig, before: str = "") -> Path:
 def command(argv: Sequence[str] | None) -> int | None:
     """Parses, calls, prints."""
     args = parser().parse_args(argv)
+    if argv is None:
+        start_anew_tuned()
     if "WORLD_SIZE" in os.environ:
         # DistributedDataParallel warns where all parameters take part, which y₀ and z₀ do in some batches only.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -377,8 +379,6 @@ def sweep_all(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of vitrm-train."""
-    if argv is None:
-        start_anew_tuned()
     return run_command(command, argv)
 
 

@@ -34,6 +34,11 @@ _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torc
 _LOST = ("gloo", "nccl", "connection", "timed out", "peer")  # in the messages of an operation that lost its partner
 
 
+def part_of(count: int, rank: int, size: int) -> slice:
+    """What number `rank` of `size` who share has of `count` things: contiguous, sizes differ by one at most."""
+    return slice(rank * count // size, (rank + 1) * count // size)
+
+
 class World:
     """The processes of a run.  This one: a process alone, for which every operation is the identity."""
 
@@ -46,8 +51,8 @@ class World:
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """This process's part of `count` things: contiguous, sizes differ by one at most."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        """This process's part of `count` things."""
+        return part_of(count, self.rank, self.size)
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set in any process."""

@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vitrm.distributed import part_of
 from vitrm.whole_batch_norm import share_batch_norms
 
 T = TypeVar("T")
@@ -48,8 +49,8 @@ class Lanes:
         return self._own.rank == 0
 
     def part(self, lane: int, images: int) -> slice:
-        """A lane's part of `images`: contiguous, sizes differ by one at most."""
-        return slice(lane * images // self.count, (lane + 1) * images // self.count)
+        """A lane's part of `images`."""
+        return part_of(images, lane, self.count)
 
     def map(self, work: Callable[[int], T]) -> list[T]:
         """What `work` gives for each lane 0 … count − 1, all at once.  Raises what the first of them raised, once all have ended."""

@@ -153,11 +153,12 @@ class Layer(nn.Module):
     def _project_at_once(self, h: Tensor, queries: slice) -> Projected:
         """What `project` gives, in as few products as there are kinds of rows."""
         every = queries == slice(None)
-        layers = (self.q, self.k, self.v) if every else (self.k, self.v)
-        scales = (self.scale, 1.0, 1.0) if every else (1.0, 1.0)
-        weight = torch.cat([layer.weight * scale for layer, scale in zip(layers, scales, strict=True)])
-        bias = torch.cat([layer.bias * scale for layer, scale in zip(layers, scales, strict=True)])
-        parts = _affine(h, weight, bias).unflatten(-1, (len(layers), self.heads, -1))
+        weights: list[Tensor] = [self.k.weight, self.v.weight]
+        biases: list[Tensor] = [self.k.bias, self.v.bias]
+        if every:
+            weights.insert(0, self.q.weight * self.scale)
+            biases.insert(0, self.q.bias * self.scale)
+        parts = _affine(h, torch.cat(weights), torch.cat(biases)).unflatten(-1, (len(weights), self.heads, -1))
         found = parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
         if every:
             return Projected(*found)
