@@ -17,7 +17,7 @@ from vitrm.fields import check, choice, flag, from_values, real, shown, three, w
 MAX_PARAMETERS = 1_000_000_000  # 4 GB of float32
 MAX_ACTIVATION = 2**30  # values of the largest tensor that one image takes: 4 GiB of float32
 MAX_LAYERS = 4096  # layers that one step, or a baseline, computes after each other
-MAX_CLASSES = 1_000_000
+MAX_CLASSES = 100_000
 MAX_IMAGE_SIZE = 4096
 _MAX_WIDTH = 65_536
 
