@@ -164,8 +164,9 @@ def _field(default: Any, rule: Rule) -> Any:
 def check(settings: Any) -> None:
     """Brings every field of the (frozen) dataclass `settings` to its own type.  Raises `UserError` naming one out of range."""
     for field in dataclasses.fields(settings):
-        value = checked(field.name, getattr(settings, field.name), field.metadata[_RULE])
-        object.__setattr__(settings, field.name, value)
+        if _RULE in field.metadata:
+            value = checked(field.name, getattr(settings, field.name), field.metadata[_RULE])
+            object.__setattr__(settings, field.name, value)
 
 
 def checked(name: str, value: Any, rule: Rule) -> Any:

@@ -25,7 +25,6 @@ from typing import Any
 from vitrm.errors import UserError
 from vitrm.fields import check, choice, flag, from_values, real, whole
 
-
 MAX_STEPS = 1024  # that training goes through, with gradient or without
 
 

@@ -1,7 +1,7 @@
 """JSON from anybody: what one reader would take for this and another for that, or trip over, is refused.
 
 Numbers are finite, whole ones have 64 bits, no key comes twice, nothing is nested deeper than `MAX_DEPTH`, and every text
-can be written as UTF-8.  So a value that was read can be compared, printed and written again without surprises.
+can be written as bytes, as a file's name is.  So a value that was read can be compared, printed and written again without surprises.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _check_texts(texts: Iterable[str]) -> None:
     for text in texts:
         if not text.isascii():
             try:
-                text.encode("utf-8")
+                # Half a character stands for a byte of a file's name that is no UTF-8, or for nothing.
+                text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError:
                 raise ValueError("half a character (a lone surrogate) in a text") from None
 

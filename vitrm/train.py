@@ -38,10 +38,12 @@ from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.execution import Execution, compile_learner, lanes_for
+from vitrm.fields import checked
 from vitrm.files import write_text
 from vitrm.interrupt import Interruption
 from vitrm.progress import Reporter, Ticker
 from vitrm.recipe import Recipe
+from vitrm.run_config import SEEDS
 from vitrm.supervision import BatchResult, Learner
 from vitrm.training_state import STATE_FILE, Progress
 
@@ -113,8 +115,7 @@ def train(
     folder that holds something else, a state of another run, a loss that is not finite, or a full disk;
     what was saved before stays as it was.
     """
-    if seed < 0:
-        raise UserError(f"seed is {seed}, expected 0 or more")
+    checked("seed", seed, SEEDS)
     out, world = Path(out), world or World()
     world.shared(lambda: check_folder(out, resume))
     if resume and init is not None:
@@ -253,7 +254,8 @@ class Run:
                 if self.progress.test_accuracy
                 else f"goes on after {done[0]} epochs and {done[1]} batches"
             )
-            self.reporter.say(f"the run in {self.out} {finished}")
+            note = training_state.note(header)
+            self.reporter.say(f"the run in {self.out} {finished}{f'; {note}' if note else ''}")
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
