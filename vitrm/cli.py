@@ -16,6 +16,7 @@ from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
+from vitrm.fields import shown
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, parse, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
@@ -189,7 +190,7 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     changes = dict(settings.recipe)
     idle = [key for key in TEACHER_KEYS if key in changes]
     if idle and not settings.teacher:
-        raise UserError(f"{idle[0]} is {changes[idle[0]]!r}, but there is no teacher: name one with --teacher RUN")
+        raise UserError(f"{idle[0]} is {shown(changes[idle[0]])}, but there is no teacher: name one with --teacher RUN")
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 

@@ -266,7 +266,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     Raises `UserError` for an unknown preset, an unknown field or an impossible value.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown model preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}")
     config = PRESETS[name]
     return from_dict({**to_dict(config), **changes}, f"model preset {name}")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
-from vitrm.fields import check, choice, flag, real, whole
+from vitrm.fields import check, choice, flag, real, shown, whole
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device is {shown(name)}, expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+        raise UserError(f"device is {shown(name)}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(

@@ -9,7 +9,6 @@ Imports neither torch nor numpy.
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
-    """Finite numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
+    """Numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
 
     low: float
     high: float
@@ -63,8 +62,6 @@ class Real:
         return float(value)
 
     def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"a finite number above {self.low:g}" if self.above else f"a finite number of at least {self.low:g}"
         return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
 
 
@@ -136,10 +133,9 @@ def whole_or_none(low: int, high: int) -> Any:
     return _field(None, OrNone(Whole(low, high)))
 
 
-def real(default: float, low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Any:
-    """A field of finite numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
-    # Infinity is no setting, so the open end of a range without an upper limit is never reached.
-    return _field(default, Real(low, high, above, below or math.isinf(high)))
+def real(default: float, low: float, high: float = 1e30, *, above: bool = False, below: bool = False) -> Any:
+    """A field of numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
+    return _field(default, Real(low, high, above, below))
 
 
 def three(default: tuple[float, float, float], low: float, high: float) -> Any:

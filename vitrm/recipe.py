@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrm.errors import UserError
-from vitrm.fields import check, choice, flag, from_values, real, whole
+from vitrm.fields import check, choice, flag, from_values, real, shown, whole
 
 MAX_STEPS = 1024  # that training goes through, with gradient or without
 
@@ -167,7 +167,7 @@ def recipe(name: str, kind: str = "vitrm", **changes: Any) -> Recipe:
     Raises `UserError` for an unknown recipe, an unknown field, or a value of another type or out of range.
     """
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {shown(name)}: choose one of {', '.join(RECIPES)}")
     values = dataclasses.asdict(RECIPES[name])
     if name == "paper" and kind != "vitrm":
         values["epochs"] = BASELINE_EPOCHS

@@ -38,7 +38,7 @@ from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.execution import Execution, compile_learner, lanes_for
-from vitrm.fields import checked
+from vitrm.fields import checked, shown
 from vitrm.files import write_text
 from vitrm.interrupt import Interruption
 from vitrm.progress import Reporter, Ticker
@@ -217,7 +217,7 @@ class Run:
         """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
         own, theirs = to_dict(self.config), to_dict(init.model)
         differing = [
-            f"{k} {own.get(k)!r} against {theirs.get(k)!r}"
+            f"{k} {shown(own.get(k))} against {shown(theirs.get(k))}"
             for k in own.keys() | theirs.keys()
             if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
         ]

@@ -159,8 +159,7 @@ def test_no_flipped_bit_is_loaded(run):
             (run / file).write_bytes(flipped)
             try:
                 loaded = checkpoint.load(run)
-            except UserError as error:
-                assert "\n" not in str(error)
+            except UserError:
                 continue
             accepted.add(raw[bit // 8 : bit // 8 + 1])
             assert (loaded.model, loaded.data, loaded.training) == (before.model, before.data, before.training)
