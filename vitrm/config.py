@@ -148,6 +148,7 @@ class ViTRMConfig:
         halved = [self.image_size >> min(i, self.patch_size.bit_length() - 1) for i in range(len(self.conv_widths) - 1)]
         convolved = [size**2 * width for size, width in zip(halved, self.conv_widths[1:], strict=True)]
         return max(
+            3 * self.image_size**2,
             _attention(rows, self.heads, d=max(self.dim, self.hidden)),
             max(convolved) if self.tokenizer == "conv" else 0,
         )
@@ -222,7 +223,7 @@ class ViTConfig:
     @property
     def activation(self) -> int:
         """Values of the largest tensor that one image takes."""
-        return _attention(self._rows, self.heads, max(self.dim, self.mlp))
+        return max(3 * self.image_size**2, _attention(self._rows, self.heads, max(self.dim, self.mlp)))
 
 
 ModelConfig = ViTRMConfig | ResNetConfig | ViTConfig

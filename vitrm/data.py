@@ -28,7 +28,7 @@ DATASETS = ("digits", "cifar10", "cifar100")
 SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 # What those names may hold. Pillow knows others, some of which start programs: an EPS, whatever it is called, Ghostscript.
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit, half a gigabyte as RGB
 DATA_DIR_VARIABLE = "VITRM_DATA"
 _CUT_SEED = 20260319  # of every stratified cut; changing it would leak test images between versions
