@@ -312,11 +312,12 @@ def run(
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
     from vitrm.distributed import first_on_host
     from vitrm.progress import reporter
-    from vitrm.train import check_folder, train
+    from vitrm.train import check_folder, check_not_in_use, train
     from vitrm.training_state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
         """The settings of the run to be resumed, None for a new run."""
+        check_not_in_use(out)  # before the images are loaded; `train` locks the folder
         if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
             return read_header(out / STATE_FILE)["settings"]
@@ -363,6 +364,8 @@ def sweep_all(
 ) -> None:
     """Runs the cells one after the other and says what was found."""
 
+    from vitrm.train import alone_in
+
     def cell(one: Cell, folder: Path) -> Row:
         result = train_one(one.settings, folder, resume=False, go_on=True)
         model, chosen = resolve(one.settings)
@@ -372,7 +375,9 @@ def sweep_all(
         if world.main:
             print(text, flush=True)
 
-    for row in sweep(axes, wanted, out, cell, say, world.main):
+    with alone_in(out, world):
+        rows = sweep(axes, wanted, out, cell, say, world.main)
+    for row in rows:
         say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
     say(f"the table is {out / CSV_FILE}")
 
