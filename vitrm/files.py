@@ -148,6 +148,7 @@ def _workspace(folder: Path, name: str) -> Iterator[Path]:
     """
     descriptor: int | None = None
     scratch: Path | None = None
+    made = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
     doing = f"writing {folder / name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,9 @@ def _workspace(folder: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
         if descriptor is not None:
             locks.release(descriptor)
+        for parent in made:
+            with suppress(OSError):  # not empty: the file is there
+                parent.rmdir()
 
 
 def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
