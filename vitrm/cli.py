@@ -16,6 +16,7 @@ from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
+from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
@@ -333,7 +334,8 @@ def run(
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)
-    data = load_data(settings, model.image_size)
+    with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
+        data = load_data(settings, model.image_size)
     if world.main:
         _, bf16 = execution.resolve()
         among = f" × {world.size} processes" if world.size > 1 else ""

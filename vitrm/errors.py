@@ -53,8 +53,11 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
 
 def _outcome(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     """The exit code of a command's body, whose errors are printed."""
+    from vitrm.memory import shortage_explained  # which raises the error above
+
     try:
-        return command(argv) or 0
+        with shortage_explained(lambda: "free some, or run this on a machine with more"):
+            return command(argv) or 0
     except UserError as error:
         # Processes beside each other (torchrun) write to one terminal: say whose error it is.
         rank = os.environ.get("RANK", "0")

@@ -123,7 +123,6 @@ def train(
     if seed < 0:
         raise UserError(f"seed is {seed}, expected 0 or more")
     out, world = Path(out), world or World()
-    world.shared(lambda: check_folder(out, resume))
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
     reporter = reporter or Reporter()
@@ -153,6 +152,7 @@ def alone_in(out: Path, world: World) -> Iterator[Lock]:
     with ExitStack() as stack:
 
         def enter() -> Lock:
+            _check_no_file(out)
             return stack.enter_context(lock(out / LOCK_FILE, str(out), _OTHER_OUT))
 
         yield world.shared(enter)
@@ -164,7 +164,7 @@ def check_not_in_use(out: Path) -> None:
 
 
 def _take_over(out: Path, resume: bool, locked: Lock, say: Callable[[str], None]) -> None:
-    """Checks the folder again, now that it is this process's, and clears away what a killed one left."""
+    """Checks the folder, now that it is this process's, and clears away what a killed one left."""
     if not locked.held:
         say(f"note: the file system of {out} has no locks: nothing keeps another process from training into it, too")
     if locked.lost is not None:
@@ -178,14 +178,18 @@ def _take_over(out: Path, resume: bool, locked: Lock, say: Callable[[str], None]
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raises `UserError` unless a run may be started (or, with `resume`, continued) in `out`."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the run: name another --out")
+    _check_no_file(out)
     if resume:
         training_state.read_header(out / STATE_FILE)
     elif (out / STATE_FILE).exists() or (out / checkpoint.CONFIG_FILE).exists():
         raise UserError(f"{out} already holds a run: continue it with --resume, or name another folder with --out")
     elif out.exists() and any(p.name != LOCK_FILE and not is_leftover(p.name) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run: name another folder with --out")
+
+
+def _check_no_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run: name another --out")
 
 
 class Run:
