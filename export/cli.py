@@ -25,6 +25,9 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
   vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 # What exporting takes and a device that only runs artefacts may lack.

@@ -72,6 +72,9 @@ examples:
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
 validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 

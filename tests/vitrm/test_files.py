@@ -203,21 +203,25 @@ def test_any_name_can_be_written(tmp_path, name):
 
 
 def test_files_that_belong_together_are_of_one_writer(tmp_path, monkeypatch):
-    """Two commands that end at the same time: the slow renames of one do not mix with the other's."""
+    """Two commands that end at the same time: one's renames do not come in between the other's."""
     move, names = os.replace, ["a.plan", "a.plan.json"]
 
-    def slowly(source, target):
-        move(source, target)
-        time.sleep(0.1)
+    first_moved = threading.Event()
 
-    monkeypatch.setattr(os, "replace", slowly)
-    ready = threading.Barrier(2)
+    def replace(source, target):
+        move(source, target)
+        if Path(target).parent == tmp_path and Path(target).read_text() == "one" and not first_moved.is_set():
+            first_moved.set()
+            time.sleep(0.5)  # for the other to come in between
+
+    monkeypatch.setattr(os, "replace", replace)
 
     def write(text: str) -> None:
         with atomic_files(tmp_path, names) as new:
             for name in names:
                 (new / name).write_text(text)
-            ready.wait(10)
+            if text == "two":
+                assert first_moved.wait(10)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, ["one", "two"]))

@@ -183,7 +183,7 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
 
 
 def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
-    """Also where both start at once, and when its holder is killed the folder is free."""
+    """Also where both start at once; that a killed holder leaves the folder free is seen in the tests of kills."""
     out = tmp_path / "run"
     pair = [_start(out), _start(out)]
     try:
@@ -203,15 +203,6 @@ def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
         for process in pair:
             process.kill()
             process.communicate()
-    before = read_header(out / STATE_FILE)["epoch"]
-    resumed = _start(out, "--resume")
-    try:
-        _wait_for_epoch(out, before + 1)
-        resumed.terminate()
-        assert "the state is saved" in resumed.communicate(timeout=60)[1]
-    finally:
-        resumed.kill()
-    assert not list(out.glob(".*")), "the lock is removed with the run that held it"
 
 
 def _kill_at_first_save(out: Path, *more: str) -> bool:
@@ -220,12 +211,13 @@ def _kill_at_first_save(out: Path, *more: str) -> bool:
         while process.poll() is None:
             if any(out.glob(".state.safetensors.*.part/new/*")):  # what safetensors writes
                 process.kill()
+            time.sleep(0.0005)
         return process.returncode == -signal.SIGKILL and not (out / STATE_FILE).exists()
 
 
 def test_a_kill_in_the_very_first_save_locks_nobody_out(tmp_path, capsys):
     # Large enough that writing takes a while.
-    large = ["--dim", "512", "--layers", "4"]
+    large = ["--dim", "384", "--layers", "4"]
     out = next(folder for folder in map(tmp_path.joinpath, "abcdef") if _kill_at_first_save(folder, *large))
     assert list(out.glob(".state.*")), "the kill came before the save"
     (out / ".tmpAb3dE9").touch()  # of safetensors, where version 0.1.0 was killed
