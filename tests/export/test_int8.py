@@ -230,7 +230,9 @@ def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, cap
     assert "--target is for int8" in capsys.readouterr().err
 
 
-def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(checkpoint, calibration, tmp_path, monkeypatch):
+def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
+    checkpoint, calibration, tmp_path, monkeypatch
+):
     """Between its looking for the file and its writing it, another export has written it."""
     file = tmp_path / "c.json"
     kept = replace(calibration, estimator="minmax")

@@ -249,15 +249,16 @@ def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
 @pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
 def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, output: str, code: int) -> None:
     """Also on a terminal that has no characters but ASCII."""
-    written = [tmp_path / "bench.json", tmp_path / "report.html"]
-    words = [sys.executable, "-m", "vitrm.runtime.cli", artefact, *QUICK, "--no-eager", "--json", written[0], "--report"]
-    line = f"set -o pipefail; {shlex.join(map(str, [*words, written[1]]))} {output}"
+    figures, page = tmp_path / "bench.json", tmp_path / "report.html"
+    words = [sys.executable, "-m", "vitrm.runtime.cli", artefact, *QUICK, "--no-eager"]
+    words += ["--json", figures, "--report", page]
+    line = f"set -o pipefail; {shlex.join(map(str, words))} {output}"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert json.loads(written[0].read_text())["rows"]
-    assert "</html>" in written[1].read_text()
+    assert json.loads(figures.read_text())["rows"]
+    assert "</html>" in page.read_text()
 
 
 def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
