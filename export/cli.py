@@ -25,6 +25,9 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
   vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 # What exporting takes and a device that only runs artefacts may lack.
@@ -199,6 +202,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     from vitrm.export import huggingface, triton
     from vitrm.export.artefact import export
     from vitrm.export.request import MAX_STEPS, NEVER
+    from vitrm.files import atomic_files
+    from vitrm.training_state import STATE_FILE
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -220,6 +225,11 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             )
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
+        held = [name for name in (checkpoints.WEIGHTS_FILE, STATE_FILE) if (args.hf / name).exists()]
+        if held:
+            raise UserError(
+                f"{args.hf} holds a run ({held[0]}), whose config.json would be replaced: name another folder"
+            )
         path = args.hf / huggingface.MODEL_FILE
     shown = path
     if args.triton_name and not args.triton:
@@ -241,10 +251,10 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
-    with _status() as progress:
+    with _status() as progress, atomic_files(args.hf, huggingface.FILES) if args.hf else nullcontext() as together:
         made = export(
             checkpoint,
-            path,
+            together / huggingface.MODEL_FILE if together else path,
             steps=args.steps,
             graph=args.graph,
             precision=args.precision,
@@ -259,9 +269,9 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             engine=engine_cli.options(args) if plan else None,
             progress=progress,
         )
-    if args.hf:
-        huggingface.write_configs(args.hf, made.metadata)
-    shown, then = made.path, f"vitrm-bench {made.path}"
+        if together:
+            huggingface.write_configs(together, made.metadata)
+    then = f"vitrm-bench {path}"
     if args.triton:
         shown = triton.add_file(args.triton, model, made.path)
         then = f"tritonserver --model-repository={args.triton}"

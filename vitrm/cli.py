@@ -16,6 +16,7 @@ from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
+from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
@@ -71,6 +72,9 @@ examples:
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
 validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 
@@ -312,11 +316,12 @@ def run(
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
     from vitrm.distributed import first_on_host
     from vitrm.progress import reporter
-    from vitrm.train import check_folder, train
+    from vitrm.train import check_folder, check_not_in_use, train
     from vitrm.training_state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
         """The settings of the run to be resumed, None for a new run."""
+        check_not_in_use(out)  # before the images are loaded; `train` locks the folder
         if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
             return read_header(out / STATE_FILE)["settings"]
@@ -332,7 +337,8 @@ def run(
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)
-    data = load_data(settings, model.image_size)
+    with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
+        data = load_data(settings, model.image_size)
     if world.main:
         _, bf16 = execution.resolve()
         among = f" × {world.size} processes" if world.size > 1 else ""
@@ -363,6 +369,8 @@ def sweep_all(
 ) -> None:
     """Runs the cells one after the other and says what was found."""
 
+    from vitrm.train import alone_in
+
     def cell(one: Cell, folder: Path) -> Row:
         result = train_one(one.settings, folder, resume=False, go_on=True)
         model, chosen = resolve(one.settings)
@@ -372,7 +380,9 @@ def sweep_all(
         if world.main:
             print(text, flush=True)
 
-    for row in sweep(axes, wanted, out, cell, say, world.main):
+    with alone_in(out, world):
+        rows = sweep(axes, wanted, out, cell, say, world.main)
+    for row in rows:
         say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
     say(f"the table is {out / CSV_FILE}")
 

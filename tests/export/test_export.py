@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +198,29 @@ def test_bad_requests_end_with_one_line_and_2(run, tmp_path, capsys, arguments, 
     assert __import__("re").search(message, err)
     assert not list(tmp_path.glob("*.onnx"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8", "--sensitivity", "{old}"], "is an ONNX file, which it would replace"),
+        (["--int8", "--sensitivity", "{run}/config.json"], "--sensitivity .* is part of the model in|is read by"),
+        (["--int8", "--sensitivity", "{tmp}/s.png"], "--sensitivity's picture both name"),
+        (["--int8", "--sensitivity", "{tmp}/a.json", "--calibration", "{tmp}/a.txt"], "picture both name"),
+        (["--int8", "--calibration", "{run}/curve.json"], r"curve\.png is part of the model in"),
+        (["--hf", "{run}"], r"holds a run \(model\.safetensors\), whose config\.json would be replaced"),
+    ],
+)
+def test_nothing_is_written_over_something_else(run, tmp_path, capsys, options, message):
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("curve.png", "old.onnx"):
+        (own / name).write_bytes(b"whole")
+    before = {p: p.read_bytes() for p in own.iterdir()}
+    options = [o.format(old=own / "old.onnx", run=own, tmp=tmp_path) for o in options]
+    assert cli.main([str(own), *options, *([] if "--hf" in options else ["-o", str(tmp_path / "a.onnx")])]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert {p: p.read_bytes() for p in own.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_baseline_has_no_steps(tmp_path, capsys):

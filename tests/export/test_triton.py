@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,14 @@ def test_a_later_export_becomes_a_version(tmp_path, files):
     after = snapshot(tmp_path)
     assert {k: v for k, v in after.items() if k in before} == before
     assert set(after) - set(before) == {"digits/8/model.onnx"}
+
+
+def test_two_additions_at_the_same_time_are_two_versions(tmp_path, files):
+    with ThreadPoolExecutor(3) as pool:  # a loop is copied and tried out, so that they overlap
+        made = list(pool.map(lambda _: triton.add_file(tmp_path, "digits", files["loop"]), range(3)))
+    assert sorted(version.name for version in made) == ["1", "2", "3"]
+    assert len({(version / "model.onnx").read_bytes() for version in made}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["digits"]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

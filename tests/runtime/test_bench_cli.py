@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -78,6 +79,9 @@ def test_bad_input_is_one_line_and_2(
     whole = artefact.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "file").write_text("")
+    (tmp_path / "linked.onnx").hardlink_to(artefact)
+    (tmp_path / "x.plan.json").write_text("{}")
+    weights = (run / "model.safetensors").read_bytes()
     for args, message in [
         (["missing.onnx"], "missing.onnx does not exist"),
         ([str(tmp_path / "cut.onnx")], "may be truncated"),
@@ -92,6 +96,12 @@ def test_bad_input_is_one_line_and_2(
         ([str(artefact), "--report", str(tmp_path / "file" / "r.html")], "is a file, expected a folder"),
         ([str(artefact), "--json", "/dev/full"], "not a regular file"),
         ([str(artefact), "--json", str(tmp_path / "a"), "--report", str(tmp_path / "a")], "different names"),
+        ([str(artefact), "--report", str(artefact)], "is read by this command"),
+        ([str(artefact), "--json", str(tmp_path / "linked.onnx")], "is read by this command"),
+        ([str(artefact), "--json", str(tmp_path / "cut.onnx")], "is an ONNX file, which it would replace"),
+        ([str(artefact), "--json", str(tmp_path / "x.plan.json")], "is the side-car of a plan"),
+        ([str(artefact), "--json", str(run / "config.json")], "is part of the model in"),
+        ([str(artefact), "--report", str(run / "model.safetensors")], "is a file of weights"),
     ]:
         assert main([*args, *QUICK]) == 2, args
         captured = capsys.readouterr()
@@ -99,6 +109,8 @@ def test_bad_input_is_one_line_and_2(
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1
         assert captured.out == ""
+    assert artefact.read_bytes() == whole
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(
@@ -232,6 +244,21 @@ def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
         assert max(len(line.rstrip()) for line in text.splitlines()) <= width
         for head in ("p50 ms", "p99 ms", "images/s", "accuracy", "agreement", "size"):
             assert head in text
+
+
+@pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
+def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, output: str, code: int) -> None:
+    """Also on a terminal that has no characters but ASCII."""
+    figures, page = tmp_path / "bench.json", tmp_path / "report.html"
+    words = [sys.executable, "-m", "vitrm.runtime.cli", artefact, *QUICK, "--no-eager"]
+    words += ["--json", figures, "--report", page]
+    line = f"set -o pipefail; {shlex.join(map(str, words))} {output}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(figures.read_text())["rows"]
+    assert "</html>" in page.read_text()
 
 
 def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
