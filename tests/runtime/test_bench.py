@@ -241,6 +241,15 @@ def test_retrained_run_of_the_same_name_is_not_compared_with(
     assert any("run has other weights" in note for note in found.notes)
 
 
+def test_depths_that_were_never_trained_are_named(loop: Path, tmp_path: Path) -> None:
+    trained = with_props(loop, tmp_path / "two.onnx", trained_depth="2")
+    own = bench([trained], **QUICK, limit=4, batches=[1], eager=False)
+    assert "two.onnx was trained to 2 steps: 4 is deeper, and may answer worse" in own.notes
+    asked = bench([trained], **QUICK, limit=4, batches=[1], eager=False, steps=(1, 2, 3, 5))
+    assert "two.onnx was trained to 2 steps: 3, 5 are deeper, and may answer worse" in asked.notes
+    assert not any("trained to" in note for note in bench([loop], **QUICK, limit=4, batches=[1], eager=False).notes)
+
+
 def test_without_the_data_set_agreement_is_on_photographs(artefact: Path, tmp_path: Path) -> None:
     # Under its folder, so that the run is found beside it.
     foreign = with_props(artefact, artefact.with_name("foreign.onnx"), data='{"name": "cifar10"}')
