@@ -222,7 +222,9 @@ def test_a_graph_that_differs_on_a_few_images_is_found_among_all(run, model, dig
     # Bright pixels are cut off: the first seven images have none, and cannot tell.
     for node in proto.graph.node:
         node.input[:] = ["dim" if name == "pixel_values" else name for name in node.input]
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("top", 0.5)))
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("top", 0.5))
+    )
     proto.graph.node.insert(0, onnx.helper.make_node("Clip", ["pixel_values", "low", "top"], ["dim"]))
     onnx.save(proto, path)
     images = digits[:64].copy()
