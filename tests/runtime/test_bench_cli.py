@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pty
 import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE, interruptible, timed
 from test_session import WITHOUT_TORCH
 
 from vitrm.runtime.cli import main
@@ -29,11 +31,7 @@ def command(*args: object, **options: object) -> subprocess.CompletedProcess[str
 
 
 def test_help_is_quick_and_whole() -> None:
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = command("--help")
-        took.append(time.perf_counter() - start)
+    done, seconds = timed([sys.executable, "-m", "vitrm.runtime.cli", "--help"])
     assert done.returncode == 0
     for flag in (
         "--run",
@@ -47,7 +45,7 @@ def test_help_is_quick_and_whole() -> None:
         "--device",
     ):
         assert flag in done.stdout
-    assert min(took) < 0.5
+    assert seconds < 1  # 0.2 on a quiet machine
 
 
 def test_prints_table_and_writes_files(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,19 +260,29 @@ def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, outpu
 
 
 def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
-    args = [artefact, "--seconds", "60", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
-    process = subprocess.Popen(
+    args = [artefact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
+    # On a terminal it says what it does: the signal comes while it measures.
+    terminal, its_end = pty.openpty()
+    process = interruptible(
         [sys.executable, "-m", "vitrm.runtime.cli", *map(str, args)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=its_end,
         text=True,
-        # Started from a background job, as in some CI, the child would inherit an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "TERM": "xterm"},
     )
-    time.sleep(3)
+    os.close(its_end)
+    said = b""
+    while b"latency, batch 1" not in said:
+        said += os.read(terminal, 4096)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while more := os.read(terminal, 4096):
+            said += more
+    os.close(terminal)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert err.strip() == "interrupted"
+    assert out == ""
+    assert said.endswith(b"interrupted\r\n")
+    assert b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATIENCE, timed
 from safetensors.torch import load_file
 
 from vitrm import checkpoint, cli
@@ -55,10 +56,9 @@ def _error(capsys, argv: list[str]) -> str:
 
 def test_help_is_quick_and_needs_no_torch():
     code = "import sys, vitrm.cli as c; c.parser().format_help(); sys.exit(bool({'torch', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)))"
-    started = time.monotonic()
-    ended = subprocess.run([sys.executable, "-c", code], check=False)
+    ended, seconds = timed([sys.executable, "-c", code])
     assert ended.returncode == 0
-    assert time.monotonic() - started < 3  # 0.2 s on a free machine
+    assert seconds < 1  # 0.2 on a quiet machine
 
 
 def test_a_run_is_trained_and_refused_a_second_time_then_resumed(tmp_path, capsys):
@@ -144,17 +144,17 @@ def test_bad_folders_of_images_are_refused(tmp_path, capsys, photos):
 
 
 def _start(out: Path, *more: str, **options: object) -> subprocess.Popen[str]:
-    argv = [*COMMAND, *SMALL, "--epochs", "400", "--save-every", "0", "--out", str(out), *more]
+    argv = [*COMMAND, *SMALL, "--epochs", "10000", "--save-every", "0", "--out", str(out), *more]
     return subprocess.Popen(argv, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def _wait_for_epoch(out: Path, epoch: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if (out / STATE_FILE).exists() and read_header(out / STATE_FILE)["epoch"] >= epoch:
             return
         time.sleep(0.05)
-    raise AssertionError("the run did not get going in 60 s")
+    raise AssertionError("the run did not get going")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -164,7 +164,7 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     try:
         _wait_for_epoch(out, 2)
         process.send_signal(how)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     if how is signal.SIGKILL:
@@ -363,7 +363,7 @@ def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     process = _start(out, preexec_fn=limit)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, error
     assert len(error.splitlines()) == 1
     assert "state.safetensors" in error
