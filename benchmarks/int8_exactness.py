@@ -46,7 +46,9 @@ def main() -> None:
     pixels, labels = test.pixels[: args.limit], test.labels[: args.limit]
     exact = predict(EagerSession(checkpoint, steps=args.steps), pixels)
     name = Path(args.run).name
-    record = made("int8 files for a CPU: the same answers with integer sums that cannot saturate?", ("vitrm", "onnxruntime"))
+    record = made(
+        "int8 files for a CPU: the same answers with integer sums that cannot saturate?", ("vitrm", "onnxruntime")
+    )
     record |= {"run": name, "steps": args.steps, "images": len(pixels)}
     record |= {"float32_accuracy": float((exact.top1 == labels).mean()), "rows": []}
     with tempfile.TemporaryDirectory() as folder:

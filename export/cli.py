@@ -257,6 +257,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
     print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
+    if checkpoint.note:
+        print(f"  note     {checkpoint.note}")
     with _status() as progress, atomic_files(args.hf, huggingface.FILES) if args.hf else nullcontext() as together:
         made = export(
             checkpoint,

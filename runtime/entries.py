@@ -208,6 +208,9 @@ def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> 
             if run is not None:
                 raise
             notes.append(f"{error} (no eager row, no agreement)")
+            continue
+        if checkpoints[entry.group].note:
+            notes.append(f"{checkpoints[entry.group].source}: {checkpoints[entry.group].note}")
     return checkpoints
 
 

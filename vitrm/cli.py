@@ -16,9 +16,10 @@ from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
+from vitrm.fields import shown
 from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
-from vitrm.run_config import MODEL_KEYS, RunConfig, read
+from vitrm.run_config import MODEL_KEYS, RunConfig, parse, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     changes = dict(settings.recipe)
     idle = [key for key in TEACHER_KEYS if key in changes]
     if idle and not settings.teacher:
-        raise UserError(f"{idle[0]} is {changes[idle[0]]!r}, but there is no teacher: name one with --teacher RUN")
+        raise UserError(f"{idle[0]} is {shown(changes[idle[0]])}, but there is no teacher: name one with --teacher RUN")
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 
@@ -254,13 +255,13 @@ def command(argv: Sequence[str] | None) -> int | None:
         settings = settings.over(read(args.config))
     init = None
     if args.init:
-        init = load(args.init)
+        init = _loaded(args.init)
         if not settings.model:
             settings.model.update(preset_fields(init.model))
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
-        if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
+        if os.path.isdir(settings.data.get(key, "")) and settings.data.get(key, "") not in ("", *DATASETS):
             settings.data[key] = str(Path(settings.data[key]).resolve())
-    if settings.teacher and Path(settings.teacher).is_dir():
+    if settings.teacher and os.path.isdir(settings.teacher):
         settings.teacher = str(Path(settings.teacher).resolve())
     axes = parse_axes(args.sweep or [])
     wanted = cells(axes, settings)
@@ -303,6 +304,14 @@ def command(argv: Sequence[str] | None) -> int | None:
     return 0
 
 
+def _loaded(name: str) -> Checkpoint:
+    """A checkpoint to learn from; says what of it could not be checked."""
+    found = load(name)
+    if found.note and os.environ.get("RANK", "0") == "0":
+        print(f"note: {found.source}: {found.note}", flush=True)
+    return found
+
+
 def run(
     settings: RunConfig,
     out: Path,
@@ -330,10 +339,10 @@ def run(
 
     found = world.shared(saved)
     if found is not None:
-        settings = settings.over(RunConfig(**found))
+        settings = settings.over(parse({k: v for k, v in found.items() if v is not None}, str(out / STATE_FILE)))
         init = init if resume else None
     model, chosen = resolve(settings)
-    teacher = load(settings.teacher) if settings.teacher else None
+    teacher = _loaded(settings.teacher) if settings.teacher else None
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)

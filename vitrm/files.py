@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vitrm import locks
+from vitrm import locks, strict_json
 from vitrm.errors import UserError, explain_os_error
 
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
@@ -32,6 +33,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kernel>[0-9a-f]{8})-\d+-\w{8}\.par
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")  # its own temporary, where version 0.1.0 let it write
 _FORSAKEN = 86_400  # seconds: a temporary without a lock, as of version 0.1.0, is removed when untouched for so long
 _COMMIT_WAIT = 60.0  # seconds for another command's renames of the same files, which take milliseconds
+MAX_JSON = 8 << 20  # bytes: the names of a hundred thousand classes
 
 
 @contextmanager
@@ -246,16 +248,56 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Reads a JSON object; `what` names the file's role in the `UserError` raised when it is not one."""
+def check_regular(path: str | os.PathLike[str], what: str) -> None:
+    """Raises `UserError` unless `path` is a regular file, or a link to one; `what` names its role in the message.
+
+    Called before a file is opened: opening a FIFO waits for a writer, and reading a device may never end.
+    """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{what}: {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: {path} is not valid JSON ({error}): it may be truncated") from None
+    except ValueError:  # a NUL in the name
+        raise UserError(f"{what}: {os.fspath(path)!r} is no file name") from None
     except OSError as error:
         raise explain_os_error(error, f"reading {path}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "special file")
+        raise UserError(f"{what}: {path} is a {kind}, expected a regular file")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
+    """The text (UTF-8) of a file of at most `limit` bytes; `what` names its role in the `UserError` for any other."""
+    check_regular(path, what)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise explain_os_error(error, f"reading {path}") from error
+    if len(raw) > limit:
+        raise UserError(f"{what}: {path} has more than {limit:,} bytes: it is something else")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: {path} is not UTF-8 text ({error}): it may be damaged") from None
+
+
+def read_json(path: str | os.PathLike[str], what: str, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Reads a JSON object of at most `limit` bytes; `what` names the file's role in the `UserError` for anything else."""
+    text = read_text(path, what, limit)
+    try:
+        value = strict_json.parse(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {path} is not valid JSON ({error}): it may be truncated") from None
     if not isinstance(value, dict):
         raise UserError(f"{what}: {path} holds a JSON {type(value).__name__}, expected an object")
     return value

@@ -41,12 +41,14 @@ from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.execution import Execution, compile_learner, lanes_for
+from vitrm.fields import checked, shown
 from vitrm.files import is_leftover, remove_leftovers, write_text
 from vitrm.interrupt import Interruption
 from vitrm.locks import Lock, check_free, lock
 from vitrm.memory import OutOfMemory, shortage_explained
 from vitrm.progress import Reporter, Ticker
 from vitrm.recipe import Recipe
+from vitrm.run_config import SEEDS
 from vitrm.supervision import BatchResult, Learner
 from vitrm.training_state import STATE_FILE, Progress
 
@@ -120,8 +122,7 @@ def train(
     Raises `UserError` for a folder that holds something else or that another process trains into, a state of another
     run, a loss that is not finite, a full disk, or too little memory; what was saved before stays as it was.
     """
-    if seed < 0:
-        raise UserError(f"seed is {seed}, expected 0 or more")
+    checked("seed", seed, SEEDS)
     out, world = Path(out), world or World()
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
@@ -252,7 +253,7 @@ class Run:
         """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
         own, theirs = to_dict(self.config), to_dict(init.model)
         differing = [
-            f"{k} {own.get(k)!r} against {theirs.get(k)!r}"
+            f"{k} {shown(own.get(k))} against {shown(theirs.get(k))}"
             for k in own.keys() | theirs.keys()
             if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
         ]
@@ -290,7 +291,8 @@ class Run:
                 if self.progress.test_accuracy
                 else f"goes on after {done[0]} epochs and {done[1]} batches"
             )
-            self.reporter.say(f"the run in {self.out} {finished}")
+            note = training_state.note(header)
+            self.reporter.say(f"the run in {self.out} {finished}{f'; {note}' if note else ''}")
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)

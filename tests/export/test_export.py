@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import re
-=======
 import dataclasses
->>>>>>> suite
+import re
 import resource
 import shutil
 import subprocess
