@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -184,6 +185,33 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as indented JSON to `path`, atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_regular(path: str | os.PathLike[str], what: str) -> None:
+    """Raises `UserError` unless `path` is a regular file, or a link to one; `what` names its role in the message.
+
+    Called before a file is opened: opening a FIFO waits for a writer, and reading a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{what}: {path} does not exist") from None
+    except ValueError:  # a NUL in the name
+        raise UserError(f"{what}: {os.fspath(path)!r} is no file name") from None
+    except OSError as error:
+        raise explain_os_error(error, f"reading {path}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "special file")
+        raise UserError(f"{what}: {path} is a {kind}, expected a regular file")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
