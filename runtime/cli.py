@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
 from vitrm.runtime.metadata import MAX_STEPS
+from vitrm.terminal import console, say
 
 if TYPE_CHECKING:
     from vitrm.runtime.bench import Progress
@@ -106,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         help="leave energy out (it is measured, after latency, where there are sensors)",
     )
     parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="open .onnx files that were changed on purpose after their export, whose SHA-256 is no longer the one they hold",
+    )
+    parser.add_argument(
         "--compile",
         nargs="?",
         const=True,
@@ -181,6 +187,7 @@ def _main(argv: Sequence[str] | None) -> int:
             device=args.device or _device(args),
             provider=args.provider,
             power=not args.no_power,
+            verify=not args.no_verify,
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
@@ -206,12 +213,12 @@ def _print(result: BenchResult) -> None:
     from vitrm.runtime.table import plain_text, print_result
 
     try:
-        from rich.console import Console
+        # A pipe or a log has no width of its own: give the one wide table there.
+        screen = console(width=None if sys.stdout.isatty() else 180)
     except ImportError:
-        print(plain_text(result))
-        return
-    # A pipe or a log has no width of its own: give the one wide table there.
-    print_result(result, Console(width=None if sys.stdout.isatty() else 180))
+        say(plain_text(result))
+    else:
+        print_result(result, screen)
 
 
 def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> None:
@@ -219,12 +226,12 @@ def _write(result: BenchResult, json_path: str | None, report_path: str | None) 
 
     if json_path:
         write_json(json_path, result.to_dict())
-        print(f"wrote {json_path}")
+        say(f"wrote {json_path}")
     if report_path:
         from vitrm.runtime.report import render
 
         write_text(report_path, render(result))
-        print(f"wrote {report_path}")
+        say(f"wrote {report_path}")
 
 
 def _judge(result: BenchResult, min_agreement: float | None) -> None:
@@ -268,14 +275,13 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     except ImportError:  # an edge device may do without
         yield None
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(error=True), transient=True) as bar:
         task = bar.add_task("opening", total=1.0)
         current = "opening"
 

@@ -19,6 +19,7 @@ from vitrm.execution import start_anew_tuned
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
+from vitrm.terminal import say
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
@@ -292,7 +293,7 @@ def command(argv: Sequence[str] | None) -> int | None:
         return 0
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
-    print(
+    say(
         f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
         f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {out}"
     )
@@ -336,11 +337,10 @@ def run(
     if world.main:
         _, bf16 = execution.resolve()
         among = f" × {world.size} processes" if world.size > 1 else ""
-        print(
+        say(
             f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
             f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
-            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}",
-            flush=True,
+            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}"
         )
     return train(
         model,
@@ -368,13 +368,13 @@ def sweep_all(
         model, chosen = resolve(one.settings)
         return Row(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
 
-    def say(text: str) -> None:
+    def told(text: str) -> None:
         if world.main:
-            print(text, flush=True)
+            say(text)
 
-    for row in sweep(axes, wanted, out, cell, say, world.main):
-        say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
-    say(f"the table is {out / CSV_FILE}")
+    for row in sweep(axes, wanted, out, cell, told, world.main):
+        told(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
+    told(f"the table is {out / CSV_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

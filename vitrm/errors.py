@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from vitrm.terminal import neutral_line, say
+
 
 class UserError(Exception):
     """Bad input or a missing tool, with the way out in its message."""
@@ -39,12 +41,12 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
     except UserError as error:
         # Processes beside each other (torchrun) write to one terminal: say whose error it is.
         rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+        say(neutral_line(f"error{'' if rank == '0' else f' (process {rank})'}: {error}"), error=True)
         return 2
     except KeyboardInterrupt as error:
         detail = str(error)
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted{': ' + detail if detail else ''}", file=sys.stderr)
+            say(neutral_line(f"interrupted{': ' + detail if detail else ''}"), error=True)
         return 130
     except BrokenPipeError:
         # The reader of our output (`| head`) went away; there is nobody left to tell.
