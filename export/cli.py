@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from vitrm import __version__
 from vitrm.errors import run_command
 from vitrm.export import engine_cli
-from vitrm.terminal import console, say
+from vitrm.terminal import console, neutral_line, say
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -341,7 +341,7 @@ def _status() -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     with console(error=True).status("loading") as status:
-        yield lambda message: status.update(Text(message))  # a string would be read as markup
+        yield lambda message: status.update(Text(neutral_line(message)))  # no string: that would be read as markup
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
 from vitrm.runtime.metadata import MAX_STEPS
-from vitrm.terminal import console, say
+from vitrm.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:
     from vitrm.runtime.bench import Progress
@@ -288,7 +288,7 @@ def _progress() -> Iterator[Progress | None]:
         def update(stage: str, fraction: float) -> None:
             nonlocal current
             if stage != current:
-                bar.reset(task, description=stage, total=1.0)
+                bar.reset(task, description=neutral_line(stage), total=1.0)
                 current = stage
             bar.update(task, completed=fraction)
 
