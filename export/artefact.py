@@ -50,6 +50,7 @@ from vitrm.outputs import check_outputs
 from vitrm.runtime.accuracy import predict
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.onnx_file import MAX_FILE, write_metadata
 from vitrm.runtime.sidecar import SUFFIXES
 
 _MEBIBYTES = 256  # of verification images
@@ -423,9 +424,14 @@ def _sensitivity(
 
 def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:
     for file, model in models.items():
+        stored = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if stored > MAX_FILE:
+            raise UserError(
+                f"the weights take {stored / 1e9:.1f} GB, an ONNX file has at most {MAX_FILE / 1e9:.1f}: export with --fp16 or --int8"
+            )
         model.metadata_props.clear()
-        model.metadata_props.update(metadata.to_props())
         ir.save(model, path / file)
+        write_metadata(path / file, path / file, metadata)
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class Request:
             raise UserError(
                 f"max drop is {self.max_drop} at {self.precision}, expected 0 to 100 percentage points, at int8"
             )
-        if not self.halt_threshold > 0:
+        if not 0 < self.halt_threshold < math.inf:
             raise UserError(
                 f"halt threshold is {self.halt_threshold}, expected a number above 0 (1 or more never halts)"
             )

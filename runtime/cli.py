@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vitrm.errors import UserError, run_command
 from vitrm.outputs import check_outputs
 from vitrm.runtime.metadata import MAX_STEPS
+from vitrm.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:
     from vitrm.runtime.bench import Progress
@@ -108,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         help="leave energy out (it is measured, after latency, where there are sensors)",
     )
     parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="open .onnx files that were changed on purpose after their export, whose SHA-256 is no longer the one they hold",
+    )
+    parser.add_argument(
         "--compile",
         nargs="?",
         const=True,
@@ -185,13 +191,14 @@ def _main(argv: Sequence[str] | None) -> int:
             device=args.device or _device(args),
             provider=args.provider,
             power=not args.no_power,
+            verify=not args.no_verify,
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
     written = _write(result, args.json, args.report)  # first: printing may fail
     _print(result)
     for path in written:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     _judge(result, args.min_agreement)
     return 0
 
@@ -212,12 +219,12 @@ def _print(result: BenchResult) -> None:
     from vitrm.runtime.table import plain_text, print_result
 
     try:
-        from rich.console import Console
+        # A pipe or a log has no width of its own: give the one wide table there.
+        screen = console(width=None if sys.stdout.isatty() else 180)
     except ImportError:
-        print(plain_text(result))
-        return
-    # A pipe or a log has no width of its own: give the one wide table there.
-    print_result(result, Console(width=None if sys.stdout.isatty() else 180))
+        say(plain_text(result))
+    else:
+        print_result(result, screen)
 
 
 def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> list[str]:
@@ -274,21 +281,20 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     except ImportError:  # an edge device may do without
         yield None
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(error=True), transient=True) as bar:
         task = bar.add_task("opening", total=1.0)
         current = "opening"
 
         def update(stage: str, fraction: float) -> None:
             nonlocal current
             if stage != current:
-                bar.reset(task, description=stage, total=1.0)
+                bar.reset(task, description=neutral_line(stage), total=1.0)
                 current = stage
             bar.update(task, completed=fraction)
 

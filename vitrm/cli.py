@@ -21,6 +21,7 @@ from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, parse, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
+from vitrm.terminal import say
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
@@ -297,7 +298,7 @@ def command(argv: Sequence[str] | None) -> int | None:
         return 0
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
-    print(
+    say(
         f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
         f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {out}"
     )
@@ -308,7 +309,7 @@ def _loaded(name: str) -> Checkpoint:
     """A checkpoint to learn from; says what of it could not be checked."""
     found = load(name)
     if found.note and os.environ.get("RANK", "0") == "0":
-        print(f"note: {found.source}: {found.note}", flush=True)
+        say(f"note: {found.source}: {found.note}")
     return found
 
 
@@ -351,11 +352,10 @@ def run(
     if world.main:
         _, bf16 = execution.resolve()
         among = f" × {world.size} processes" if world.size > 1 else ""
-        print(
+        say(
             f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
             f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
-            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}",
-            flush=True,
+            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}"
         )
     return train(
         model,
@@ -385,15 +385,15 @@ def sweep_all(
         model, chosen = resolve(one.settings)
         return Row(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
 
-    def say(text: str) -> None:
+    def told(text: str) -> None:
         if world.main:
-            print(text, flush=True)
+            say(text)
 
     with alone_in(out, world):
-        rows = sweep(axes, wanted, out, cell, say, world.main)
+        rows = sweep(axes, wanted, out, cell, told, world.main)
     for row in rows:
-        say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
-    say(f"the table is {out / CSV_FILE}")
+        told(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
+    told(f"the table is {out / CSV_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

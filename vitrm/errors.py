@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 
 from vitrm.streams import forgiving
+from vitrm.terminal import neutral_line, say
 
 
 class UserError(Exception):
@@ -61,12 +61,12 @@ def _outcome(command: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except UserError as error:
         # Processes beside each other (torchrun) write to one terminal: say whose error it is.
         rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+        say(neutral_line(f"error{'' if rank == '0' else f' (process {rank})'}: {error}"), error=True)
         return 2
     except KeyboardInterrupt as error:
         detail = str(error)
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted{': ' + detail if detail else ''}", file=sys.stderr)
+            say(neutral_line(f"interrupted{': ' + detail if detail else ''}"), error=True)
         return 130
 
 

@@ -13,10 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from processes import PATIENCE, interruptible, timed
+from small_models import with_props
 from test_session import WITHOUT_TORCH
 
 from vitrm.runtime.cli import main
@@ -286,3 +288,53 @@ def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
     assert said.endswith(b"interrupted\r\n")
     assert b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def hostile(loop: Path, tmp_path: Path) -> Path:
+    """A file whose name, run, classes and data set would like to write to the terminal and into the page."""
+    name = "\x1b]0;owned\x07[red]\u202e\r\n[/none]"
+    values = {
+        "run": json.dumps(f"run{name}"),
+        "classes": json.dumps([f"{i}{name}" for i in range(10)]),
+        "data": json.dumps({"name": f"data{name}"}),
+        "versions": json.dumps({f"torch{name}": name}),
+    }
+    return with_props(loop, tmp_path / "a\x1b]0;owned\x07[red]\u202e\n.onnx", **values)
+
+
+def test_names_from_files_do_nothing_to_a_log_or_page(
+    hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "report.html"
+    assert main([str(hostile), *QUICK, "--report", str(page), "--json", str(tmp_path / "b.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "a\\x1b]0;owned\\x07[red]\\u202e\\n.onnx" in out
+    assert "no eager model to compare" in out
+    for text in (out, err, page.read_text()):
+        assert not set(text) & set("\x1b\x07\r\u202e")
+    assert main([str(hostile), *QUICK, "--run", "nano-cifar10"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "[red]" in err
+    assert not set(err) & set("\x1b\x07\r\u202e")
+
+
+def test_names_from_files_do_nothing_to_a_terminal(hostile: Path) -> None:
+    """With a real terminal on both streams `rich` draws a bar with the file's name in it, and colors."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "vitrm.runtime.cli", str(hostile), *QUICK, "--no-eager"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "40"}
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # a closed terminal ends with an error
+        while block := os.read(ours, 65536):
+            seen += block
+    os.close(ours)
+    assert process.wait(60) == 0, seen
+    text = seen.decode()
+    assert "accuracy of a\\x1b]0;owned\\x07[red]\\u202e\\n.onnx" in text  # the bar
+    assert "\x1b[" in text  # rich's own
+    assert "\x1b]" not in text
+    assert not set(text) & set("\x07\u202e")

@@ -29,7 +29,7 @@ from vitrm.runtime.cuda import Cuda, CudaError
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.gpus import Gpu, Gpus, find_gpus
 from vitrm.runtime.session import Session
-from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
+from vitrm.runtime.sidecar import check_here, digest, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.stored_threshold import store_threshold
 from vitrm.runtime.tensorrt_api import installed
 from vitrm.runtime.tensorrt_plan import choose_profile
@@ -83,11 +83,12 @@ def plan(built: Path, tmp_path: Path) -> Path:
 
 
 def alter(plan: Path, **changes: object) -> None:
-    """Other values in the side-car's engine section."""
+    """Other values in the side-car's engine section, and the digest that goes with them."""
     path = sidecar_path(plan)
     values = json.loads(path.read_text())
+    del values["sha256"]
     values["engine"] |= changes
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, "sha256": digest(values)}))
 
 
 # The side-car -------------------------------------------------------------------------------------
@@ -139,6 +140,10 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         (lambda p: sidecar_path(p).write_text("{}"), "its engine section is NoneType"),
         (lambda p: alter(p, flavour="tiny"), "values of other kinds"),
         (lambda p: alter(p, profiles=[[1, 2]]), "values of other kinds"),
+        (lambda p: alter(p, profiles=[[1, 2, 1 << 40]]), "values of other kinds"),
+        (lambda p: alter(p, version="²"), "values of other kinds"),
+        (lambda p: alter(p, gpu_name=7), "values of other kinds"),
+        (lambda p: alter(p, flags=["output=/etc/passwd"]), "values of other kinds"),
         (lambda p: alter(p, colour="red"), "colour"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"bytes, its side-car says \d+: it is not whole, .*vitrm-export"),
         (lambda p: p.write_bytes(b"x" + p.read_bytes()[1:]), r"SHA-256 .*was changed after it was built, so it is not opened"),

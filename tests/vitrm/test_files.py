@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -228,3 +229,25 @@ def test_files_that_belong_together_are_of_one_writer(tmp_path, monkeypatch):
     found = {p.name: p.read_text() for p in tmp_path.iterdir()}
     assert sorted(found) == names
     assert len(set(found.values())) == 1
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "fifo-link").symlink_to("fifo")
+    for name in ("file", "link"):
+        files.check_regular(tmp_path / name, "artifact")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path, what in [
+            (tmp_path / "fifo", "a FIFO"),
+            (tmp_path / "fifo-link", "a FIFO"),
+            (tmp_path / "socket", "a socket"),
+            (Path("/dev/zero"), "a device"),
+            (tmp_path, "a folder"),
+            (tmp_path / "none", "does not exist"),
+            (tmp_path / "file" / "below", "does not exist"),
+        ]:
+            with pytest.raises(UserError, match=rf"artifact: .*{what}"):
+                files.check_regular(path, "artifact")
