@@ -1,7 +1,8 @@
 """Judges what the product makes of an input: the same answers, a refusal in one line, or a finding.
 
 Cases run in a forked worker, one after the other: a crash, a hang or a burst of memory costs one case and not the run.
-Time is the worker's CPU time, so that a busy machine makes no hangs; one that waits (for a FIFO) is given wall time.
+Time is the worker's CPU time, so that a busy machine makes no hangs; one that sleeps (waits for a FIFO) without using any
+is given a few seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .formats import Format
 
 CPU_LIMIT = 20.0  # seconds of CPU time for one input
-WALL_LIMIT = 60.0
+IDLE_LIMIT = 12.0  # seconds asleep without using any
 RSS_LIMIT = 600 * MIB  # more than before the case
 SPACE = 6 << 30  # address space beyond what the worker has when it starts
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -80,7 +81,8 @@ def judge(fmt: Format, indices: list[int], seed: int, subjects: Path) -> Iterato
 def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
     """What the worker says; a last verdict for the case that it did not survive."""
     buffer, current, mutation = b"", -1, ""
-    began, cpu = time.monotonic(), _cpu(pid)
+    cpu = last = _cpu(pid)
+    awake = time.monotonic()  # when it last used CPU time, or wanted to
     hung = ""
     while True:
         ready, _, _ = select.select([reading], [], [], 0.5)
@@ -97,10 +99,13 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
                     current = -1
                 else:
                     current, mutation = said["index"], said["mutation"]
-                    began, cpu = time.monotonic(), _cpu(pid)
-        used, waited = _cpu(pid) - cpu, time.monotonic() - began
-        if current >= 0 and (used > CPU_LIMIT or waited > WALL_LIMIT):
-            hung = f"{used:.0f} s of CPU time, {waited:.0f} s in all, and no end"
+                    cpu, awake = _cpu(pid), time.monotonic()
+        now = _cpu(pid)
+        if now != last or _state(pid) != "S":
+            last, awake = now, time.monotonic()
+        used, asleep = now - cpu, time.monotonic() - awake
+        if current >= 0 and (used > CPU_LIMIT or asleep > IDLE_LIMIT):
+            hung = f"{used:.0f} s of CPU time, " + (f"then asleep for {asleep:.0f} s" if asleep > IDLE_LIMIT else "and no end")
             os.kill(pid, signal.SIGKILL)
             current_hung = current
             break
@@ -115,11 +120,20 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
         raise RuntimeError(f"the worker ended between cases with status {status}")
 
 
-def _cpu(pid: int) -> float:
+def _stat(pid: int) -> list[str]:
+    """What the system says of a process, from its state on."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
-        return 0.0
+        return ["X", *["0"] * 40]
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
+def _cpu(pid: int) -> float:
+    fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 

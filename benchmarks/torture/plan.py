@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .concurrency import concurrency
+from .disk import disk
+from .environment import environment
 from .findings import Finding, Part
 from .formats import FORMATS
+from .halting import halting
+from .kills import kills
 from .oracle import MIB, judge
 
 Progress = Callable[[str], None]
@@ -72,6 +77,24 @@ def formats(budget: Budget, progress: Progress) -> Part:
     return part
 
 
+Scenes = Callable[[Part, int, float, Path, Callable[[str], str], Progress], None]
+"""What runs a part's scenes: (part, seed, share, work, repeat, progress)."""
+
+
+def _scenes(name: str, run: Scenes) -> Callable[[Budget, Progress], Part]:
+    def part(budget: Budget, progress: Progress) -> Part:
+        found = Part(name)
+        run(found, budget.seed, budget.share, budget.work, budget.repeat, progress)
+        return found
+
+    return part
+
+
 PARTS: dict[str, Callable[[Budget, Progress], Part]] = {
     "formats": formats,
+    "kills": _scenes("kills", kills),
+    "disk": _scenes("disk", disk),
+    "environment": _scenes("environment", environment),
+    "concurrency": _scenes("concurrency", concurrency),
+    "halting": _scenes("halting", halting),
 }
