@@ -1,6 +1,7 @@
 # make demo   install, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
 # make test   install, run the test suite
 # make lint   ruff and mypy
+# make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.vitrm-installed
 DEMO ?= runs/demo
 
-.PHONY: install demo test lint tree clean
+.PHONY: install demo test lint tree torture clean
 
 install: $(STAMP)
 
@@ -29,6 +30,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q --durations=8
+
+torture: install
+	PYTHONPATH=benchmarks $(BIN)/python -m torture $(TORTURE)
 
 tree:
 	@rm -rf build/tree && mkdir -p build/tree

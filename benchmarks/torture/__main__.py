@@ -13,14 +13,14 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", MPLBACKEND="agg", TOKENIZERS_PARALLELISM="false")
 
-from record import RECORDS, made, slug  # noqa: E402
+from record import RECORDS, made, slug
 
-from vitrm.files import write_json  # noqa: E402
-from vitrm.runtime.machine import cpu_name  # noqa: E402
+from vitrm.files import write_json
+from vitrm.runtime.machine import cpu_name
 
-from . import children, subjects  # noqa: E402
-from .findings import Finding, Part, grouped  # noqa: E402
-from .plan import PARTS, Budget  # noqa: E402
+from . import children, subjects
+from .findings import Finding, Part, grouped
+from .plan import PARTS, Budget
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the cases of a full run (default: 1)")
     p.add_argument("--format", metavar="NAME", help="of --part formats: this one alone")
     p.add_argument("--case", type=int, metavar="N", help="of --format: this case alone, shown in full")
-    p.add_argument("--work", type=Path, metavar="DIR", help="where subjects and finished parts are kept, to go on after a stop")
+    p.add_argument(
+        "--work", type=Path, metavar="DIR", help="where subjects and finished parts are kept, to go on after a stop"
+    )
     p.add_argument("--record", type=Path, metavar="FILE", help="where the record goes (default: benchmarks/records)")
     return p
 
@@ -45,6 +47,8 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     children.warm()
     missing = subjects.make(work / "subjects")
+    if any(name in (args.part or PARTS) for name in ("kills", "disk", "environment", "concurrency")):
+        children.trace(work / "subjects" / "run")
     budget = Budget(args.seed, args.budget, work, args.format, args.case)
     whole = args.format is None and args.case is None
     parts = []
@@ -87,7 +91,7 @@ def _run(name: str, run: Callable[[Budget, Callable[[str], None]], Part], budget
 def _show(parts: list[Part], missing: list[str]) -> None:
     for part in parts:
         for finding, count in grouped(part.findings):
-            print(f"\n{part.name}: {finding.subject}: {finding.kind}, {count} ×: {finding.case}\n    {finding.detail}\n    {finding.repeat}")
+            print(f"{finding}\n    {count} ×")
         for reason in part.skipped:
             print(f"\n{part.name}: not tried: {reason}")
     for reason in missing:
@@ -108,8 +112,10 @@ def record(parts: list[Part], missing: list[str], seed: int, budget: float) -> d
                 "detail": finding.detail, "repeat": finding.repeat}  # fmt: skip
 
     return {
-        **made("damaged files, kills, full disks, hostile environments, crowds, and halting in company",
-               ("vitrm", "torch", "onnxruntime", "onnx", "numpy", "safetensors", "pillow")),  # fmt: skip
+        **made(
+            "damaged files, kills, full disks, hostile environments, crowds, and halting in company",
+            ("vitrm", "torch", "onnxruntime", "onnx", "numpy", "safetensors", "pillow"),
+        ),
         "seed": seed,
         "budget": budget,
         "cases": sum(part.cases for part in parts),
@@ -126,7 +132,7 @@ def record(parts: list[Part], missing: list[str], seed: int, budget: float) -> d
             }
             for part in parts
         },
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -15,9 +15,26 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import IO
 
 MIB = 1 << 20
+# What commands load while they run, besides themselves.
+_WARM = (
+    "vitrm.cli",
+    "vitrm.export.cli",
+    "vitrm.runtime.cli",
+    "vitrm.runtime.bench",
+    "vitrm.runtime.report",
+    "vitrm.export.triton",
+    "vitrm.train",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "matplotlib.figure",
+    "sklearn.datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -37,26 +54,17 @@ class Ended:
 
 
 def warm() -> None:
-    """Imports what the commands import, and makes a model's trace, a function of the model alone, be taken once."""
-    import matplotlib
+    """Imports what the commands import, and lets a model be traced once: a trace is a function of the model alone."""
+    for module in _WARM:
+        import_module(module)
     import torch
 
-    matplotlib.use("agg")
-    torch.set_num_threads(1)
-    import onnx  # noqa: F401
-    import onnxruntime  # noqa: F401
-    import onnxscript  # noqa: F401
-    import sklearn.datasets  # noqa: F401
-
-    import vitrm.cli
     import vitrm.export.artefact as artefact
-    import vitrm.export.cli
-    import vitrm.runtime.bench
-    import vitrm.runtime.cli
     from vitrm.checkpoint import Checkpoint
     from vitrm.export.fragments import Fragments
     from vitrm.model import ViTRM
 
+    torch.set_num_threads(1)
     if hasattr(artefact.trace_vitrm, "traced"):
         return
     real, traced = artefact.trace_vitrm, {}
@@ -69,6 +77,14 @@ def warm() -> None:
 
     trace.traced = traced  # type: ignore[attr-defined]
     artefact.trace_vitrm = trace
+
+
+def trace(run: Path) -> None:
+    """Traces a run's model here, so that no child has to."""
+    import vitrm.export.artefact as artefact
+    from vitrm import checkpoint
+
+    artefact.trace_vitrm(checkpoint.load(run).build())  # type: ignore[arg-type]
 
 
 def command(*argv: object) -> Callable[[], int]:
@@ -121,9 +137,9 @@ class Child:
         os.kill(self.pid, how)
 
 
-def start(work: Callable[[], int | None], before: Callable[[], None] | None = None, folder: str | None = None) -> Child:
-    """Forks; the child runs `before`, then `work`, with its output in files and, where one is named, in `folder`."""
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+def start(work: Callable[[], int | None], before: Callable[[], object] | None = None) -> Child:
+    """Forks; the child runs `before`, then `work`, with its output in files."""
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed by `Child.wait`
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -137,11 +153,9 @@ def start(work: Callable[[], int | None], before: Callable[[], None] | None = No
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if folder:
-            os.chdir(folder)
         if before:
             before()
         code = work() or 0
@@ -163,16 +177,17 @@ def run(
     work: Callable[[], int | None],
     *,
     timeout: float = 120.0,
-    before: Callable[[], None] | None = None,
-    folder: str | None = None,
+    before: Callable[[], object] | None = None,
 ) -> Ended:
     """Runs `work` in a child to its end."""
-    return start(work, before, folder).wait(timeout)
+    return start(work, before).wait(timeout)
 
 
-def together(works: Sequence[Callable[[], int | None]], timeout: float = 120.0, folder: str | None = None) -> list[Ended]:
+def together(
+    works: Sequence[Callable[[], int | None]], *, timeout: float = 120.0, before: Callable[[], None] | None = None
+) -> list[Ended]:
     """Runs all `works` at once, each in a child."""
-    return [child.wait(timeout) for child in [start(work, None, folder) for work in works]]
+    return [child.wait(timeout) for child in [start(work, before) for work in works]]
 
 
 def limit(what: int, value: int) -> Callable[[], None]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,7 +82,9 @@ def _threads(part: Part, made: Path, name: str, each: int, found: Found) -> int:
         try:
             for i in order:
                 now = session.infer(batches[i])
-                if not np.array_equal(now.logits, expected[i].logits) or not np.array_equal(now.steps_used, expected[i].steps_used):
+                if not np.array_equal(now.logits, expected[i].logits) or not np.array_equal(
+                    now.steps_used, expected[i].steps_used
+                ):
                     wrong.append(f"thread {number}, batch {i}: other answers than alone")
         except Exception as error:
             wrong.append(f"thread {number}: {type(error).__name__}: {error}")
@@ -118,7 +122,12 @@ def _forks(part: Part, made: Path, name: str, found: Found) -> None:
         part.count("same")
     else:
         kind = "hang" if ended.timed_out else "different" if ended.code == 3 else "crash"
-        found(name, kind, "used on both sides of a fork", f"exit {ended.code}, signal {ended.signal} {ended.stderr[-200:]}")
+        found(
+            name,
+            kind,
+            "used on both sides of a fork",
+            f"exit {ended.code}, signal {ended.signal} {ended.stderr[-200:]}",
+        )
 
 
 def _one_each(ended: list[Ended], subject: str, case: str, found: Found, exactly: int | None = None) -> bool:
@@ -136,11 +145,33 @@ def _one_each(ended: list[Ended], subject: str, case: str, found: Found, exactly
     return good
 
 
+def _gate(target: Path, processes: int) -> Callable[[], None]:
+    """Work for a child's start: its first temporary file for `target` waits until all `processes` have come as far.
+
+    So they meet where races are.  One that is turned away before never comes: the others wait two seconds at most.
+    """
+    arrived = target.parent / "arrived"
+    arrived.mkdir(exist_ok=True)
+    waited = False
+
+    def watch(event: str, args: tuple[object, ...]) -> None:
+        nonlocal waited
+        if event == "tempfile.mkstemp" and not waited and str(target) in str(args[0]):
+            waited = True
+            (arrived / str(os.getpid())).touch()
+            end = time.monotonic() + 2
+            while len(list(arrived.iterdir())) < processes and time.monotonic() < end:
+                time.sleep(0.01)
+
+    return lambda: sys.addaudithook(watch)
+
+
 def _trains(part: Part, made: Path, folder: Path, dice: random.Random, found: Found) -> None:
     """Two trainings into one folder: one trains, the other is told so; the run is as if it had been alone."""
     argv = ("vitrm-train", *TRAIN, "--epochs", "4", "--out")
     children.run(children.command(*argv, folder / "alone"))
-    ended = children.together([children.command(*argv, folder / "run")] * 2)
+    work = children.command(*argv, folder / "run")
+    ended = children.together([work] * 2, before=_gate(folder / "run", 2))
     if _one_each(ended, "vitrm-train", "two into one folder", found, exactly=1):
         if fingerprint(folder / "run") != fingerprint(folder / "alone"):
             found("vitrm-train", "different", "two into one folder", "the run is not as it would have been alone")
@@ -158,7 +189,7 @@ def _resumes(part: Part, made: Path, folder: Path, dice: random.Random, found: F
     if not (run / "state.safetensors").exists():
         return
     resume = children.command("vitrm-train", "--resume", "--threads", "1", "--save-every", "0", "--out", run)
-    ended = children.together([resume] * 2)
+    ended = children.together([resume] * 2, before=_gate(run, 2))
     # Where the first has finished before the second looks, both end well.
     if _one_each(ended, "vitrm-train --resume", "twice at once", found):
         if fingerprint(run) != fingerprint(folder / "alone"):
@@ -170,12 +201,16 @@ def _resumes(part: Part, made: Path, folder: Path, dice: random.Random, found: F
 def _exports(part: Part, made: Path, folder: Path, dice: random.Random, found: Found) -> None:
     """Two exports, of different depth, to one file, and to one folder: it is the one or the other."""
     for name, more in (("a.onnx", ()), ("a", ("--graph", "stepwise"))):
-        works = [children.command("vitrm-export", made / "run", "--steps", s, *more, "-o", folder / name) for s in (2, 3)]
+        works = [
+            children.command("vitrm-export", made / "run", "--steps", s, *more, "-o", folder / name) for s in (2, 3)
+        ]
         if not _one_each(children.together(works), "vitrm-export", f"two to one {'folder' if more else 'file'}", found):
             continue
         session = vitrm.runtime.open(folder / name)
         m = session.metadata
-        alone = children.run(children.command("vitrm-export", made / "run", "--steps", m.steps, *more, "-o", folder / f"alone-{name}"))
+        alone = children.run(
+            children.command("vitrm-export", made / "run", "--steps", m.steps, *more, "-o", folder / f"alone-{name}")
+        )
         left = leftovers(folder)
         if alone.code or not same(_answers(folder / name), _answers(folder / f"alone-{name}")):
             found("vitrm-export", "different", "two at once", "the file answers otherwise than one exported alone")
@@ -199,7 +234,12 @@ def _additions(part: Part, made: Path, folder: Path, dice: random.Random, found:
         expected = sum(one.code == 0 for one in ended) + there
         broken = [v for v in versions if not (repository / "model" / v / "model.onnx").is_file()]
         if len(versions) != expected or broken or leftovers(repository):
-            found("vitrm-export --triton", "lost", "three at once", f"versions {versions} (broken {broken}), expected {expected}; {leftovers(repository)}")
+            found(
+                "vitrm-export --triton",
+                "lost",
+                "three at once",
+                f"versions {versions} (broken {broken}), expected {expected}; {leftovers(repository)}",
+            )
         else:
             part.count("same")
 
@@ -243,6 +283,11 @@ def _thresholds(part: Part, made: Path, folder: Path, dice: random.Random, found
         bad = [e.stderr.strip().splitlines()[-1] for e in ended if e.code]
         m = vitrm.runtime.open(folder / name).metadata
         if bad or abs(m.halt_threshold - 0.1 * m.steps) > 1e-9 or leftovers(folder):
-            found("a threshold stored", "lost", f"four at once in {name}", f"{bad} {m.halt_threshold} {m.steps} {leftovers(folder)}")
+            found(
+                "a threshold stored",
+                "lost",
+                f"four at once in {name}",
+                f"{bad} {m.halt_threshold} {m.steps} {leftovers(folder)}",
+            )
         else:
             part.count("same")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vitrm.data import load
 from vitrm.errors import run_command
 from vitrm.runtime.stored_threshold import store_threshold
 
-from . import children, subjects
+from . import children
 from .children import Ended
 from .findings import Finding, Part
 from .kills import TRAIN, leftovers
@@ -57,7 +58,9 @@ def _calls(do: Callable[[Path, Path], object]) -> Callable[[Path, Path], Callabl
 
 
 def _calibrate(made: Path, out: Path) -> None:
-    calibrate(checkpoint.load(made / "run"), 2, images=load("digits", "train").take(slice(0, 64))).save(out / "ranges.json")
+    calibrate(checkpoint.load(made / "run"), 2, images=load("digits", "train").take(slice(0, 64))).save(
+        out / "ranges.json"
+    )
 
 
 WRITERS = (
@@ -79,7 +82,9 @@ WRITERS = (
 def small_disk(folder: Path) -> Iterator[bool]:
     """Mounts a tmpfs of `SIZE` at `folder`; whether that was allowed."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "torture", folder], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "torture", folder], capture_output=True, check=False
+    )
     try:
         yield done.returncode == 0
     finally:
@@ -87,7 +92,9 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def disk(part: Part, seed: int, share: float, work: Path, repeat: Callable[[str], str], progress: Callable[[str], None]) -> None:
+def disk(
+    part: Part, seed: int, share: float, work: Path, repeat: Callable[[str], str], progress: Callable[[str], None]
+) -> None:
     """Every writer at every level; what they find goes to `part`."""
     made = work / "subjects"
     levels = LEVELS if share >= 1 else LEVELS[2:3]
@@ -102,7 +109,11 @@ def disk(part: Part, seed: int, share: float, work: Path, repeat: Callable[[str]
                 if outcome in ("refused", "same"):
                     part.count(outcome)
                 else:
-                    part.found(Finding("disk", writer.name, outcome, f"room for {level:.0%}", detail[:400], repeat("--part disk")))
+                    part.found(
+                        Finding(
+                            "disk", writer.name, outcome, f"room for {level:.0%}", detail[:400], repeat("--part disk")
+                        )
+                    )
                 progress(f"{writer.name}, room for {level:.0%}: {outcome}")
 
 
@@ -135,10 +146,17 @@ def _one(writer: Writer, level: float, made: Path, disk: Path, mounted: bool, ag
     if again:
         (disk / _FILLER).unlink(missing_ok=True)
         words = "--resume" if writer.name == "vitrm-train" and (out / "new" / "state.safetensors").exists() else ""
-        work = children.command("vitrm-train", "--resume", "--threads", "1", "--out", out / "new") if words else writer.work(made, out)
+        work = (
+            children.command("vitrm-train", "--resume", "--threads", "1", "--out", out / "new")
+            if words
+            else writer.work(made, out)
+        )
         ended = children.run(work, timeout=300)
         if ended.code:
-            return "lost", f"with room again, {words or 'the same command'} ends with {ended.code}: {ended.stderr.strip()[-300:]}"
+            return (
+                "lost",
+                f"with room again, {words or 'the same command'} ends with {ended.code}: {ended.stderr.strip()[-300:]}",
+            )
     return "refused", ""
 
 
@@ -153,8 +171,6 @@ def _peak(writer: Writer, made: Path, out: Path, disk: Path, before: Callable[[]
     start = _used(disk)
     child = children.start(writer.work(made, out), before)
     peak = start
-    import select
-
     while not select.select([child.pipe], [], [], 0.01)[0]:
         peak = max(peak, _used(disk))
     child.wait(10)
@@ -170,10 +186,8 @@ def _fill(disk: Path, room: int) -> None:
     """Fills the disk but for `room` bytes."""
     with open(disk / _FILLER, "wb") as file:
         size = max(0, SIZE - _used(disk) - room)
-        try:
+        with suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, size) if size else None
-        except OSError:
-            pass
 
 
 def contents(folder: Path) -> dict[str, bytes]:

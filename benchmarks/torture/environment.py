@@ -6,6 +6,7 @@ so that no broken stream costs a result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
 
 from . import children, subjects
 from .children import MIB, Ended
@@ -31,7 +31,12 @@ BENCH = ("vitrm-bench", "MADE/unrolled.onnx", "--run", "MADE/run", "--batch", "1
 TRAINING = ("vitrm-train", *TRAIN, "--epochs", "1", "--out", "OUT/run")
 TRITON = ("vitrm-export", "MADE/run", "--steps", "2", "--triton", "OUT/triton")
 COMMANDS = {"export": EXPORT, "bench": BENCH, "train": TRAINING, "triton": TRITON}
-RESULTS = {"export": ("a.onnx",), "bench": ("b.json", "b.html"), "train": ("run/model.safetensors", "run/config.json"), "triton": ("triton",)}
+RESULTS = {
+    "export": ("a.onnx",),
+    "bench": ("b.json", "b.html"),
+    "train": ("run/model.safetensors", "run/config.json"),
+    "triton": ("triton",),
+}
 
 
 @dataclass(frozen=True)
@@ -153,18 +158,20 @@ def _words(command: str, made: Path, out: Path) -> list[str]:
 def _do(act: Act, made: Path, out: Path) -> Ended:
     words = _words(act.command, made, out)
     if not act.anew:
-        return children.run(children.command(*words), before=act.before, timeout=300)  # type: ignore[arg-type]
+        return children.run(children.command(*words), before=act.before, timeout=300)
     environment = {**os.environ, **act.environment}
     return anew(words, {k: v for k, v in environment.items() if v is not None}, act.before)
 
 
 def anew(words: list[str], environment: dict[str, str], before: Callable[[], object] = lambda: None) -> Ended:
     """A command in a process of its own."""
-    module = {"vitrm-train": "vitrm.cli", "vitrm-export": "vitrm.export.cli", "vitrm-bench": "vitrm.runtime.cli"}[words[0]]
+    module = {"vitrm-train": "vitrm.cli", "vitrm-export": "vitrm.export.cli", "vitrm-bench": "vitrm.runtime.cli"}[
+        words[0]
+    ]
     began = time.monotonic()
     with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *words[1:]], env=environment, stdin=subprocess.DEVNULL, stdout=one, stderr=two, preexec_fn=before  # noqa: PLW1509
+            [sys.executable, "-m", module, *words[1:]], env=environment, stdin=subprocess.DEVNULL, stdout=one, stderr=two, preexec_fn=before
         )  # fmt: skip
         try:
             code, late = process.wait(300), False
@@ -256,14 +263,24 @@ def _hang_up(part: Part, made: Path, found: Found) -> None:
 
 def _strange_names(part: Part, made: Path, found: Found) -> None:
     """Files and folders called what nobody would call them."""
-    names = ("a\nb", "\x1b[2J", "[bold red]", os.fsdecode(b"\xff\xfe"), "é ü", "-o", "a" * 240, "a" * 300, "$(id)", "x;y", "'")
+    names = (
+        "a\nb",
+        "\x1b[2J",
+        "[bold red]",
+        os.fsdecode(b"\xff\xfe"),
+        "é ü",
+        "-o",
+        "a" * 240,
+        "a" * 300,
+        "$(id)",
+        "x;y",
+        "'",
+    )
     for name in names:
         with tempfile.TemporaryDirectory(prefix="torture-env-") as scratch:
             folder = Path(scratch)
-            try:
+            with contextlib.suppress(OSError):
                 shutil.copytree(made / "run", folder / f"{name}run")
-            except OSError:
-                pass
             before = contents(folder)
             here = str(folder) + "/"
             tries = {
@@ -278,7 +295,12 @@ def _strange_names(part: Part, made: Path, found: Found) -> None:
                 if ended.code == 0 and not ended.tracebacks and "\x1b[2J" not in ended.stdout + ended.stderr:
                     part.count("same")
                 elif "\x1b[2J" in ended.stdout + ended.stderr:
-                    found(f"called {shown}", "message", "its name reaches the terminal as it is, with its control codes", command)
+                    found(
+                        f"called {shown}",
+                        "message",
+                        "its name reaches the terminal as it is, with its control codes",
+                        command,
+                    )
                 elif fault := refused(ended):
                     found(f"called {shown}", *fault, command)
                 else:
@@ -286,5 +308,3 @@ def _strange_names(part: Part, made: Path, found: Found) -> None:
             after = contents(folder)
             if any(after.get(k) != v for k, v in before.items() if "metrics" not in k and "curve" not in k):
                 found(f"called {name!r}", "lost", "a file of the run was changed", "export")
-
-

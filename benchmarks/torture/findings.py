@@ -33,6 +33,9 @@ class Finding:
     detail: str
     repeat: str  # the command that shows it again
 
+    def __str__(self) -> str:
+        return f"! {self.part}: {self.subject}: {self.kind}: {self.case!r}\n    {self.detail!r}\n    {self.repeat}"
+
     @property
     def signature(self) -> tuple[str, str, str]:
         """Equal for findings that likely have one cause: numbers, names and quoted values left out."""
@@ -52,13 +55,15 @@ class Part:
     seconds: float = 0.0
 
     def count(self, outcome: str, number: int = 1) -> None:
-        """One more case that came to `outcome`."""
+        """So many more cases that came to `outcome`."""
         self.cases += number
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number
 
-    def found(self, finding: Finding) -> None:
-        """One more case, and it is a finding."""
-        self.count(finding.kind)
+    def found(self, finding: Finding, cases: int = 1) -> None:
+        """A finding, which `cases` cases came to; the first of its signature is shown at once."""
+        self.count(finding.kind, cases)
+        if all(finding.signature != other.signature for other in self.findings):
+            print(finding, flush=True)
         self.findings.append(finding)
 
     def to_dict(self) -> dict[str, Any]:

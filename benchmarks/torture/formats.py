@@ -88,9 +88,7 @@ def _kind(*names: str) -> Callable[[Path, random.Random], Done]:
 
 
 def _json(name: str) -> Callable[[Path, random.Random], Done]:
-    return lambda home, rng: mutations.rewrite(
-        home / name, lambda data, r: mutations.json_text(data.decode(), r), rng
-    )
+    return lambda home, rng: mutations.rewrite(home / name, lambda data, r: mutations.json_text(data.decode(), r), rng)
 
 
 def _on(change: Callable[[Path, random.Random], Done], *names: str) -> Callable[[Path, random.Random], Done]:
@@ -356,7 +354,9 @@ def _read_repository(home: Path) -> Answers:
 
 def _contents(folder: Path) -> dict[str, bytes]:
     return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.is_symlink()
     }
 
 
@@ -366,7 +366,9 @@ def _damage_repository(home: Path, rng: random.Random) -> Done:
     if kind == "text":
         path = model / "config.pbtxt"
         lines = path.read_text().splitlines()
-        lines.insert(rng.randrange(len(lines)), rng.choice((*onnx_mutations.NAMES[:8], "# vitrm-interface: 0; x", lines[1])))
+        lines.insert(
+            rng.randrange(len(lines)), rng.choice((*onnx_mutations.NAMES[:8], "# vitrm-interface: 0; x", lines[1]))
+        )
         path.write_text("\n".join(lines))
         return Done("a line more in config.pbtxt")
     if kind == "version":
@@ -426,7 +428,9 @@ def _strange_photo(home: Path, rng: random.Random) -> Done:
         (photos / "cat" / "bomb.png").write_bytes(_bomb(side))
         return Done(f"a PNG of {side} × {side}")
     if kind == "class":
-        name = rng.choice(("a\nb", "\x1b[2J", "[bold]x[/]", "\u202ex", " ", "-rf", "a" * 250, ".hidden", "train", "test"))
+        name = rng.choice(
+            ("a\nb", "\x1b[2J", "[bold]x[/]", "\u202ex", " ", "-rf", "a" * 250, ".hidden", "train", "test")
+        )
         shutil.copytree(photos / "cat", photos / name)
         return Done(f"a class {name[:20]!r}")
     if kind == "loop":
@@ -443,8 +447,9 @@ def _strange_photo(home: Path, rng: random.Random) -> Done:
         Image.new("RGB", size).save(photos / "cat" / "thin.png")
         return Done(f"an image of {size}")
     mode = rng.choice(("1", "L", "LA", "P", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB", "HSV"))
-    Image.new(mode, (9, 9)).save(photos / "cat" / ("m.tiff" if mode not in ("LA", "P", "RGBA", "HSV") else "m.png"), None) \
-        if mode != "HSV" else Image.new("P", (9, 9)).save(photos / "cat" / "m.gif")
+    Image.new(mode, (9, 9)).save(
+        photos / "cat" / ("m.tiff" if mode not in ("LA", "P", "RGBA", "HSV") else "m.png"), None
+    ) if mode != "HSV" else Image.new("P", (9, 9)).save(photos / "cat" / "m.gif")
     return Done(f"an image of mode {mode}")
 
 
@@ -503,7 +508,10 @@ FORMATS: tuple[Format, ...] = (
         "metrics",
         40,
         ("run",),
-        _one_of((1, _bytes("run/metrics.jsonl")), (1, _on(lambda p, r: dataclasses.replace(mutations.disguise(p, r), refuse=False), "run/metrics.jsonl"))),
+        _one_of(
+            (1, _bytes("run/metrics.jsonl")),
+            (1, _on(lambda p, r: dataclasses.replace(mutations.disguise(p, r), refuse=False), "run/metrics.jsonl")),
+        ),
         _resume,
         sealed=("weights",),
     ),
@@ -520,7 +528,12 @@ FORMATS: tuple[Format, ...] = (
         700,
         ("run.toml",),
         _one_of(
-            (7, lambda home, rng: mutations.rewrite(home / "run.toml", lambda d, r: mutations.toml_text(d.decode(), r, _toml_keys()), rng)),
+            (
+                7,
+                lambda home, rng: mutations.rewrite(
+                    home / "run.toml", lambda d, r: mutations.toml_text(d.decode(), r, _toml_keys()), rng
+                ),
+            ),
             (2, _bytes("run.toml")),
             (1, _kind("run.toml")),
         ),
@@ -584,14 +597,26 @@ FORMATS: tuple[Format, ...] = (
         "triton",
         250,
         ("triton", "unrolled.onnx"),
-        _one_of((4, _damage_repository), (1, lambda home, rng: dataclasses.replace(_kind("triton/model/config.pbtxt", "triton/model/labels.txt")(home, rng), refuse=False))),
+        _one_of(
+            (4, _damage_repository),
+            (
+                1,
+                lambda home, rng: dataclasses.replace(
+                    _kind("triton/model/config.pbtxt", "triton/model/labels.txt")(home, rng), refuse=False
+                ),
+            ),
+        ),
         _read_repository,
     ),
     Format(
         "hugging-face",
         100,
         ("hf",),
-        _one_of((2, _json("hf/config.json")), (1, _bytes("hf/config.json", "hf/preprocessor_config.json")), (1, _on(lambda p, r: dataclasses.replace(mutations.disguise(p, r), refuse=False), "hf/config.json"))),
+        _one_of(
+            (2, _json("hf/config.json")),
+            (1, _bytes("hf/config.json", "hf/preprocessor_config.json")),
+            (1, _on(lambda p, r: dataclasses.replace(mutations.disguise(p, r), refuse=False), "hf/config.json")),
+        ),
         _read_hf,
         sealed=_ANSWERS,
     ),

@@ -56,7 +56,11 @@ def halting(
             size = int(rng.choice((1, 2, 3, 5, 8, 17, 64, 130, 256)))
             rows = rng.integers(len(images), size=size)  # with repetition: twins must agree, too
             tau = baked if baked is not None else float(np.quantile(alone.halt_prob, rng.uniform(0.02, 0.98)))
-            result = session.infer(images[rows], halt_threshold=None if baked is not None else tau, steps=None if baked is not None else STEPS)
+            result = session.infer(
+                images[rows],
+                halt_threshold=None if baked is not None else tau,
+                steps=None if baked is not None else STEPS,
+            )
             assert result.steps_used is not None
             if near_baked is not None:
                 used, logits, near = alone.steps_used[rows], alone.logits[-1][rows], near_baked[rows]
@@ -72,14 +76,14 @@ def halting(
                 wrong += int(off.sum())
                 i = int(np.flatnonzero(off)[0])
                 detail = f"image {rows[i]} in a batch of {size} at threshold {tau:.6f}: {result.steps_used[i]} steps, alone {used[i]}; logits off by {error[i]:.1e}"
-                if wrong == int(off.sum()):
-                    part.findings.append(Finding("halting", name, "different", "in company", detail, repeat("--part halting")))
+                part.found(
+                    Finding("halting", name, "different", "in company", detail, repeat("--part halting")),
+                    int(off.sum()),
+                )
             progress(f"{name}: {decisions} of {wanted}")
         part.count("same", decisions - wrong - edges)
         if edges:
             part.count("edge", edges)
-        if wrong:
-            part.count("different", wrong)
         by_backend[name] = {
             "decisions": decisions, "edges": edges, "wrong": wrong, "depths met": sorted(spread),
             "largest logit difference": float(f"{largest:.2g}"),
@@ -90,12 +94,16 @@ def halting(
 class _Trajectory:
     """What every image gets alone: after each step where depth can be chosen, else in the end."""
 
-    def __init__(self, logits: NDArray[np.float32], halt_prob: NDArray[np.float32], steps_used: NDArray[np.int64]) -> None:
+    def __init__(
+        self, logits: NDArray[np.float32], halt_prob: NDArray[np.float32], steps_used: NDArray[np.int64]
+    ) -> None:
         self.logits = logits  # [S, N, classes]
         self.halt_prob = halt_prob  # [S, N]
         self.steps_used = steps_used  # [N], at the end
 
-    def at(self, tau: float, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+    def at(
+        self, tau: float, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Steps, logits, and whether a decision on the way was an edge, at a threshold."""
         p = self.halt_prob[:, rows]
         halted = p > np.float32(tau)

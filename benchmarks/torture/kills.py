@@ -6,6 +6,7 @@ and mkdir below the target, and the child dies before the one that was drawn.  N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -51,7 +52,9 @@ def before_operation(folder: Path, number: int) -> Callable[[], None]:
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         nonlocal done
-        if event in _OPERATIONS and any(isinstance(a, (str, bytes, os.PathLike)) and inside in os.fsdecode(a) for a in args[:2]):
+        if event in _OPERATIONS and any(
+            isinstance(a, (str, bytes, os.PathLike)) and inside in os.fsdecode(a) for a in args[:2]
+        ):
             done += 1
             if done == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -72,7 +75,9 @@ class Killer:
         """Runs `work` until it is killed, or has ended before that; how, in words."""
         if self.dice.random() < 0.6:
             number = self.dice.randrange(1, self.operations + 1)
-            return children.run(work, before=before_operation(folder, number), timeout=300), f"before file operation {number}"
+            return children.run(
+                work, before=before_operation(folder, number), timeout=300
+            ), f"before file operation {number}"
         after = self.dice.uniform(0, self.seconds)
         child = children.start(work)
         time.sleep(after)
@@ -80,7 +85,9 @@ class Killer:
         return child.wait(10), f"after {after:.2f} s"
 
 
-def kills(part: Part, seed: int, share: float, work: Path, repeat: Callable[[str], str], progress: Callable[[str], None]) -> None:
+def kills(
+    part: Part, seed: int, share: float, work: Path, repeat: Callable[[str], str], progress: Callable[[str], None]
+) -> None:
     """All scenes; what they find goes to `part`."""
     made = work / "subjects"
     scenes: list[tuple[str, int, Callable[..., int]]] = [
@@ -105,10 +112,12 @@ def kills(part: Part, seed: int, share: float, work: Path, repeat: Callable[[str
         with tempfile.TemporaryDirectory(prefix="torture-kill-") as scratch:
 
             def found(kind: str, case: str, detail: str, name: str = name) -> None:
-                part.findings.append(Finding("kills", name, kind, case, detail[:400], repeat("--part kills")))
-                part.outcomes[kind] = part.outcomes.get(kind, 0) + 1
+                # Kills are counted below: what they lead to is no case more.
+                part.found(Finding("kills", name, kind, case, detail[:400], repeat("--part kills")), cases=0)
 
-            killed = scene(killer, wanted, made, Path(scratch), found, lambda text, name=name: progress(f"{name}: {text}"))
+            killed = scene(
+                killer, wanted, made, Path(scratch), found, lambda text, name=name: progress(f"{name}: {text}")
+            )
         by_scene[name] = killed
         part.count("killed", killed)
         progress(f"{name}: {killed} kills")
@@ -218,7 +227,13 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 def _disturbed(
-    killer: Killer, wanted: int, target: Path, work: Callable[[], int | None], check: Callable[[], str], found: Found, say: Callable[[str], None]
+    killer: Killer,
+    wanted: int,
+    target: Path,
+    work: Callable[[], int | None],
+    check: Callable[[], str],
+    found: Found,
+    say: Callable[[str], None],
 ) -> int:
     """Kills `work`, which writes `target`, again and again; `check` says what is wrong with it then."""
     children.run(work)
@@ -258,7 +273,9 @@ def _export(name: str, *options: str) -> Scene:
         def check() -> str:
             if name == "hf" and (target / "config.json").exists():
                 json.loads((target / "config.json").read_text())
-            return "" if same(_answers(target), expected) else "other answers than the file that was there, and its like"
+            return (
+                "" if same(_answers(target), expected) else "other answers than the file that was there, and its like"
+            )
 
         return _disturbed(killer, wanted, target, work, check, found, say)
 
@@ -278,7 +295,9 @@ def _triton(killer: Killer, wanted: int, made: Path, folder: Path, found: Found,
     return _disturbed(killer, wanted, repository / "model" / "x", work, check, found, say)
 
 
-def _calibration(killer: Killer, wanted: int, made: Path, folder: Path, found: Found, say: Callable[[str], None]) -> int:
+def _calibration(
+    killer: Killer, wanted: int, made: Path, folder: Path, found: Found, say: Callable[[str], None]
+) -> int:
     run = checkpoint.load(made / "run")
     part = load("digits", "train").take(slice(0, 64))
     target = folder / "ranges.json"
@@ -327,13 +346,10 @@ def _pair(killer: Killer, wanted: int, made: Path, folder: Path, found: Found, s
     for name in names:
         shutil.copy(made / name, out / name)
     other = folder / "other"
-    subjects.STEPS  # the other plan: the same side-car of other noise
     shutil.copytree(out, other)
     values = json.loads((other / names[1]).read_text())
     data = b"x" * 3000
     (other / names[0]).write_bytes(data)
-    import hashlib
-
     values["engine"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (other / names[1]).write_text(json.dumps(values))
     plans = {(out / names[0]).read_bytes(), data}
@@ -400,8 +416,14 @@ def _processes(killer: Killer, wanted: int, made: Path, folder: Path, found: Fou
     out = folder / "run"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     for number in range(wanted):
-        argv = ["--resume", "--out", str(out)] if (out / STATE_FILE).exists() else [*TRAIN, "--epochs", "2", "--out", str(out)]
-        process = subprocess.Popen([sys.executable, "-m", "vitrm.cli", *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        argv = (
+            ["--resume", "--out", str(out)]
+            if (out / STATE_FILE).exists()
+            else [*TRAIN, "--epochs", "2", "--out", str(out)]
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vitrm.cli", *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         if number % 2:
             assert process.stdout is not None
             process.stdout.readline()

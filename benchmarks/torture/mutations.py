@@ -113,7 +113,22 @@ def damage(data: bytes, rng: random.Random) -> tuple[str, bytes]:
         at = rng.randrange(min(size, 600))
         length = min(length, size - at)
     kind = rng.choice(
-        ("bit", "bit", "bit", "bits", "byte", "swap", "zeros", "ones", "truncate", "delete", "insert", "splice", "repeat", "tail")
+        (
+            "bit",
+            "bit",
+            "bit",
+            "bits",
+            "byte",
+            "swap",
+            "zeros",
+            "ones",
+            "truncate",
+            "delete",
+            "insert",
+            "splice",
+            "repeat",
+            "tail",
+        )
     )
     new = bytearray(data)
     if kind == "bit":
@@ -238,7 +253,19 @@ def safetensors(data: bytes, rng: random.Random, metadata_key: str | None = None
         raw = (json.dumps(header) if text is None else text).encode("utf-8", "surrogatepass")
         return struct.pack("<Q", len(raw) if length is None else length) + raw + body
 
-    kinds = ("json", "length", "shape", "dtype", "offsets", "swap names", "rename", "drop", "values", "exchange", "metadata")
+    kinds = (
+        "json",
+        "length",
+        "shape",
+        "dtype",
+        "offsets",
+        "swap names",
+        "rename",
+        "drop",
+        "values",
+        "exchange",
+        "metadata",
+    )
     kind = rng.choice(kinds if metadata_key is None else (*kinds, *("metadata",) * 8))
     if kind == "json":
         what, text = json_text(json.dumps(header), rng)
@@ -247,14 +274,18 @@ def safetensors(data: bytes, rng: random.Random, metadata_key: str | None = None
         length = rng.choice((0, 1, size - 1, size + 1, size * 2, 1 << 31, 1 << 40, (1 << 64) - 1))
         return f"header length {length}", pack(None, length)
     if kind == "shape":
-        entry["shape"] = rng.choice(([], [0], [1 << 40], [-1, 2], [1 << 62, 4], list(reversed(entry["shape"])), [1] * 70_000))
+        entry["shape"] = rng.choice(
+            ([], [0], [1 << 40], [-1, 2], [1 << 62, 4], list(reversed(entry["shape"])), [1] * 70_000)
+        )
         return f"shape of {name}", pack()
     if kind == "dtype":
         entry["dtype"] = rng.choice(("F16", "F64", "I64", "BOOL", "BF16", "F8_E4M3", "U8", "X", ""))
         return f"dtype of {name} is {entry['dtype']}", pack()
     if kind == "offsets":
         a, b = entry["data_offsets"]
-        entry["data_offsets"] = rng.choice(([b, a], [a, b + 4], [a + 4, b], [-4, b], [0, 1 << 63], [a, a], [0, len(body)]))
+        entry["data_offsets"] = rng.choice(
+            ([b, a], [a, b + 4], [a + 4, b], [-4, b], [0, 1 << 63], [a, a], [0, len(body)])
+        )
         return f"offsets of {name}", pack()
     if kind in ("swap names", "exchange"):
         alike = [n for n in names if n != name and header[n]["shape"] == entry["shape"]]
@@ -276,7 +307,9 @@ def safetensors(data: bytes, rng: random.Random, metadata_key: str | None = None
         inner["x"] = "y" * rng.choice((1, 1_000_000))
         return "more metadata", pack()
     a, b = entry["data_offsets"]
-    value = rng.choice((b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00", b"\x00\x00\x80\x3f"))
+    value = rng.choice(
+        (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00", b"\x00\x00\x80\x3f")
+    )
     at = a + 4 * rng.randrange(max(1, (b - a) // 4))
     body = body[:at] + value + body[at + 4 :]
     return f"a value of {name} is {value.hex()}", pack()
@@ -285,7 +318,22 @@ def safetensors(data: bytes, rng: random.Random, metadata_key: str | None = None
 def disguise(path: Path, rng: random.Random) -> Done:
     """Puts another kind of thing in the place of a file."""
     kind = rng.choice(
-        ("fifo", "folder", "empty", "dangling", "itself", "zero", "null", "tty", "proc", "sparse", "pickle", "zeros", "newlines", "far")
+        (
+            "fifo",
+            "folder",
+            "empty",
+            "dangling",
+            "itself",
+            "zero",
+            "null",
+            "tty",
+            "proc",
+            "sparse",
+            "pickle",
+            "zeros",
+            "newlines",
+            "far",
+        )
     )
     data = path.read_bytes()
     path.unlink()

@@ -14,8 +14,8 @@ from .mutations import JSON_VALUES, Done, json_text
 
 # What class names and run names come with: configuration, terminal codes, markup, paths.
 NAMES = (
-    "a\nmodel_operations { op_library_filename: \"/tmp/x.so\" }\n#",
-    "a\r\nname: \"x\"",
+    'a\nmodel_operations { op_library_filename: "/tmp/x.so" }\n#',
+    'a\r\nname: "x"',
     "\x1b[2J\x1b]0;owned\x07",
     "[bold red]x[/bold red]",
     "[/]",
@@ -59,7 +59,9 @@ def metadata(path: Path, rng: random.Random) -> Done:
         model.metadata_props.remove(props[key])
         what = f"{key} dropped"
     elif kind == "add":
-        model.metadata_props.add(key=rng.choice(("vitrm.x", "vitrm.", "vitrm.format\n", "x" * 1000)), value=rng.choice(JSON_VALUES))
+        model.metadata_props.add(
+            key=rng.choice(("vitrm.x", "vitrm.", "vitrm.format\n", "x" * 1000)), value=rng.choice(JSON_VALUES)
+        )
         what = "a field more"
     elif kind == "double":
         model.metadata_props.add(key=key, value=rng.choice(JSON_VALUES))
@@ -98,7 +100,10 @@ def graph(path: Path, rng: random.Random) -> Done:
         weight.name, other.name = other.name, weight.name
         what = f"weights {weight.name} and {other.name} swapped"
     elif kind == "op":
-        was, node.op_type = node.op_type, rng.choice(("Relu", "Add", "Identity", "Loop", "NoSuchOp", "If", "Mul", "Softmax"))
+        was, node.op_type = (
+            node.op_type,
+            rng.choice(("Relu", "Add", "Identity", "Loop", "NoSuchOp", "If", "Mul", "Softmax")),
+        )
         what = f"{was} is {node.op_type}"
     elif kind == "remove":
         node.op_type, node.domain = "Identity", ""
@@ -113,7 +118,9 @@ def graph(path: Path, rng: random.Random) -> Done:
     elif kind == "output name":
         rng.choice(list(g.output)).name = rng.choice(("x", "", "pixel_values"))
     elif kind == "input type":
-        rng.choice(list(g.input)).type.tensor_type.elem_type = rng.choice((TensorProto.INT64, TensorProto.FLOAT16, TensorProto.STRING, 0, 99))
+        rng.choice(list(g.input)).type.tensor_type.elem_type = rng.choice(
+            (TensorProto.INT64, TensorProto.FLOAT16, TensorProto.STRING, 0, 99)
+        )
     elif kind == "input shape":
         dims = g.input[0].type.tensor_type.shape.dim
         if dims:
@@ -168,7 +175,22 @@ def external(path: Path, rng: random.Random) -> Done:
     model = onnx.load(str(path))
     outside = path.parent.parent / f"outside-{path.parent.name}"
     weight = max(model.graph.initializer, key=lambda w: len(w.raw_data))
-    kind = rng.choice(("beside", "absolute", "parent", "link", "link folder", "folder", "missing", "offset", "length", "device", "fifo", "hard"))
+    kind = rng.choice(
+        (
+            "beside",
+            "absolute",
+            "parent",
+            "link",
+            "link folder",
+            "folder",
+            "missing",
+            "offset",
+            "length",
+            "device",
+            "fifo",
+            "hard",
+        )
+    )
     data = weight.raw_data
     location, offset, length, where = "weights.data", 0, len(data), path.parent / "weights.data"
     if kind == "absolute":

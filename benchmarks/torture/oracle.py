@@ -105,7 +105,9 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
             last, awake = now, time.monotonic()
         used, asleep = now - cpu, time.monotonic() - awake
         if current >= 0 and (used > CPU_LIMIT or asleep > IDLE_LIMIT):
-            hung = f"{used:.0f} s of CPU time, " + (f"then asleep for {asleep:.0f} s" if asleep > IDLE_LIMIT else "and no end")
+            hung = f"{used:.0f} s of CPU time, " + (
+                f"then asleep for {asleep:.0f} s" if asleep > IDLE_LIMIT else "and no end"
+            )
             os.kill(pid, signal.SIGKILL)
             current_hung = current
             break

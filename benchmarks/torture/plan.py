@@ -65,7 +65,9 @@ def formats(budget: Budget, progress: Progress) -> Part:
                 again = budget.repeat(f"--part formats --format {fmt.name} --case {verdict.index}")
                 part.found(Finding("formats", fmt.name, verdict.outcome, verdict.mutation, verdict.detail, again))
             if budget.case is not None:
-                print(f"{verdict.mutation}\n{verdict.outcome}: {verdict.detail}\n{verdict.cpu} s, {verdict.grown // MIB} MiB")
+                print(
+                    f"{verdict.mutation}\n{verdict.outcome}: {verdict.detail}\n{verdict.cpu} s, {verdict.grown // MIB} MiB"
+                )
             progress(f"{fmt.name} {verdict.index + 1} of {count}")
         by_format[fmt.name] = {
             "cases": sum(outcomes.values()),
