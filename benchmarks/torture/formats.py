@@ -349,7 +349,7 @@ def _read_repository(home: Path) -> Answers:
     after = _contents(model)
     if {k: v for k, v in after.items() if k in before} != before:
         raise Violation("lost", "an addition changed what was there")
-    return {"version": version.name, "before": before}
+    return {"version": version.name}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -104,6 +104,8 @@ def kills(
         ("reading while a writer is killed", 10, _reading),
         ("commands started anew", 4, _processes),
     ]
+    if share < 0.1:
+        scenes.pop()  # seconds each, for what the others show in milliseconds
     by_scene = {}
     for name, count, scene in scenes:
         dice = random.Random(f"{seed}/kills/{name}")

@@ -8,6 +8,7 @@ is given a few seconds.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 CPU_LIMIT = 20.0  # seconds of CPU time for one input
 IDLE_LIMIT = 12.0  # seconds asleep without using any
 RSS_LIMIT = 600 * MIB  # more than before the case
-SPACE = 6 << 30  # address space beyond what the worker has when it starts
+SPACE = 2 << 30  # address space beyond what the worker has when it starts
 _TICK = os.sysconf("SC_CLK_TCK")
 
 Answers = Mapping[str, Any]
@@ -143,6 +144,7 @@ def _work(fmt: Format, indices: list[int], seed: int, subjects: Path, writing: i
     """The worker: never returns."""
     code, own = 1, 2
     try:
+        faulthandler.disable()  # a crash is reported, not shown
         own, null = os.dup(2), os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

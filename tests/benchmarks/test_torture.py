@@ -58,7 +58,7 @@ def _read(scratch: Path) -> dict[str, np.ndarray]:
         os.mkfifo(scratch / "fifo")
         (scratch / "fifo").read_bytes()
     if deed == b"7":
-        np.ones(700 << 20, np.uint8)
+        np.ones(100 << 20, np.uint8)
         deed = b"0"
     if deed == b"8":
         raise Violation("contract", "written outside")
@@ -68,6 +68,7 @@ def _read(scratch: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("outcome", _DEEDS)
 def test_the_oracle_tells_what_a_reader_did(outcome, tmp_path, monkeypatch):
     monkeypatch.setattr(oracle, "IDLE_LIMIT", 1.0)
+    monkeypatch.setattr(oracle, "RSS_LIMIT", 50 << 20)
 
     def mutate(home: Path, rng: random.Random) -> Done:
         (home / "file").write_bytes(_DEEDS[outcome])
