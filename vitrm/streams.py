@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from vitrm.terminal import say
+
 READER_GONE = 141  # the exit code that a shell gives a command ended by SIGPIPE
 _STREAMS = {"stdout": 1, "stderr": 2}
 _PLAIN = {"→": "->", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "±": "+-", "Δ": "delta"}
@@ -79,11 +81,7 @@ class Streams:
         ):
             return READER_GONE
         reason = output.failure.strerror or output.failure
-        print(
-            f"error: standard output could not be written ({reason}); files were written all the same",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"error: standard output could not be written ({reason}); files were written all the same", error=True)
         return 2
 
 
