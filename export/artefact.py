@@ -42,7 +42,7 @@ from vitrm.export.half import to_half
 from vitrm.export.int8_convolutions import int8_convolutions
 from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
 from vitrm.export.request import DEFAULT_STEPS, NEVER, Request
-from vitrm.export.verification import BATCHES, Parity, verify
+from vitrm.export.verification import BATCHES, Parity, check_integer_sums, verify
 from vitrm.files import atomic_folder, atomic_path
 from vitrm.model import ViTRM
 from vitrm.runtime.accuracy import predict
@@ -198,6 +198,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         halt_threshold=halt_threshold,
         precision=precision,
         target=request.target if precision == "int8" else "any",
+        exact_sums=precision == "int8",
         calibration_id=made.id if made else None,
         weights_sha256=checkpoint.weights_id,
         run=Path(checkpoint.source).name,
@@ -246,6 +247,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         _save(models, metadata, temporary)
         for file in models:
             onnx.checker.check_model(str(temporary / file), full_check=True)
+            check_integer_sums(temporary / file)
         parity = verify(temporary, model, images, steps=steps, halt_threshold=halt_threshold, precision=precision)
         metadata = replace(metadata, parity=as_metadata(parity))
         _save(models, metadata, temporary)

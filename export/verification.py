@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
+from vitrm.runtime.saturation import integer_products
 from vitrm.runtime.session import Result
 
 BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
@@ -29,6 +31,16 @@ class Parity:
     steps_used_wrong: int  # samples that halted after a step at which eager would not have
     images: int  # images compared
     limit: float  # what |Δ logit| may be
+
+
+def check_integer_sums(path: Path) -> None:
+    """Raises ValueError if a sum in an integer product of the ONNX file could saturate on some CPU.
+
+    Parity is found on one processor; this holds for all of them.
+    """
+    found = integer_products(onnx.load(path).graph)
+    if found.saturating:
+        raise ValueError(f"{found}: {', '.join(sorted(found.saturating)[:5])}")
 
 
 def verify(

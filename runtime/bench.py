@@ -183,6 +183,7 @@ def bench(
         data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
         machine={
             "cpu": machine.cpu_name(),
+            "cpu_features": list(machine.cpu_features()),
             "physical_cores": machine.physical_cores(),
             "system": machine.system(),
             "other_cpus_busy": others,

@@ -68,6 +68,7 @@ class Metadata:
     target: str = "any"  # the runtime it is made for: any, cpu or tensorrt
     weights_sha256: str  # Checkpoint.weights_id of the weights inside
     run: str  # the run folder or bundled name it was exported from
+    exact_sums: bool = False  # of int8: no integer sum can saturate, so every CPU computes the same numbers
     calibration_id: str | None = None
     kept_float: list[str] = field(default_factory=list)  # step/role/layer that int8 left in floating point
     parity: dict[str, float] = field(default_factory=dict)  # largest differences from eager found at export
@@ -219,6 +220,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "target": (f"one of {', '.join(TARGETS)}", _one_of(*TARGETS)),
     "weights_sha256": ("a hash", _text),
     "run": ("a name", _text),
+    "exact_sums": ("true or false", lambda v: isinstance(v, bool)),
     "calibration_id": ("a hash or null", lambda v: v is None or _text(v)),
     "kept_float": ("a list of names", _texts),
     "parity": ("an object of numbers", _mapping(_number)),

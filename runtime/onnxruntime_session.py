@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime import machine
 from vitrm.runtime.binding import Graph
 from vitrm.runtime.interface import check_tensors
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
@@ -25,6 +26,10 @@ FP16_ON_CPU = (
     "GPU's FP16"
 )
 INT8_FOR_TENSORRT = "made for TensorRT: ONNX Runtime runs its int8 products slower than float32 ones; vitrm-export --int8 --target cpu is for here"
+SATURATES = (
+    "int8 of an earlier version: this CPU has no VNNI, so its integer sums may saturate and the answers differ from those that "
+    "were verified; export it again"
+)
 
 
 class OnnxRuntimeSession(Session):
@@ -85,8 +90,15 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
     """What a reader of an artefact's figures should know where it runs on something that it is not made for."""
     if provider == "cpu" and metadata.precision == "fp16":
         return (FP16_ON_CPU,)
+    if metadata.target == "cpu" and provider == "cpu" and may_saturate(metadata):
+        return (SATURATES,)
     if metadata.target == "tensorrt" and not provider.startswith("tensorrt"):
         return (INT8_FOR_TENSORRT,)
     if metadata.target == "cpu" and provider != "cpu":
         return ("made for a CPU: its integer products run there alone; vitrm-export --fp16 is for GPUs",)
     return ()
+
+
+def may_saturate(metadata: Metadata) -> bool:
+    """Whether an artefact's integer sums may differ on this CPU from those on the one where it was verified."""
+    return metadata.precision == "int8" and not metadata.exact_sums and machine.saturates_integer_sums()

@@ -17,6 +17,7 @@ from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.onnx_file import inspect
+from vitrm.runtime.onnxruntime_session import SATURATES, may_saturate
 from vitrm.runtime.session import Result, Session
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # by what floating point is computed in
@@ -68,6 +69,7 @@ class OpenVinoSession(Session):
         self.device_kind, self.device = "cpu", machine.cpu_name()
         self.backend = "openvino-cpu" if floats == "fp32" else f"openvino-cpu-{floats}"
         self.size_bytes = path.stat().st_size
+        self.notes = (SATURATES,) if may_saturate(self.metadata) else ()
 
     @property
     def takes_depth(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.runtime import cli
+from vitrm.runtime import cli, machine
 from vitrm.runtime.bench import bench
 from vitrm.runtime.openvino_session import OpenVinoSession, has_bf16
 from vitrm.runtime.session import open_session
@@ -70,6 +70,14 @@ def test_a_row_says_what_its_quantiser_touched(measured, artefact, loop):
     for tool in ("quantize_static", "ORTQuantizer", "NNCF in OpenVINO"):
         assert count(f"{artefact.name} by {tool}") >= 12
     assert count(f"{loop.name} by quantize_static") < 12
+
+
+def test_rows_say_whose_sums_this_cpu_saturates(measured, artefact, quantised):
+    notes = {r.name: " ".join(r.notes) for r in measured.rows}
+    here = machine.saturates_integer_sums()
+    for tool in ("ORTQuantizer", "NNCF in OpenVINO"):
+        assert ("saturate" in notes[f"{artefact.name} by {tool}"]) == here
+    assert "saturate" not in notes[f"{quantised.name} in OpenVINO"]
 
 
 def test_openvino_takes_depth_and_threshold(loop):
