@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import clear_threshold
 
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.runtime import cli
+from vitrm.runtime import cli, machine
 from vitrm.runtime.bench import bench
 from vitrm.runtime.openvino_session import OpenVinoSession, has_bf16
 from vitrm.runtime.session import open_session
@@ -71,12 +72,19 @@ def test_a_row_says_what_its_quantiser_touched(measured, artefact, loop):
     assert count(f"{loop.name} by quantize_static") < 12
 
 
+def test_rows_say_whose_sums_this_cpu_saturates(measured, artefact, quantised):
+    notes = {r.name: " ".join(r.notes) for r in measured.rows}
+    here = machine.saturates_integer_sums()
+    for tool in ("ORTQuantizer", "NNCF in OpenVINO"):
+        assert ("saturate" in notes[f"{artefact.name} by {tool}"]) == here
+    assert "saturate" not in notes[f"{quantised.name} in OpenVINO"]
+
+
 def test_openvino_takes_depth_and_threshold(loop):
     ours, theirs = open_session(loop), OpenVinoSession(Path(loop), threads=1)
     images = np.random.default_rng(0).random((9, 3, 32, 32), np.float32)
     assert theirs.metadata == ours.metadata
-    halts = ours.infer(images, steps=1).halt_prob
-    threshold = float(np.median(halts))
+    threshold = clear_threshold([ours.infer(images, steps=steps).halt_prob for steps in (1, 2, 3, 4)])
     for settings in ({"steps": 3}, {"steps": 4, "halt_threshold": threshold}):
         a, b = ours.infer(images, **settings), theirs.infer(images, **settings)
         np.testing.assert_array_equal(a.steps_used, b.steps_used)

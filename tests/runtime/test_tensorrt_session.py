@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
+from small_models import clear_threshold
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
@@ -27,7 +29,7 @@ from vitrm.runtime.cuda import Cuda, CudaError
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.gpus import Gpu, Gpus, find_gpus
 from vitrm.runtime.session import Session
-from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
+from vitrm.runtime.sidecar import check_here, digest, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.stored_threshold import store_threshold
 from vitrm.runtime.tensorrt_api import installed
 from vitrm.runtime.tensorrt_plan import choose_profile
@@ -81,11 +83,12 @@ def plan(built: Path, tmp_path: Path) -> Path:
 
 
 def alter(plan: Path, **changes: object) -> None:
-    """Other values in the side-car's engine section."""
+    """Other values in the side-car's engine section, and the digest that goes with them."""
     path = sidecar_path(plan)
     values = json.loads(path.read_text())
+    del values["sha256"]
     values["engine"] |= changes
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, "sha256": digest(values)}))
 
 
 # The side-car -------------------------------------------------------------------------------------
@@ -137,6 +140,10 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         (lambda p: sidecar_path(p).write_text("{}"), "its engine section is NoneType"),
         (lambda p: alter(p, flavour="tiny"), "values of other kinds"),
         (lambda p: alter(p, profiles=[[1, 2]]), "values of other kinds"),
+        (lambda p: alter(p, profiles=[[1, 2, 1 << 40]]), "values of other kinds"),
+        (lambda p: alter(p, version="²"), "values of other kinds"),
+        (lambda p: alter(p, gpu_name=7), "values of other kinds"),
+        (lambda p: alter(p, flags=["output=/etc/passwd"]), "values of other kinds"),
         (lambda p: alter(p, colour="red"), "colour"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"bytes, its side-car says \d+: it is not whole, .*vitrm-export"),
         (lambda p: p.write_bytes(b"x" + p.read_bytes()[1:]), r"SHA-256 .*was changed after it was built, so it is not opened"),
@@ -232,7 +239,7 @@ def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
         "except vitrm.runtime.sidecar.UserError as error: print(error)\n"
         "assert not any(m.split('.')[0] in ('onnx', 'onnxruntime') for m in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     if not GPUS.found:
         assert "needs an NVIDIA GPU of sm89" in done.stdout
@@ -388,10 +395,7 @@ def test_halts_where_eager_does(plans, run, images, graph) -> None:
     session = vitrm.runtime.open(plans[graph, "fp32"])
     eager = EagerSession(checkpoints.load(str(run)), steps=4, threads=1)
     _, halts = eager.trajectory(images, 4)
-    # Between two probabilities met, so that rounding does not decide.
-    values = np.sort(halts.ravel())
-    gap = int(np.argmax(np.diff(values)))
-    threshold = float(values[gap : gap + 2].mean())
+    threshold = clear_threshold(halts)
     agree(session, run, images, "fp32", halt_threshold=threshold)
     used = session.infer(images, halt_threshold=threshold).steps_used
     assert used is not None
