@@ -417,3 +417,12 @@ def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
     assert done.returncode == 2
     assert "this needs torch, which is not installed: pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_weights_beyond_what_an_onnx_file_holds_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "MAX_FILE", 1000)  # two gigabytes of weights take too long to make
+    for graph in ("unrolled", "stepwise"):
+        target = tmp_path / ("a" if graph == "stepwise" else "a.onnx")
+        with pytest.raises(UserError, match=r"weights take .* GB, an ONNX file has at most .*--fp16 or --int8"):
+            export(checkpoints.load(run), target, steps=2, graph=graph)
+    assert list(tmp_path.iterdir()) == []

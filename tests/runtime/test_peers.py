@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_models import clear_threshold
 
@@ -91,10 +92,15 @@ def test_openvino_takes_depth_and_threshold(loop):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-3)
 
 
-def test_what_openvino_cannot_open(tmp_path):
+def test_what_openvino_cannot_open(artefact, tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"OpenVINO .* cannot run .*a\.onnx"):
+    with pytest.raises(UserError, match=r"a\.onnx .* is not a whole ONNX file"):
         OpenVinoSession(tmp_path / "a.onnx")
+    model = onnx.load(artefact)
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(UserError, match=r"OpenVINO .* cannot run .*b\.onnx"):
+        OpenVinoSession(tmp_path / "b.onnx")
 
 
 def test_on_the_command_line(quantised, capsys):
