@@ -51,6 +51,7 @@ def make(folder: Path) -> list[str]:
     folder.mkdir(parents=True)
     missing = []
     _finish("vitrm-train", *RUN, "--epochs", 10, "--batch-size", 32, "--out", folder / "run")
+    children.trace(folder / "run")
     at = ("vitrm-export", folder / "run", "--steps", STEPS)
     _finish(*at, "--halt-threshold", "0.5", "-o", folder / "unrolled.onnx")
     _finish(*at, "--graph", "loop", "-o", folder / "loop.onnx")
