@@ -26,6 +26,9 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
   vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 # What exporting takes and a device that only runs artefacts may lack.
@@ -73,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         metavar="N",
-        help="recursion steps (default: 6); of loop and stepwise, the default at run time",
+        help="recursion steps (default: as deep as the run was trained; deeper ones may answer worse); of loop and stepwise, "
+        "the default at run time",
     )
     shape.add_argument(
         "--graph",
@@ -141,7 +145,12 @@ def parser() -> argparse.ArgumentParser:
         help="write how much int8 at each layer, step and role alone changes the answer: JSON, and a picture beside it",
     )
     engine_cli.add_arguments(p)
-    checks = p.add_argument_group("data, for verification, calibration and --max-drop")
+    checks = p.add_argument_group(
+        "data, for verification, calibration and --max-drop",
+        "A file gets its name when it answers like PyTorch on 64 validation images, or on those that 10 s suffice for (at "
+        "least 7): no logit may differ by more than 1e-4 (fp32), 0.03 (fp16) or 0.1 (int8) times the largest logit. At int8 "
+        "that tells a wrong graph from a right one; what int8 costs in accuracy, --max-drop and vitrm-bench measure.",
+    )
     checks.add_argument(
         "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
     )
@@ -199,7 +208,9 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     from vitrm.errors import UserError
     from vitrm.export import huggingface, triton
     from vitrm.export.artefact import export
-    from vitrm.export.request import MAX_STEPS, NEVER
+    from vitrm.export.request import MAX_STEPS, NEVER, default_steps
+    from vitrm.files import atomic_files
+    from vitrm.training_state import STATE_FILE
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -207,7 +218,7 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     name = Path(checkpoint.source).name
     depth = ""
     if checkpoint.model.kind == "vitrm":
-        depth = f"-{args.steps or 6}steps" if args.graph == "unrolled" else f"-{args.graph}"
+        depth = f"-{args.steps or default_steps(checkpoint)}steps" if args.graph == "unrolled" else f"-{args.graph}"
     suffix = ".plan" if plan else ".onnx"
     if args.graph == "stepwise":
         suffix = "-plan" if plan else ""
@@ -221,6 +232,11 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             )
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
+        held = [name for name in (checkpoints.WEIGHTS_FILE, STATE_FILE) if (args.hf / name).exists()]
+        if held:
+            raise UserError(
+                f"{args.hf} holds a run ({held[0]}), whose config.json would be replaced: name another folder"
+            )
         path = args.hf / huggingface.MODEL_FILE
     shown = path
     if args.triton_name and not args.triton:
@@ -242,10 +258,12 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
     say(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
-    with _status() as progress:
+    if checkpoint.note:
+        say(f"  note     {checkpoint.note}")
+    with _status() as progress, atomic_files(args.hf, huggingface.FILES) if args.hf else nullcontext() as together:
         made = export(
             checkpoint,
-            path,
+            together / huggingface.MODEL_FILE if together else path,
             steps=args.steps,
             graph=args.graph,
             precision=args.precision,
@@ -260,9 +278,9 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             engine=engine_cli.options(args) if plan else None,
             progress=progress,
         )
-    if args.hf:
-        huggingface.write_configs(args.hf, made.metadata)
-    shown, then = made.path, f"vitrm-bench {made.path}"
+        if together:
+            huggingface.write_configs(together, made.metadata)
+    then = f"vitrm-bench {path}"
     if args.triton:
         shown = triton.add_file(args.triton, model, made.path)
         then = f"tritonserver --model-repository={args.triton}"
@@ -273,6 +291,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     say(
         f"  graph    {m.graph}{depth}, {m.precision}: {made.nodes} nodes, {made.weights} weight tensors stored once{half}"
     )
+    if made.depth_note:
+        say(f"  depth    {made.depth_note}")
     if made.calibration is not None:
         c = made.calibration
         images = f"{c.data['name']} ({c.note})" if c.note else f"training images of {c.data['name']}"
@@ -303,8 +323,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
         say(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
     halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""
     say(
-        f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}), "
-        f"top-1 agreement {parity.agreement:.1%} on {parity.images} of {made.verified_on}"
+        f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}, {parity.tolerance:g} of the largest "
+        f"logit), top-1 agreement {parity.agreement:.1%} on {parity.images} of {made.verified_on}"
     )
     if made.engine is not None:
         engine_cli.print_engine(made.engine, made.plan_verified)

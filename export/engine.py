@@ -23,6 +23,7 @@ from vitrm.errors import UserError
 from vitrm.export.engine_builder import FLAGS, Request, to_json
 from vitrm.export.engine_checks import check_graph
 from vitrm.files import atomic_files, atomic_folder, sha256_of, write_text
+from vitrm.outputs import check_outputs
 from vitrm.runtime.gpus import Gpus, find_gpus
 from vitrm.runtime.metadata import PARTS, Metadata
 from vitrm.runtime.onnx_file import inspect
@@ -205,6 +206,7 @@ def build_engine(
     stepwise = source_path.is_dir()
     files = {f"{part}.plan": source_path / f"{part}.onnx" for part in PARTS} if stepwise else {target.name: source_path}
     check_plan_path(target, stepwise=stepwise)
+    check_outputs({"-o": target, "--timing-cache": options.timing_cache}, files.values(), replacing=["-o"])
     for file in files.values():
         if not file.is_file():
             raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")

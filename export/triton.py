@@ -34,6 +34,7 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError, explain_os_error
 from vitrm.files import atomic_folder
+from vitrm.locks import lock
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
 from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.sidecar import STRIPPED, read_sidecar, sidecar_path
@@ -44,6 +45,7 @@ from vitrm.terminal import neutral_line
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
+_ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
 MAX_BATCH = 64  # that the server may form of requests, where the artefact does not bound it
 _INTERFACE = "# interface "  # begins the line that says whether a later export may become a version of this model
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, line and paragraph separators
@@ -137,6 +139,7 @@ def add_model(
     A model that is there already gets the next version, and keeps its earlier ones and its config.pbtxt, edited or not;
     other models are not touched.  A new model or version appears whole or not at all.  `max_batch` bounds the batches
     that the server forms: of a plan, the largest batch of its `profiles`, of which there are so many.
+    Two additions at the same time become two versions.
     Raises `UserError` for what Triton cannot serve, and where `name` is a model with other inputs, outputs or classes.
     """
     backend = "tensorrt" if path.suffix in PLANS else "onnxruntime"
@@ -151,18 +154,19 @@ def add_model(
     labels = labels_text(metadata)
     config = config_text(name, metadata, backend=backend, max_batch=max_batch, profiles=profiles)
     model = repository / name
-    if not model.exists():
-        with atomic_folder(model) as temporary:
-            (temporary / CONFIG_FILE).write_text(config, encoding="utf-8")
-            (temporary / LABELS_FILE).write_text(labels, encoding="utf-8")
-            (temporary / "1").mkdir()
-            _place(path, temporary / "1" / MODEL_FILES[backend], metadata)
-        return model / "1"
-    _check_interface(model, config, labels)
-    version = model / str(1 + max(_versions(model), default=0))
-    with atomic_folder(version) as temporary:
-        _place(path, temporary / MODEL_FILES[backend], metadata)
-    return version
+    with lock(repository / f".{name}.adding.lock", str(model), "try again when it has ended", wait=_ADDING):
+        if not model.exists():
+            with atomic_folder(model) as temporary:
+                (temporary / CONFIG_FILE).write_text(config, encoding="utf-8")
+                (temporary / LABELS_FILE).write_text(labels, encoding="utf-8")
+                (temporary / "1").mkdir()
+                _place(path, temporary / "1" / MODEL_FILES[backend], metadata)
+            return model / "1"
+        _check_interface(model, config, labels)
+        version = model / str(1 + max(_versions(model), default=0))
+        with atomic_folder(version) as temporary:
+            _place(path, temporary / MODEL_FILES[backend], metadata)
+        return version
 
 
 def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int = MAX_BATCH, profiles: int = 1) -> str:

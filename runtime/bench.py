@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrm.data import affordable
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
@@ -42,6 +43,7 @@ from vitrm.runtime.stored_threshold import check_storable, store_threshold
 Progress = Callable[[str, float], None]  # what is being done, and which fraction of it is done
 EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
+_INPUT_MEBIBYTES = 1024  # of them, for each row
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
 _DEVICE_RUNS = 100  # timed on the GPU's own clock
 _PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
@@ -246,7 +248,8 @@ def _measure(
         sample = samples[entry.group]
         report(f"preparing {entry.name}, batch {batch}", 0.0)
         try:
-            count = min(_INPUT_BATCHES, max(1, len(sample) // batch))
+            wanted = min(_INPUT_BATCHES * batch, len(sample))
+            count = max(1, affordable(wanted, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
             prepared = [entry.session.prepare(sample.batch(batch, i)) for i in range(count)]
             prepared[0]()  # compiles, allocates, or fails here rather than among the others
         except Exception as error:

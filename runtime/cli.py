@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
+from vitrm.outputs import check_outputs
 from vitrm.runtime.metadata import MAX_STEPS
 from vitrm.terminal import console, neutral_line, say
 
@@ -32,7 +33,8 @@ examples:
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
 
-exit status: 0 measured; 2 an artefact could not be measured, a gate failed or the input was wrong; 130 interrupted.
+exit status: 0 measured; 2 an artefact could not be measured, a gate failed, the input was wrong or standard output is
+full; 130 interrupted; 141 measured and written, but nobody reads the table.
 """
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _MAX_DROP = 0.3  # percentage points
@@ -159,8 +161,10 @@ def _main(argv: Sequence[str] | None) -> int:
     for path in (args.json, args.report):
         if path:
             check_writable(path)
-    if args.json and args.report and Path(args.json).resolve() == Path(args.report).resolve():
-        raise UserError(f"--json and --report both name {args.json}: give them different names")
+    check_outputs(
+        {"--json": args.json and Path(args.json), "--report": args.report and Path(args.report)},
+        [Path(name) for name in (*args.artefacts, args.run) if name],
+    )
 
     from dataclasses import replace
 
@@ -191,8 +195,10 @@ def _main(argv: Sequence[str] | None) -> int:
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
+    written = _write(result, args.json, args.report)  # first: printing may fail
     _print(result)
-    _write(result, args.json, args.report)
+    for path in written:
+        say(f"wrote {path}")
     _judge(result, args.min_agreement)
     return 0
 
@@ -221,17 +227,17 @@ def _print(result: BenchResult) -> None:
         print_result(result, screen)
 
 
-def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> None:
+def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> list[str]:
+    """Writes what was asked for; returns the paths."""
     from vitrm.files import write_json, write_text
 
     if json_path:
         write_json(json_path, result.to_dict())
-        say(f"wrote {json_path}")
     if report_path:
         from vitrm.runtime.report import render
 
         write_text(report_path, render(result))
-        say(f"wrote {report_path}")
+    return [path for path in (json_path, report_path) if path]
 
 
 def _judge(result: BenchResult, min_agreement: float | None) -> None:

@@ -69,6 +69,7 @@ class Metadata:
     weights_sha256: str  # Checkpoint.weights_id of the weights inside
     run: str  # the run folder or bundled name it was exported from
     exact_sums: bool = False  # of int8: no integer sum can saturate, so every CPU computes the same numbers
+    trained_depth: int | None = None  # the deepest step that training reached; None where it is not known
     calibration_id: str | None = None
     kept_float: list[str] = field(default_factory=list)  # step/role/layer that int8 left in floating point
     parity: dict[str, float] = field(default_factory=dict)  # largest differences from eager found at export

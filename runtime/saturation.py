@@ -66,8 +66,8 @@ def _weights(
         if node.op_type in _INTEGER and len(node.input) > _INTEGER[node.op_type]:
             name = node.input[_INTEGER[node.op_type]]
         elif node.op_type in _DEQUANTIZED:
-            sources = [producers.get(i) for i in node.input[:2]]
-            if all(s is not None and s.op_type == "DequantizeLinear" for s in sources):
+            sources = [producers[i] for i in node.input[:2] if i in producers]
+            if [s.op_type for s in sources] == ["DequantizeLinear", "DequantizeLinear"]:
                 name = sources[1].input[0]
         if name not in constants or constants[name].data_type not in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
             continue

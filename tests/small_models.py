@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -45,6 +47,17 @@ def _fit_heads(model: ViTRM) -> None:
     solution = torch.linalg.lstsq(features, 4 * right - 2).solution
     model.halt.weight.copy_(solution[:-1].T)
     model.halt.bias.copy_(solution[-1])
+
+
+def clear_threshold(halts: Any, low: float = 0.25, high: float = 0.75) -> float:
+    """A threshold that no halting probability is near, so that no rounding decides: the middle of the widest gap between
+    those from the quantile `low` to `high`.
+    """
+    values = np.sort(np.asarray(halts, np.float64), axis=None)
+    values = values[int(low * len(values)) : max(int(high * len(values)), int(low * len(values)) + 2)]
+    gap = int(np.diff(values).argmax())
+    assert values[gap + 1] - values[gap] > 1e-3, "the halting probabilities are too close to each other"
+    return float(values[gap : gap + 2].mean())
 
 
 def with_props(source: Path, target: Path, /, **changes: str | None) -> Path:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from small_models import with_props
 import vitrm.runtime
 from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
-from vitrm.export import cli, export, triton
+from vitrm.export import artefact, cli, export, triton
 from vitrm.files import sha256_of
 from vitrm.runtime.metadata import Metadata
 from vitrm.runtime.sidecar import Engine, Sidecar, sidecar_path
@@ -196,13 +197,17 @@ def test_an_exported_file_is_added_as_it_is(tmp_path, files, capsys):
     assert "as it is: leave out" in capsys.readouterr().err
 
 
-def test_a_plan_for_rtx_is_refused_before_it_is_built(tmp_path, run, capsys):
+@pytest.fixture
+def no_work(monkeypatch):
+    """Nothing may be exported."""
+    monkeypatch.setattr(artefact, "export_onnx", lambda *_: pytest.fail("the work has begun"))
+
+
+def test_a_plan_for_rtx_is_refused_before_it_is_built(tmp_path, run, capsys, no_work):
     api = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
     assert api.__version__
-    began = time.perf_counter()
     assert cli.main([str(run), "--triton", str(tmp_path / "models"), "--gpu", "sm89", "--tensorrt", "rtx"]) == 2
     assert "Triton's tensorrt backend runs TensorRT's own" in capsys.readouterr().err
-    assert time.perf_counter() - began < 10
     assert not (tmp_path / "models").exists()
 
 
@@ -272,6 +277,14 @@ def test_a_later_export_becomes_a_version(tmp_path, files):
     assert set(after) - set(before) == {"digits/8/model.onnx"}
 
 
+def test_two_additions_at_the_same_time_are_two_versions(tmp_path, files):
+    with ThreadPoolExecutor(3) as pool:  # a loop is copied and tried out, so that they overlap
+        made = list(pool.map(lambda _: triton.add_file(tmp_path, "digits", files["loop"]), range(3)))
+    assert sorted(version.name for version in made) == ["1", "2", "3"]
+    assert len({(version / "model.onnx").read_bytes() for version in made}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["digits"]
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -336,12 +349,10 @@ def test_the_command_writes_a_repository(tmp_path, run, capsys, schema):
         (["--hf", "folder"], "leave out -o and --hf"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_the_work(tmp_path, run, capsys, options, message):
-    began = time.perf_counter()
+def test_what_cannot_be_served_is_refused_before_the_work(tmp_path, run, capsys, no_work, options, message):
     assert cli.main([str(run), "--triton", str(tmp_path / "models"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
-    assert time.perf_counter() - began < 5
 
 
 def test_places_that_are_none(tmp_path, run, capsys):

@@ -303,8 +303,11 @@ def test_halting_is_part_of_the_graph(halting: Path, run: Path, images: np.ndarr
     assert ours.steps_used is not None
     assert theirs.steps_used is not None
     assert len(set(ours.steps_used.tolist())) > 1
-    assert ours.steps_used.tolist() == theirs.steps_used.tolist()
-    np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-3)
+    # Samples on the threshold itself are decided by rounding.
+    clear = (np.abs(eager.trajectory(images, own.steps)[1] - own.halt_threshold) > 1e-4).all(0)
+    assert clear.sum() > 30
+    assert ours.steps_used[clear].tolist() == theirs.steps_used[clear].tolist()
+    np.testing.assert_allclose(ours.logits[clear], theirs.logits[clear], atol=2e-3)
 
 
 def test_metadata_of_eager_is_the_checkpoints(run: Path) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
+from small_models import clear_threshold
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
@@ -237,7 +239,7 @@ def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
         "except vitrm.runtime.sidecar.UserError as error: print(error)\n"
         "assert not any(m.split('.')[0] in ('onnx', 'onnxruntime') for m in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     if not GPUS.found:
         assert "needs an NVIDIA GPU of sm89" in done.stdout
@@ -393,10 +395,7 @@ def test_halts_where_eager_does(plans, run, images, graph) -> None:
     session = vitrm.runtime.open(plans[graph, "fp32"])
     eager = EagerSession(checkpoints.load(str(run)), steps=4, threads=1)
     _, halts = eager.trajectory(images, 4)
-    # Between two probabilities met, so that rounding does not decide.
-    values = np.sort(halts.ravel())
-    gap = int(np.argmax(np.diff(values)))
-    threshold = float(values[gap : gap + 2].mean())
+    threshold = clear_threshold(halts)
     agree(session, run, images, "fp32", halt_threshold=threshold)
     used = session.infer(images, halt_threshold=threshold).steps_used
     assert used is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import PATIENCE
 from safetensors.torch import load_file
 
 import vitrm
@@ -29,7 +30,9 @@ SCRIPT = str(Path(one_process.__file__))
 
 def _torchrun(*argv: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*TORCHRUN, *argv], env=environment, text=True, capture_output=True, timeout=180, check=False)
+    return subprocess.run(
+        [*TORCHRUN, *argv], env=environment, text=True, capture_output=True, timeout=PATIENCE, check=False
+    )
 
 
 def _assert_same(folder: Path, other: Path) -> None:
