@@ -199,6 +199,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "weights_sha256": ("a hash", _text),
     "run": ("a name", _text),
     "exact_sums": ("true or false", lambda v: isinstance(v, bool)),
+    "trained_depth": ("a depth or null", lambda v: v is None or _whole(1, 2**31)(v)),
     "calibration_id": ("a hash or null", lambda v: v is None or _text(v)),
     "kept_float": ("a list of names", _texts),
     "parity": ("an object of numbers", _mapping(_number)),

@@ -79,7 +79,7 @@ class Checkpoint:
             return 1
         try:
             recipe = recipe_from_dict(self.training["recipe"], self.source)
-        except (KeyError, TypeError, UserError):  # made by hand, or by another version
+        except (KeyError, TypeError, ValueError, UserError):  # made by hand, or by another version
             return None
         epoch = self.training.get("best_epoch")
         done = epoch / recipe.epochs if isinstance(epoch, int) and 0 < epoch <= recipe.epochs else 1.0
