@@ -1,6 +1,8 @@
 # make demo   install, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
 # make test   install, run the test suite
+# make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff and mypy
+# make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
 PYTHON ?= python3
@@ -9,7 +11,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.vitrm-installed
 DEMO ?= runs/demo
 
-.PHONY: install demo test lint tree clean
+LOWEST_PYTHON ?= python3.10
+LOWEST := .venv-lowest
+
+.PHONY: install demo test test-lowest lint tree torture clean
 
 install: $(STAMP)
 
@@ -29,6 +34,15 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q --durations=8
+
+# Not among them: what needs OpenVINO, TensorRT, Triton's client or optimum, which are extras with bounds of their own.
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]' -r tests/lowest-versions.txt
+	$(LOWEST)/bin/python -m pytest -q tests/vitrm tests/calib tests/export tests/runtime
+
+torture: install
+	PYTHONPATH=benchmarks $(BIN)/python -m torture $(TORTURE)
 
 tree:
 	@rm -rf build/tree && mkdir -p build/tree

@@ -96,7 +96,7 @@ def main() -> None:
         settings = trained(name, run, data, args.threads)
         kept = load(run)
         epochs = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
-        depth = kept.trained_depth
+        depth = kept.trained_depth or 1
         rows[name] = {
             "command": f"vitrm-train --data cifar10 --model {name} {' '.join(settings)}",
             "parameters": sum(p.numel() for p in kept.build().parameters()),

@@ -20,13 +20,14 @@ from vitrm.baselines import Baseline, ViT
 from vitrm.calib.ranges import ESTIMATORS, Range, collect, estimate
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.checkpoint import Checkpoint
-from vitrm.data import Images, load, photo_crops
+from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.fields import shown
 from vitrm.files import read_json, write_json
 
 FORMAT = 2
 IMAGES = 512
+_MEBIBYTES = 1024  # of images at once
 _WIDEST = 1e30  # of a range, on either side; the inverse of the narrowest
 _ORDER_SEED = 11  # of the draw of calibration images, the same in every run
 
@@ -124,7 +125,7 @@ def calibrate(
 
 
 def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None = None) -> tuple[Images, str]:
-    """`IMAGES` images of the training part of the checkpoint's data set; photo crops, and the reason, where it is not at hand.
+    """`IMAGES` images (fewer where they are large) of the training part of the checkpoint's data set; photo crops, and the reason, where it is not at hand.
 
     Raises `UserError` if `data_dir` is named and does not hold it.
     """
@@ -134,10 +135,10 @@ def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] 
     except UserError as error:
         if data_dir is not None:
             raise
-        pixels = photo_crops(IMAGES, size)
-        labels: NDArray[np.int64] = np.zeros(IMAGES, np.int64)
+        pixels = photo_crops(affordable(IMAGES, size, _MEBIBYTES), size)
+        labels: NDArray[np.int64] = np.zeros(len(pixels), np.int64)
         return Images(pixels, labels, ("photo",), "photo crops", "train"), str(error).split(":")[0]
-    chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[:IMAGES]
+    chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[: affordable(IMAGES, size, _MEBIBYTES)]
     return part.take(np.sort(chosen)), ""
 
 

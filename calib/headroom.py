@@ -20,6 +20,7 @@ from vitrm.baselines import Baseline
 from vitrm.model import ViTRM
 
 FLOAT16_MAX = 65504.0
+_BATCH = 16  # all activations of a large image's tokens take memory
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,26 @@ class Headroom:
 
 def float16_headroom(model: ViTRM | Baseline, images: Tensor, steps: int) -> Headroom:
     """Runs `model` on images [B, 3, H, W] in [0, 1] for `steps` steps (1 for a baseline) and notes the largest |activation|."""
-    largest, operators = [], []
+    parts = [_of_batch(model, part, steps) for part in images.split(_BATCH)]
+    worst = [max(found, key=lambda f: f[0]) for found in zip(*parts, strict=True)]
+    return Headroom(tuple(value for value, _ in worst), tuple(operator for _, operator in worst))
+
+
+def _of_batch(model: ViTRM | Baseline, images: Tensor, steps: int) -> list[tuple[float, str]]:
+    """The largest |activation| in the embedding (of a baseline: anywhere), then in each step, with its operator."""
+    largest: list[tuple[float, str]] = []
 
     @contextmanager
     def stage() -> Iterator[None]:
         with _Largest() as watch:
             yield
-        largest.append(watch.value)
-        operators.append(watch.operator)
+        largest.append((watch.value, watch.operator))
 
     with torch.no_grad():
         if isinstance(model, Baseline):
             with stage():
                 model(images)
-            return Headroom(tuple(largest), tuple(operators))
+            return largest
         with stage():
             embedded = model.embed(images)
         state = model.initial_state(len(images))
@@ -65,7 +72,7 @@ def float16_headroom(model: ViTRM | Baseline, images: Tensor, steps: int) -> Hea
             with stage():
                 state = model.step(embedded, state)
                 model.heads(state.y)
-    return Headroom(tuple(largest), tuple(operators))
+    return largest
 
 
 class _Largest(TorchDispatchMode):

@@ -30,9 +30,9 @@ from vitrm.calib.sensitivity import IMAGES as SENSITIVITY_IMAGES
 from vitrm.calib.sensitivity import Sensitivity, sensitivity
 from vitrm.calib.simulation import StateError, draw, state_error
 from vitrm.calib.sites import Site
-from vitrm.checkpoint import Checkpoint
+from vitrm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
 from vitrm.config import ViTRMConfig, to_dict
-from vitrm.data import Images, load, photo_crops
+from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.export import shapes
 from vitrm.export.budget import Budget, keep_within
@@ -41,15 +41,19 @@ from vitrm.export.fragments import Fragment, Fragments, trace_baseline, trace_vi
 from vitrm.export.half import to_half
 from vitrm.export.int8_convolutions import int8_convolutions
 from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
-from vitrm.export.request import DEFAULT_STEPS, NEVER, Request
-from vitrm.export.verification import BATCHES, Parity, check_integer_sums, verify
-from vitrm.files import atomic_folder, atomic_path
+from vitrm.export.request import NEVER, Request, default_steps, depth_note
+from vitrm.export.verification import BATCHES, IMAGES, Parity, check_integer_sums, verify
+from vitrm.files import atomic_folder, atomic_path, lock_path
+from vitrm.locks import lock
 from vitrm.model import ViTRM
+from vitrm.outputs import check_outputs
 from vitrm.runtime.accuracy import predict
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.onnx_file import MAX_FILE, write_metadata
 from vitrm.runtime.sidecar import SUFFIXES
 
+_MEBIBYTES = 256  # of verification images
 _SIMULATED = 16  # images that the error of int8 is told from
 
 
@@ -71,6 +75,7 @@ class Exported:
     nodes: int  # of the main graph, or of the three
     headroom: Headroom | None  # of float16 activations; None for fp32
     verified_on: str  # the images, in words
+    depth_note: str | None  # where the depth is not one that was trained
     seconds: float  # for all of it
     engine: Built | None = None  # of a plan
     plan_verified: bool = False  # whether the parity is that of the plan itself, which needs its GPU
@@ -110,7 +115,8 @@ def export(
 
     `graph` is "unrolled" (one ONNX file of fixed depth), "loop" (one file, depth and threshold are inputs) or
     "stepwise" (a folder of three files, driven by the runtime).  `steps` is the depth, or the default of a loop or
-    stepwise (6 where nothing is said; a baseline has none); a `halt_threshold` below 1 turns per-sample halting on, there
+    stepwise: the depth that was trained where nothing is said (`Checkpoint.trained_depth`; 1 where that is not known; a
+    baseline has none); more is taken as asked, and `Exported.depth_note` says so.  A `halt_threshold` below 1 turns per-sample halting on, there
     as the default; `every_step` adds the heads of each step as outputs (unrolled only).
 
     A `path` ending in .plan or .engine, or (for stepwise: a folder of three plans) an `engine`, makes a TensorRT plan of
@@ -119,19 +125,21 @@ def export(
     `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, the default
     of an .onnx file; "tensorrt": products in int8 and float16 elsewhere, that of a plan) with the activation ranges of `calibration`: a calibration, or a file to read
     it from, or to write it to if it is not there yet (default: one made here, on training images, with `estimator`).
+    Of two exports that make such a file at the same time the first one's is kept, and the other goes on with it.
     With `max_drop`, the sites that hurt most stay floating point until at most so many percentage points of accuracy are
     lost on the validation images; `sensitivity_file` is where to write how much each site hurts.
 
-    `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default the validation part of the run's
-    data set, or natural photo crops where that is not at hand.  Raises `UserError` for impossible requests, a failed
+    `images` float32 [≥ 7, 3, H, W] in [0, 1] are what parity is checked on: by default 64 of the validation part of the
+    run's data set, or natural photo crops where that is not at hand; `Exported.parity.images` says how many of them
+    seconds sufficed for (`vitrm.export.verification`).  Raises `UserError` for impossible requests, a failed
     verification or an unwritable `path`; nothing is left behind then and what was there before stays as it was.
     """
     path = Path(path)
     plan = engine is not None or path.suffix in SUFFIXES
-    recursive = isinstance(checkpoint.model, ViTRMConfig)
+    _check_outputs(checkpoint, path, calibration, sensitivity_file)
     request = Request(
         kind=checkpoint.model.kind,
-        steps=(DEFAULT_STEPS if recursive else 1) if steps is None else steps,
+        steps=default_steps(checkpoint) if steps is None else steps,
         graph=graph,
         precision=precision,
         halt_threshold=halt_threshold,
@@ -152,6 +160,26 @@ def export(
 
         return export_plan(checkpoint, path, engine or EngineOptions(), request, means)
     return export_onnx(checkpoint, path, request, means)
+
+
+def _check_outputs(
+    checkpoint: Checkpoint,
+    path: Path,
+    calibration: Calibration | str | os.PathLike[str] | None,
+    sensitivity_file: str | os.PathLike[str] | None,
+) -> None:
+    """Raises `UserError` where a file that this export writes would destroy another one."""
+    outputs: dict[str, Path | None] = {"-o": path}
+    inputs = [Path(checkpoint.source) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    for option, given in (("--calibration", calibration), ("--sensitivity", sensitivity_file)):
+        if given is None or isinstance(given, Calibration):
+            continue
+        file = Path(given)
+        if option == "--calibration" and file.exists():
+            inputs.append(file)
+        else:
+            outputs |= {option: file, f"{option}'s picture": file.with_suffix(".png")}
+    check_outputs(outputs, inputs, replacing=["-o"])
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Means) -> Exported:
@@ -180,7 +208,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
     headroom = None
     if request.float16:
         progress("measuring float16 headroom")
-        headroom = float16_headroom(model, torch.from_numpy(images[:64]), steps)
+        headroom = float16_headroom(model, torch.from_numpy(images[:IMAGES]), steps)
         if headroom.factor < 1:
             raise UserError(
                 f"activations reach {headroom.where}, float16 ends at {FLOAT16_MAX:.0f}: export in another precision, or fewer "
@@ -195,6 +223,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         graph=request.graph if isinstance(model, ViTRM) else "single",
         steps=steps,
         halt_threshold=halt_threshold,
+        trained_depth=checkpoint.trained_depth if isinstance(model, ViTRM) else None,
         precision=precision,
         target=request.target if precision == "int8" else "any",
         exact_sums=precision == "int8",
@@ -266,6 +295,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         nodes=sum(len(list(m.graph)) for m in models.values()),
         headroom=headroom,
         verified_on=verified_on,
+        depth_note=depth_note(checkpoint, steps),
         seconds=time.perf_counter() - began,
     )
 
@@ -317,23 +347,28 @@ def _validation(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None)
 
 
 def verification_images(
-    checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None, count: int = 64
+    checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None, count: int = IMAGES
 ) -> tuple[NDArray[np.float32], str]:
-    """Real images to check parity on, float32 [count, 3, H, W] in [0, 1], and what they are, in words.
+    """Real images to check parity on, float32 [n, 3, H, W] in [0, 1], and what they are, in words.
 
-    The validation part of the checkpoint's data set; natural photo crops where the set is not at hand.
+    The first `count` of the validation part of the checkpoint's data set, or fewer where they are large or there are no
+    more; natural photo crops where the set is not at hand, or in addition where it has too few.
     """
-    size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
+    size, name, least = checkpoint.model.image_size, str(checkpoint.data.get("name", "")), max(BATCHES)
+    count = affordable(count, size, _MEBIBYTES, least=least)
     try:
-        part = load(name, "validation", data_dir=data_dir, size=size)
-        if len(part) >= max(BATCHES):
-            return part.floats(slice(0, count)), f"{name}'s validation images"
-        reason = f"{name} has only {len(part)} validation images"
+        images = load(name, "validation", data_dir=data_dir, size=size).floats(slice(0, count))
     except UserError as error:
         if data_dir is not None:
             raise
         reason = str(error).split(":")[0]
-    return photo_crops(count, size).astype(np.float32) / np.float32(255), f"crops of photographs ({reason})"
+        return photo_crops(count, size).astype(np.float32) / np.float32(255), f"crops of photographs ({reason})"
+    if len(images) >= least:
+        return images, f"{name}'s validation images"
+    crops = photo_crops(count - len(images), size).astype(np.float32) / np.float32(255)
+    return np.concatenate([images, crops]), (
+        f"{name}'s validation images, which are {len(images)}, and crops of photographs"
+    )
 
 
 def _calibration(
@@ -357,7 +392,11 @@ def _calibration(
         progress=lambda done: means.progress(f"calibrating, {done:.0%}"),
     )
     if given is not None:
-        made.save(given)
+        with lock(lock_path(Path(given)), str(given), "try again"):
+            # Another export may have written it in the meantime: the first one's ranges hold, as they would have before.
+            if Path(given).exists():
+                return load_calibration(given, checkpoint, steps)
+            made.save(given)
         if isinstance(checkpoint.model, ViTRMConfig):
             shared, own = (
                 state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False)
@@ -385,9 +424,14 @@ def _sensitivity(
 
 def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:
     for file, model in models.items():
+        stored = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if stored > MAX_FILE:
+            raise UserError(
+                f"the weights take {stored / 1e9:.1f} GB, an ONNX file has at most {MAX_FILE / 1e9:.1f}: export with --fp16 or --int8"
+            )
         model.metadata_props.clear()
-        model.metadata_props.update(metadata.to_props())
         ir.save(model, path / file)
+        write_metadata(path / file, path / file, metadata)
 
 
 def _versions() -> dict[str, str]:

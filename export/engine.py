@@ -24,8 +24,10 @@ from vitrm.export.engine_builder import FLAGS, Request, to_json
 from vitrm.export.engine_checks import check_graph
 from vitrm.fields import Whole, checked, shown
 from vitrm.files import atomic_files, atomic_folder, sha256_of, write_text
+from vitrm.outputs import check_outputs
 from vitrm.runtime.gpus import Gpus, find_gpus
 from vitrm.runtime.metadata import PARTS, Metadata
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.sidecar import (
     AMPERE_PLUS,
     SUFFIXES,
@@ -209,17 +211,24 @@ def build_engine(
     stepwise = source_path.is_dir()
     files = {f"{part}.plan": source_path / f"{part}.onnx" for part in PARTS} if stepwise else {target.name: source_path}
     check_plan_path(target, stepwise=stepwise)
+    check_outputs({"-o": target, "--timing-cache": options.timing_cache}, files.values(), replacing=["-o"])
     for file in files.values():
         if not file.is_file():
             raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
-    models = {name: check_graph(file) for name, file in files.items()}
+    sources = {name: inspect(file) for name, file in files.items()}
+    for file in files.values():
+        check_graph(file)
+    if options.strip_weights and any(s.external for s in sources.values()):
+        raise UserError(
+            f"{source_path} keeps weights in other files: save it with its weights inside for --strip-weights"
+        )
     sidecars: dict[str, Sidecar] = {}
     layers = 0
     names = [name for plan_name in files for name in _names(plan_name, options)]
     folder = target if stepwise else target.parent
     with atomic_folder(folder) if stepwise else atomic_files(folder, names) as temporary:
         for name, file in files.items():
-            own = metadata or Metadata.from_props({p.key: p.value for p in models[name].metadata_props}, str(file))
+            own = metadata or sources[name].metadata
             stage = f"building {name}" if stepwise else "building the plan"
             layers += _build(file, temporary / name, target, tools, options, partial(_staged, progress, stage))
             built = temporary / name

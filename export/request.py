@@ -6,16 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrm.calib.ranges import ESTIMATORS
+from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
 from vitrm.export.int8 import TARGETS
 from vitrm.runtime.metadata import PARTS
 
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
-DEFAULT_STEPS = 6
 MAX_STEPS = 256  # each adds nodes to an unrolled file
 MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
 NEVER = 2.0  # a halt_threshold no probability exceeds
+
+
+def default_steps(checkpoint: Checkpoint) -> int:
+    """The depth of an export that names none: the depth that was trained, as deeper steps may answer worse.
+
+    1 where the checkpoint does not say: every training reaches the first step.
+    """
+    return checkpoint.trained_depth or 1
+
+
+def depth_note(checkpoint: Checkpoint, steps: int) -> str | None:
+    """What is to be known of an export at `steps` steps; None at a depth that was trained."""
+    trained = checkpoint.trained_depth
+    if trained is None:
+        source = checkpoint.source or "the checkpoint"
+        return (
+            f"{source} does not say how deep it was trained: any training reaches 1 step, deeper ones may answer worse"
+        )
+    if steps > trained:
+        return f"{steps} steps, deeper than the {trained} step{'s' * (trained > 1)} it was trained to, which may answer worse"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

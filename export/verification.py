@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,16 @@ from vitrm.baselines import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
 from vitrm.runtime.saturation import integer_products
-from vitrm.runtime.session import Result
+from vitrm.runtime.session import Result, Session
 
 BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
-# Largest |Δ| of halt_prob allowed, and of logits, there × the logits' own size where that exceeds 1.
+IMAGES = 64  # what is compared, where it takes no longer than SECONDS
+SECONDS = 10.0  # for what goes beyond the images of BATCHES
+_LARGER = 19  # images in a batch of the others
+_BATCH_SECONDS = 2.0  # what is slow needs memory as well: a batch takes no longer
+# Largest |Δ| of halt_prob allowed, and of logits as a share of the largest |logit| met (of 1 where none exceeds it).  The
+# first two are rounding.  int8's is a guard against a wrong graph or scale, not a promise of accuracy: rounding to int8
+# moves logits by some percent, and whether answers change is what top-1 agreement, --max-drop and vitrm-bench say.
 LIMITS = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.1}
 
 
@@ -27,10 +34,11 @@ class Parity:
 
     logits: float  # max |Δ logit|
     halt_prob: float  # max |Δ halt_prob|; 0 for a baseline
-    agreement: float  # share of images with the same top-1 class
+    agreement: float  # share of answers with the same top-1 class
     steps_used_wrong: int  # samples that halted after a step at which eager would not have
     images: int  # images compared
-    limit: float  # what |Δ logit| may be
+    limit: float  # what |Δ logit| may be: the precision's share of the largest |logit| met
+    tolerance: float  # that share, and what |Δ halt_prob| may be
 
 
 def check_integer_sums(path: Path) -> None:
@@ -51,47 +59,86 @@ def verify(
     steps: int,
     halt_threshold: float,
     precision: str,
+    seconds: float = SECONDS,
 ) -> Parity:
-    """Compares the file at `path` with `model` on float32 images [≥ 7, 3, H, W], in batches of 1, 2 and 7.
+    """Compares the file at `path` with `model` on float32 images [≥ 7, 3, H, W].
 
+    The first 7 in batches of 1, 2 and 7, whatever that takes, and as many of the others as `seconds` allow in larger ones.
     A file that takes its depth at run time is also compared at one step, and with a threshold in the middle of the
     halting probabilities met.  Each sample is compared with eager after the step that the file says it used; that
     step must be the one after which eager's halt_prob passes the threshold, give or take the precision's limit.
-    Raises `UserError` when logits or halt_prob differ by more than the limit, or steps_used is not explained by eager.
+    Raises `UserError` when logits differ by more than the precision's share (`LIMITS`) of the largest |logit| that eager
+    gives to these images, halt_prob by more than that share, or steps_used is not explained by eager.  So the limit bounds
+    the difference relative to the surest answer: a small logit may be off by as much.
     """
     import vitrm.runtime
 
-    images = images[: max(BATCHES)]
-    with torch.no_grad():
-        tensor = torch.from_numpy(images)
-        if isinstance(model, ViTRM):
-            logits, halts = (t.numpy() for t in model.trajectory(tensor, steps))  # [steps, n, classes], [steps, n]
-        else:
-            logits, halts = model(tensor).numpy()[None], None
-    tolerance = LIMITS[precision]
-    limit = tolerance * max(1.0, float(np.abs(logits).max()))
-    session = vitrm.runtime.open(path)
-    worst_logits = worst_halt = 0.0
-    same = count = wrong = 0
-    for depth, threshold in _settings(steps, halt_threshold, halts, session.takes_depth):
-        for batch in BATCHES:
-            if halts is None:
-                result, last = session.infer(images[:batch]), np.zeros(batch, np.int64)
+    compared = _Comparison(vitrm.runtime.open(path), model, steps, halt_threshold, LIMITS[precision])
+    first = max(BATCHES)
+    for batch in BATCHES:
+        began = time.perf_counter()
+        compared.add(images[:batch])
+    per_image = (time.perf_counter() - began) / first
+    done, end = first, time.perf_counter() + seconds
+    while done < len(images) and (left := end - time.perf_counter()) > per_image:
+        part = images[done : done + max(1, min(_LARGER, int(min(left, _BATCH_SECONDS) / per_image)))]
+        compared.add(part)
+        done += len(part)
+    return compared.judged(done)
+
+
+class _Comparison:
+    """What was found so far, batch by batch."""
+
+    def __init__(
+        self, session: Session, model: ViTRM | Baseline, steps: int, halt_threshold: float, tolerance: float
+    ) -> None:
+        self.session, self.model, self.steps, self.tolerance = session, model, steps, tolerance
+        self.halt_threshold = halt_threshold
+        self.worst_logits = self.worst_halt = self.largest = 0.0
+        self.same = self.count = self.wrong = 0
+
+    def add(self, images: NDArray[np.float32]) -> None:
+        """Compares the answers to one batch at every setting."""
+        with torch.no_grad():
+            tensor = torch.from_numpy(images)
+            if isinstance(self.model, ViTRM):
+                # [steps, n, classes], [steps, n]
+                logits, halts = (t.numpy() for t in self.model.trajectory(tensor, self.steps))
             else:
-                result = session.infer(images[:batch], steps=depth, halt_threshold=threshold)
-                last, halt_difference, not_explained = _halting(result, halts[:depth, :batch], threshold, tolerance)
-                worst_halt, wrong = max(worst_halt, halt_difference), wrong + not_explained
-            expected = logits[last, np.arange(batch)]
-            worst_logits = max(worst_logits, float(np.abs(result.logits - expected).max()))
-            same += int((result.logits.argmax(1) == expected.argmax(1)).sum())
-            count += batch
-    # `not <=` also catches NaN.
-    if not worst_logits <= limit or not worst_halt <= tolerance or wrong:
-        raise UserError(
-            f"the exported graph differs from the eager model: logits by {worst_logits:.3g} (limit {limit:.3g}), "
-            f"halt_prob by {worst_halt:.3g}, steps_used in {wrong} of {count} samples; no file was written"
+                logits, halts = self.model(tensor).numpy()[None], None
+        self.largest = max(self.largest, float(np.abs(logits).max()))
+        batch = np.arange(len(images))
+        for depth, threshold in _settings(self.steps, self.halt_threshold, halts, self.session.takes_depth):
+            if halts is None:
+                result, last = self.session.infer(images), np.zeros(len(images), np.int64)
+            else:
+                result = self.session.infer(images, steps=depth, halt_threshold=threshold)
+                last, halt_difference, wrong = _halting(result, halts[:depth], threshold, self.tolerance)
+                self.worst_halt, self.wrong = _larger(self.worst_halt, halt_difference), self.wrong + wrong
+            expected = logits[last, batch]
+            self.worst_logits = _larger(self.worst_logits, float(np.abs(result.logits - expected).max()))
+            self.same += int((result.logits.argmax(1) == expected.argmax(1)).sum())
+            self.count += len(images)
+
+    def judged(self, images: int) -> Parity:
+        """The parity, on so many images.  Raises `UserError` where it is not one."""
+        limit = self.tolerance * max(1.0, self.largest)
+        # `not <=` also catches NaN.
+        if not self.worst_logits <= limit or not self.worst_halt <= self.tolerance or self.wrong:
+            raise UserError(
+                f"the exported graph differs from the eager model: logits by {self.worst_logits:.3g} (limit {limit:.3g}, "
+                f"{self.tolerance:g} of the largest), halt_prob by {self.worst_halt:.3g}, steps_used in {self.wrong} of "
+                f"{self.count} samples; no file was written"
+            )
+        return Parity(
+            self.worst_logits, self.worst_halt, self.same / self.count, self.wrong, images, limit, self.tolerance
         )
-    return Parity(worst_logits, worst_halt, same / count, wrong, len(images), limit)
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger one; NaN where either is."""
+    return float(np.maximum(a, b))
 
 
 def _settings(

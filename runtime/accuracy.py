@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.data import affordable
 from vitrm.runtime.session import Result, Session
 
+BATCH_MEBIBYTES = 128  # of images that are run at once
 NO_ANSWER = -1  # the prediction where a logit is NaN or infinite: agrees with nothing, is never right
 
 
@@ -76,7 +78,11 @@ def predict(
     halt_threshold: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Predictions:
-    """Runs `session` over uint8 pixels [N, 3, H, W]; `progress` is called with the fraction that is done."""
+    """Runs `session` over uint8 pixels [N, 3, H, W], in batches of `batch`, or fewer where the images are large.
+
+    `progress` is called with the fraction that is done.
+    """
+    batch = affordable(batch, pixels.shape[-1], BATCH_MEBIBYTES)
     results: list[Result] = []
     for start in range(0, len(pixels), batch):
         images = pixels[start : start + batch].astype(np.float32) / np.float32(255)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vitrm.data import affordable
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.accuracy import Predictions, accuracy, compare, predict
@@ -42,6 +43,7 @@ from vitrm.runtime.stored_threshold import check_storable, store_threshold
 Progress = Callable[[str, float], None]  # what is being done, and which fraction of it is done
 EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
+_INPUT_MEBIBYTES = 1024  # of them, for each row
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
 _DEVICE_RUNS = 100  # timed on the GPU's own clock
 _PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
@@ -69,6 +71,7 @@ def bench(
     device: str = "cpu",
     provider: str | None = None,
     power: bool = True,
+    verify: bool = True,
     root: Path = ROOT,
     progress: Progress | None = None,
 ) -> BenchResult:
@@ -81,7 +84,7 @@ def bench(
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile, in
     the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artefacts
     (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core;
-    `device` and `provider` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
+    `device`, `provider` and `verify` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
     as long as latency once more; `root` is where the machine's /sys and /proc are.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
     several that fails becomes a row with the reason as its status.
@@ -96,6 +99,10 @@ def bench(
         raise UserError(
             "a threshold is chosen for one depth, and measured with and without: name no thresholds and at most one depth"
         )
+    if max_drop is not None and not verify:
+        raise UserError(
+            "a threshold is written into files that were verified alone: leave out verify=False (--no-verify)"
+        )
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UserError(f"max_drop is {max_drop}, expected a share of accuracy in [0, 1)")
     for depth in steps:
@@ -109,7 +116,7 @@ def bench(
     batches = list(dict.fromkeys(batches))
 
     notes: list[str] = []
-    opened, unopened = open_all(artefacts, device, threads, provider)
+    opened, unopened = open_all(artefacts, device, threads, provider, verify)
     if not opened:
         raise UserError("; ".join(u.reason for u in unopened))
     choices: dict[Path, HaltingChoice] = {}
@@ -241,7 +248,8 @@ def _measure(
         sample = samples[entry.group]
         report(f"preparing {entry.name}, batch {batch}", 0.0)
         try:
-            count = min(_INPUT_BATCHES, max(1, len(sample) // batch))
+            wanted = min(_INPUT_BATCHES * batch, len(sample))
+            count = max(1, affordable(wanted, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
             prepared = [entry.session.prepare(sample.batch(batch, i)) for i in range(count)]
             prepared[0]()  # compiles, allocates, or fails here rather than among the others
         except Exception as error:

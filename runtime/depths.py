@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vitrm.runtime.accuracy import Predictions
+from vitrm.data import affordable
+from vitrm.runtime.accuracy import BATCH_MEBIBYTES, Predictions
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.results import DepthCurve
 from vitrm.runtime.samples import Sample
@@ -32,10 +33,11 @@ def depth_curve(
     `artefacts` are answers to the whole sample; their points are taken on the same images as the curve.
     """
     assert sample.labels is not None
+    batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     order, start = sample.order(), time.perf_counter()
     right, halt, seen = np.zeros(depths), np.zeros(depths), 0
     while seen < len(order) and (seen == 0 or time.perf_counter() - start < seconds):
-        chosen = order[seen : seen + _BATCH]
+        chosen = order[seen : seen + batch]
         logits, halt_prob = session.trajectory(sample.pixels[chosen].astype(np.float32) / np.float32(255), depths)
         right += (logits.argmax(2) == sample.labels[chosen]).sum(1)
         halt += halt_prob.sum(1)

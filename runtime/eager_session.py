@@ -62,6 +62,7 @@ class EagerSession(Session):
             graph="loop" if model.recursive else "single",
             steps=steps if model.recursive else 1,
             halt_threshold=halt_threshold,
+            trained_depth=checkpoint.trained_depth if model.recursive else None,
             precision="bf16" if bf16 else "fp32",
             weights_sha256=checkpoint.weights_id,
             run=checkpoint.source,

@@ -71,7 +71,11 @@ class Opened:
 
 
 def open_all(
-    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int, provider: str | None = None
+    artefacts: Sequence[str | os.PathLike[str]],
+    device: str,
+    threads: int,
+    provider: str | None = None,
+    verify: bool = True,
 ) -> tuple[list[Opened], list[Unopened]]:
     """Opens every path once; what does not open is returned with the reason."""
     paths = list(dict.fromkeys(str(a) for a in artefacts))
@@ -80,7 +84,9 @@ def open_all(
     for path, file in zip(paths, short, strict=True):
         name = file if short.count(file) == 1 else path
         try:
-            opened.append(Opened(name, open_session(path, device=device, threads=threads, provider=provider)))
+            opened.append(
+                Opened(name, open_session(path, device=device, threads=threads, provider=provider, verify=verify))
+            )
         except UserError as error:
             unopened.append(Unopened(name, "artefact", str(error)))
     return opened, unopened
@@ -98,6 +104,7 @@ def at_settings(
         if (steps or halt_thresholds) and session.metadata.recursive:
             notes.append(f"{name} has its {session.metadata.steps} steps built in: it is measured at those alone")
         steps = halt_thresholds = ()
+    _note_untrained(opened, steps or [session.metadata.steps], notes)
     entries = []
     depths: Sequence[int | None] = steps or [None]
     thresholds: Sequence[float | None] = halt_thresholds or [None]
@@ -111,6 +118,21 @@ def at_settings(
         label = " · ".join([name, *setting])
         entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artefact", view, _group(view.metadata)))
     return entries
+
+
+def _note_untrained(opened: Opened, depths: Sequence[int], notes: list[str]) -> None:
+    """Appends to `notes` which of `depths` training never reached."""
+    trained = opened.session.metadata.trained_depth
+    deeper = [str(depth) for depth in depths if trained is not None and depth > trained]
+    if deeper:
+        notes.append(
+            f"{opened.name} was trained to {trained} step{'s' * (trained != 1)}: {_listed(deeper)} "
+            f"{'are' if len(deeper) > 1 else 'is'} deeper, and may answer worse"
+        )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words) if len(words) <= 3 else f"{words[0]} … {words[-1]}"
 
 
 def open_peers(

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.data import affordable
 from vitrm.errors import UserError
+from vitrm.runtime.accuracy import BATCH_MEBIBYTES
 from vitrm.runtime.samples import Sample
 from vitrm.runtime.session import Session
 from vitrm.runtime.stepping import SteppingSession
@@ -105,6 +107,7 @@ def run_every_step(
         )
     if sample.labels is None:
         raise UserError(f"choosing a threshold needs labelled images: {sample.note or sample.name}")
+    batch = affordable(batch, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     right, halts = [], []
     for start in range(0, len(sample), batch):
         images = sample.pixels[start : start + batch].astype(np.float32) / np.float32(255)

@@ -1,6 +1,6 @@
 """ONNX Runtime, on the CPU or a GPU.
 
-The artefact's metadata comes from the session itself, so that no `onnx` package is needed.
+No `onnx` package is needed: vitrm.runtime.onnx_file reads what the artefact says of itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from vitrm.errors import UserError
 from vitrm.runtime import machine
 from vitrm.runtime.binding import Graph
+from vitrm.runtime.interface import check_tensors
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.providers import create, load_onnxruntime
 from vitrm.runtime.session import Result, Session
 
@@ -41,16 +43,18 @@ class OnnxRuntimeSession(Session):
         threads: int | None = None,
         provider: str | None = None,
         bound: bool | None = None,
+        verify: bool = True,
     ) -> None:
         """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.binding.Graph`."""
-        self.path = path
-        session, running = create(load_onnxruntime(), path, device, threads, provider)
+        ort = load_onnxruntime()
+        file = inspect(path, verify=verify)
+        self.path, self.metadata = path, file.metadata
+        session, running = create(ort, file, device, threads, provider)
         self._graph = Graph(session, running, str(path), bound=bound)
-        self.metadata = Metadata.from_props(session.get_modelmeta().custom_metadata_map, str(path))
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
-        self.size_bytes = _stored_bytes(path)
+        self.size_bytes = file.size_bytes
         inputs, outputs = self._graph.inputs, self._graph.outputs
         self._takes_depth = STEPS in inputs
         self._outputs = [n for n in (LOGITS, HALT_PROB, STEPS_USED) if n in outputs]
@@ -60,7 +64,8 @@ class OnnxRuntimeSession(Session):
                 f"{path}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): export it again"
             )
-        self.notes = notes_on(self.metadata, running.provider)
+        check_tensors(str(path), self.metadata, self._graph.tensors)
+        self.notes = (*notes_on(self.metadata, running.provider), *file.notes)
 
     @property
     def takes_depth(self) -> bool:
@@ -97,9 +102,3 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
 def may_saturate(metadata: Metadata) -> bool:
     """Whether an artefact's integer sums may differ on this CPU from those on the one where it was verified."""
     return metadata.precision == "int8" and not metadata.exact_sums and machine.saturates_integer_sums()
-
-
-def _stored_bytes(path: Path) -> int:
-    """The file's size, with its external weights where it has some."""
-    beside = [path.with_name(path.name + suffix) for suffix in (".data", "_data")]
-    return path.stat().st_size + sum(p.stat().st_size for p in beside if p.is_file())

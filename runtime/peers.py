@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from vitrm.errors import UserError
 from vitrm.runtime.machine import saturates_integer_sums
 from vitrm.runtime.metadata import HALT_THRESHOLD, PIXELS, STEPS
+from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
 from vitrm.runtime.openvino_session import OpenVinoSession, has_bf16
 from vitrm.runtime.samples import load_sample
@@ -154,10 +155,8 @@ def _in_onnxruntime(made: Path, source: Path, threads: int) -> Session:
     """The file that a quantiser made, opened as what its source was."""
     import onnx
 
+    write_metadata(made, made, inspect(source, verify=False).metadata)
     model = onnx.load(made)
-    props = {p.key: p.value for p in onnx.load(source, load_external_data=False).metadata_props}
-    onnx.helper.set_model_props(model, props)
-    onnx.save(model, made)
     session = OnnxRuntimeSession(made, threads=threads)
     products = integer_products(model.graph)
     saturating = products.saturating and saturates_integer_sums()

@@ -13,6 +13,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.metadata import Metadata
 
 PHOTO_CROPS = 256  # images to compare on without a data set
+_MEBIBYTES = 1024  # of photographs, as float32
 _ORDER_SEED = 7  # of the order in which images are drawn, the same in every run
 
 
@@ -98,7 +99,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _photographs(metadata: Metadata, reason: str, limit: int | None) -> Sample:
     size = metadata.image_size
-    count = min(PHOTO_CROPS, limit or PHOTO_CROPS)
+    count = datasets.affordable(min(PHOTO_CROPS, limit or PHOTO_CROPS), size, _MEBIBYTES)
     try:
         pixels = datasets.photo_crops(count, size)
         name = "photo crops"

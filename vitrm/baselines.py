@@ -64,12 +64,21 @@ class ViT(nn.Module):
         return self.head(self.norm(h[:, 0]))
 
 
+class GlobalAverage(nn.Module):
+    """What torchvision's AdaptiveAvgPool2d(1) computes; that is traced as a gather, and with torch 2.9 to no valid graph."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, 1, 1]."""
+        return maps.mean((2, 3), keepdim=True)
+
+
 def _resnet(config: ResNetConfig) -> nn.Module:
     # torchvision takes a second to import, and only ResNets and CIFAR need it.
     from torchvision import models
 
     build = {18: models.resnet18, 34: models.resnet34, 50: models.resnet50}[config.depth]
     net = build(weights=None, num_classes=config.classes)
+    net.avgpool = GlobalAverage()
     if config.stem == "cifar":
         # As He et al. (2016, section 4.2) begin on 32 × 32 images: torchvision's stem leaves 8 × 8 of them at once.
         net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)

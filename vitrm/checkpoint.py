@@ -70,12 +70,20 @@ class Checkpoint:
         return digest.hexdigest()
 
     @property
-    def trained_depth(self) -> int:
-        """The deepest step that training reached; 1 where it does not say, or there is no recursion."""
-        said = self.training.get("recipe")
-        if self.model.kind != "vitrm" or not isinstance(said, dict):
+    def trained_depth(self) -> int | None:
+        """The deepest step that training had reached in the epoch that was kept; None where the checkpoint does not say.
+
+        1 for a model without recursion.  A run that was stopped early may not have reached its recipe's last step.
+        """
+        if self.model.kind != "vitrm":
             return 1
-        return recipe_from_dict(said, f"{self.source}: recipe").trained_depth
+        try:
+            recipe = recipe_from_dict(self.training["recipe"], self.source)
+        except (KeyError, TypeError, ValueError, UserError):  # made by hand, or by another version
+            return None
+        epoch = self.training.get("best_epoch")
+        done = epoch / recipe.epochs if isinstance(epoch, int) and 0 < epoch <= recipe.epochs else 1.0
+        return recipe.n_sup + recipe.free_steps_at(done)
 
     def build(self) -> ViTRM | Baseline:
         """The model with these weights, in eval mode.  Raises `UserError` if they do not fit the config."""

@@ -116,7 +116,8 @@ def normalisation(images: Images) -> Normalisation:
 def photo_crops(count: int, size: int = 32) -> NDArray[np.uint8]:
     """Natural images that need no download: crops of scikit-learn's two sample photographs, uint8 [count, 3, size, size].
 
-    For parity checks of a model whose data set is not at hand; they have no labels.
+    For parity checks of a model whose data set is not at hand; they have no labels.  The photographs have 427 × 640 pixels:
+    larger crops are enlarged from a part of them.
     """
     from sklearn.datasets import load_sample_images
 
@@ -125,10 +126,16 @@ def photo_crops(count: int, size: int = 32) -> NDArray[np.uint8]:
     crops = np.empty((count, 3, size, size), np.uint8)
     for i in range(count):
         photo = photos[i % len(photos)]
-        side = int(random.integers(size, max(size, min(photo.shape[:2])) + 1))
+        longest = min(photo.shape[:2])
+        side = int(random.integers(size if size <= longest else longest // 2, longest + 1))
         top, left = (int(random.integers(0, extent - side + 1)) for extent in photo.shape[:2])
         crops[i] = _resize(photo[top : top + side, left : left + side], size)
     return crops
+
+
+def affordable(count: int, size: int, mebibytes: int, *, least: int = 1) -> int:
+    """`count`, or as many images of `size` × `size` pixels as fit into `mebibytes` as float32, but no fewer than `least`."""
+    return max(least, min(count, (mebibytes << 20) // (12 * size * size)))
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:

@@ -33,7 +33,7 @@ class Teacher:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, steps: int = 0) -> None:
         self.model = checkpoint.build().to(device).requires_grad_(False)
-        self.steps = steps or checkpoint.trained_depth
+        self.steps = steps or checkpoint.trained_depth or 1
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Recipe:
 
     @property
     def trained_depth(self) -> int:
-        """The deepest step that training reaches."""
+        """The deepest step that training reaches, once it has ended."""
         return self.n_sup + self.free_steps
 
     def flips(self, data_name: str) -> bool:

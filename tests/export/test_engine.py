@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from processes import PATIENCE, interruptible
 
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
@@ -184,19 +186,46 @@ def test_a_builder_that_crashes_is_a_message(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} <= {"a.onnx", "a.plan.log"}
 
 
+@pytest.fixture
+def halting_builder(tmp_path_factory, monkeypatch):
+    """Builders stop themselves (SIGSTOP) with the plan written and nothing said of it: they never end on their own."""
+    folder = tmp_path_factory.mktemp("builder")
+    (folder / "sitecustomize.py").write_text(
+        "import os, pathlib, signal, sys\n"
+        "if 'vitrm.export.engine_builder' in sys.orig_argv:\n"
+        "    write = pathlib.Path.write_bytes\n"
+        "    def write_and_stop(self, data):\n"
+        "        write(self, data)\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    pathlib.Path.write_bytes = write_and_stop\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def stopped_builder_of(parent: int) -> int:
+    """Waits until that process has a builder that has stopped itself."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, its_parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+                if state == "T" and int(its_parent) == parent:
+                    return int(stat.parent.name)
+            except (OSError, IndexError):  # it has just ended
+                continue
+        time.sleep(0.2)
+    raise AssertionError("no builder has stopped itself")
+
+
 @needs_rtx
-def test_a_builder_that_is_killed_is_a_message(run, tmp_path):
-    source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=3).path
-    killed = []
-
-    def kill(message: str) -> None:
-        # As the kernel does when memory runs out.
-        if "Cloning" in message and not killed:
-            killed.append(child_of(os.getpid()))
-            os.kill(killed[0], signal.SIGKILL)
-
+def test_a_builder_that_is_killed_is_a_message(run, tmp_path, halting_builder):
+    source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1).path
+    # As the kernel does when memory runs out.
+    killer = threading.Thread(target=lambda: os.kill(stopped_builder_of(os.getpid()), signal.SIGKILL))
+    killer.start()
     with pytest.raises(UserError, match=r"was killed \(signal 9\), probably for its memory"):
-        build_engine(source, tmp_path / "a.plan", RTX, progress=kill)
+        build_engine(source, tmp_path / "a.plan", RTX)
+    killer.join()
     assert {p.name for p in tmp_path.iterdir()} <= {"a.onnx", "a.plan.log"}
 
 
@@ -211,34 +240,18 @@ def test_too_little_workspace_is_told(run, tmp_path):
 
 
 @needs_rtx
-def test_a_stopped_build_leaves_nothing(run, tmp_path):
-    source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=6).path
+def test_a_stopped_build_leaves_nothing(run, tmp_path, halting_builder):
+    source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1).path
     command = [sys.executable, "-m", "vitrm.export.cli", str(source), "-o", str(tmp_path / "a.plan"), "--gpu", "sm89"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    child = None
-    deadline = time.monotonic() + 60
-    while child is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-        child = child_of(process.pid, "engine_builder")
-    assert child is not None
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    with interruptible(command, stderr=subprocess.PIPE, text=True) as process:
+        builder = stopped_builder_of(process.pid)
+        assert len(list(tmp_path.iterdir())) == 2, "the plan is being written"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err == "interrupted\n"
     assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
-    assert not Path(f"/proc/{child}").exists()
-
-
-def child_of(parent: int, command: str = "") -> int | None:
-    """A running child of that process whose command line has `command` in it."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            if int(fields[1]) == parent and command in (stat.parent / "cmdline").read_text():
-                return int(stat.parent.name)
-        except (OSError, IndexError):
-            continue
-    return None
+    assert not Path(f"/proc/{builder}").exists()
 
 
 @needs_rtx
@@ -364,6 +377,6 @@ def test_doctor_works_where_nothing_is_installed():
         "from vitrm.export.cli import main\n"
         "sys.exit(main(['--doctor']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("missing") == 7

@@ -41,8 +41,8 @@ def folder(run, tmp_path_factory) -> Path:
     checkpoint = checkpoints.load(run)
     for steps in DEPTHS:
         export(checkpoint, folder / f"unrolled{steps}.onnx", steps=steps)
-    export(checkpoint, folder / "loop.onnx", graph="loop")
-    export(checkpoint, folder / "stepwise", graph="stepwise")
+    export(checkpoint, folder / "loop.onnx", graph="loop", steps=6)
+    export(checkpoint, folder / "stepwise", graph="stepwise", steps=6)
     return folder
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +15,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import preset
+from vitrm.data import load
 from vitrm.errors import UserError
 from vitrm.export import artefact, cli, export
+from vitrm.export.verification import verify
+from vitrm.recipe import recipe
+from vitrm.runtime import cli as bench_cli
 from vitrm.runtime.metadata import Metadata
 
 
@@ -60,7 +68,8 @@ def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_p
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precision):
-    made = export(checkpoints.load(run), tmp_path / "a.onnx", graph="loop", precision=precision, halt_threshold=0.8)
+    settings = {"graph": "loop", "steps": 6, "precision": precision, "halt_threshold": 0.8}
+    made = export(checkpoints.load(run), tmp_path / "a.onnx", **settings)
     assert (made.metadata.graph, made.metadata.steps, made.metadata.halt_threshold) == ("loop", 6, 0.8)
     session = vitrm.runtime.open(made.path)
     for steps in (1, 4, 16):
@@ -78,9 +87,8 @@ def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precis
 def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path, precision):
     with torch.no_grad():
         threshold = float(model.trajectory(torch.from_numpy(digits), 6)[1].median())
-    made = export(
-        checkpoints.load(run), tmp_path / "a", graph="stepwise", precision=precision, halt_threshold=threshold
-    )
+    settings = {"graph": "stepwise", "steps": 6, "precision": precision, "halt_threshold": threshold}
+    made = export(checkpoints.load(run), tmp_path / "a", **settings)
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"embed.onnx", "step.onnx", "heads.onnx"}
     assert (made.metadata.graph, made.metadata.steps, made.metadata.halt_threshold) == ("stepwise", 6, threshold)
     assert made.bytes == sum(p.stat().st_size for p in (tmp_path / "a").iterdir())
@@ -96,6 +104,66 @@ def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path
     again = export(checkpoints.load(run), tmp_path / "a", graph="stepwise", steps=3)
     assert vitrm.runtime.open(again.path).metadata.steps == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
+def test_the_default_depth_is_the_one_that_was_trained(run, tmp_path, monkeypatch, capsys, graph):
+    loaded = checkpoints.load(run)
+    monkeypatch.chdir(tmp_path)
+    two = {"recipe": dataclasses.asdict(recipe("paper", n_sup=2))}
+    checkpoints.save("two", dataclasses.replace(loaded, training=two))
+
+    def depth(*arguments: str) -> tuple[str, int, int | None, str]:
+        """The file's name and depths, and what is printed about them."""
+        before = set(tmp_path.iterdir())
+        assert cli.main([*arguments, "--graph", graph]) == 0
+        (made,) = set(tmp_path.iterdir()) - before
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  depth")]
+        metadata = vitrm.runtime.open(made).metadata
+        return made.name, metadata.steps, metadata.trained_depth, " ".join(said)
+
+    name, steps, trained, said = depth("two")
+    assert (steps, trained, said) == (2, 2, "")
+    assert graph != "unrolled" or name == "two-2steps-fp32.onnx"
+    _, steps, trained, said = depth("two", "--steps", "3", "-o", "deep" if graph == "stepwise" else "deep.onnx")
+    assert (steps, trained) == (3, 2)
+    assert "3 steps, deeper than the 2 steps it was trained to" in said
+    _, steps, trained, said = depth(str(run))
+    assert (steps, trained) == (1, None)
+    assert "does not say how deep it was trained" in said
+
+
+@pytest.mark.parametrize("size", [428, 640, 1024])
+def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path, monkeypatch, capsys, size):
+    monkeypatch.chdir(tmp_path)
+    config = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, image_size=size, patch_size=size // 4)
+    weights = checkpoints.build_model(config).state_dict()
+    checkpoints.save("large", Checkpoint(model=config, data={"name": "not at hand"}, weights=weights))
+    assert cli.main(["large", "-o", "a.onnx", "--fp16"]) == 0
+    assert "of crops of photographs (unknown data set 'not at hand')" in capsys.readouterr().out
+    assert bench_cli.main(["a.onnx", "--run", "large", "--batch", "1,2", "--seconds", "0.02", "--limit", "8"]) == 0
+    assert "agreement is measured on 8 unlabelled images (photo crops)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_photographs_are_added_to_validation_images_that_are_few(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    config = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, classes=2)
+    checkpoint = Checkpoint(
+        model=config,
+        data={"name": str(tmp_path / "photos"), "classes": ["cat", "dog"]},
+        weights=checkpoints.build_model(config).state_dict(),
+    )
+    made = export(checkpoint, tmp_path / "a.onnx")
+    assert made.verified_on.endswith("validation images, which are 2, and crops of photographs")
+    images, _ = artefact.verification_images(checkpoint, None)
+    np.testing.assert_array_equal(images[:2], load(str(tmp_path / "photos"), "validation").floats())
+    settings = {"steps": 1, "halt_threshold": 2.0, "precision": "fp32"}
+    assert verify(made.path, checkpoint.build(), images, **settings, seconds=600).images == 64
 
 
 def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, capsys):
@@ -152,6 +220,25 @@ def test_a_graph_that_differs_gets_no_name(run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_graph_that_differs_on_a_few_images_is_found_among_all(run, model, digits, tmp_path):
+    path = export(checkpoints.load(run), tmp_path / "a.onnx", steps=2).path
+    proto = onnx.load(path)
+    # Bright pixels are cut off: the first seven images have none, and cannot tell.
+    for node in proto.graph.node:
+        node.input[:] = ["dim" if name == "pixel_values" else name for name in node.input]
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("top", 0.5))
+    )
+    proto.graph.node.insert(0, onnx.helper.make_node("Clip", ["pixel_values", "low", "top"], ["dim"]))
+    onnx.save(proto, path)
+    images = digits[:64].copy()
+    images[:7] *= 0.5
+    settings = {"steps": 2, "halt_threshold": 2.0, "precision": "fp32"}
+    assert verify(path, model, images, **settings, seconds=0).images == 7
+    with pytest.raises(UserError, match=r"differs from the eager model: logits by .* of the largest\)"):
+        verify(path, model, images, **settings, seconds=600)
+
+
 def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):
     loaded = checkpoints.load(run)
     loud = {k: v * 1e5 if k == "block.0.ffn.down.bias" else v for k, v in loaded.weights.items()}
@@ -198,6 +285,29 @@ def test_bad_requests_end_with_one_line_and_2(run, tmp_path, capsys, arguments, 
     assert __import__("re").search(message, err)
     assert not list(tmp_path.glob("*.onnx"))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8", "--sensitivity", "{old}"], "is an ONNX file, which it would replace"),
+        (["--int8", "--sensitivity", "{run}/config.json"], "--sensitivity .* is part of the model in|is read by"),
+        (["--int8", "--sensitivity", "{tmp}/s.png"], "--sensitivity's picture both name"),
+        (["--int8", "--sensitivity", "{tmp}/a.json", "--calibration", "{tmp}/a.txt"], "picture both name"),
+        (["--int8", "--calibration", "{run}/curve.json"], r"curve\.png is part of the model in"),
+        (["--hf", "{run}"], r"holds a run \(model\.safetensors\), whose config\.json would be replaced"),
+    ],
+)
+def test_nothing_is_written_over_something_else(run, tmp_path, capsys, options, message):
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("curve.png", "old.onnx"):
+        (own / name).write_bytes(b"whole")
+    before = {p: p.read_bytes() for p in own.iterdir()}
+    options = [o.format(old=own / "old.onnx", run=own, tmp=tmp_path) for o in options]
+    assert cli.main([str(own), *options, *([] if "--hf" in options else ["-o", str(tmp_path / "a.onnx")])]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert {p: p.read_bytes() for p in own.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_baseline_has_no_steps(tmp_path, capsys):
@@ -300,3 +410,12 @@ def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
     assert done.returncode == 2
     assert "this needs torch, which is not installed: pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_weights_beyond_what_an_onnx_file_holds_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "MAX_FILE", 1000)  # two gigabytes of weights take too long to make
+    for graph in ("unrolled", "stepwise"):
+        target = tmp_path / ("a" if graph == "stepwise" else "a.onnx")
+        with pytest.raises(UserError, match=r"weights take .* GB, an ONNX file has at most .*--fp16 or --int8"):
+            export(checkpoints.load(run), target, steps=2, graph=graph)
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import torch
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
-from vitrm.calib.calibration import Calibration, calibrate
+from vitrm.calib.calibration import Calibration, calibrate, load_calibration
 from vitrm.calib.quantisation import quantise_weight
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
@@ -246,6 +246,31 @@ def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, cap
     assert "add --int8" in capsys.readouterr().err
     assert cli.main([str(run), "--target", "tensorrt", "--fp16", "-o", out]) == 2
     assert "--target is for int8" in capsys.readouterr().err
+
+
+def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
+    checkpoint, calibration, tmp_path, monkeypatch
+):
+    """Between its looking for the file and its writing it, another export has written it."""
+    file = tmp_path / "c.json"
+    kept = replace(calibration, estimator="minmax")
+
+    def meanwhile(*args, **options):
+        found = calibrate(*args, **options)
+        kept.save(file)
+        return found
+
+    monkeypatch.setattr(artefact, "calibrate", meanwhile)
+    settings = {"precision": "int8", "target": "tensorrt", "calibration": file}
+    made = export(checkpoint, tmp_path / "a.onnx", steps=calibration.steps, **settings)
+    assert made.calibration == kept
+    assert made.metadata.calibration_id == kept.id
+    assert load_calibration(file, checkpoint, calibration.steps) == kept
+    file.unlink()
+    with pytest.raises(UserError, match=f"was made for {calibration.steps} steps, asked for are 1"):
+        export(checkpoint, tmp_path / "b.onnx", steps=1, **settings)
+    assert load_calibration(file, checkpoint, calibration.steps) == kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "c.json"]
 
 
 def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from small_models import clear_threshold
 
 from vitrm.export.shapes import loop, unrolled
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
@@ -18,9 +19,7 @@ STEP_LIMIT = 4
 def threshold(model, digits) -> float:
     """Between two halting probabilities, so that about half of the samples halt early."""
     with torch.no_grad():
-        halts = model.trajectory(torch.from_numpy(digits[:5]), STEP_LIMIT)[1].flatten().sort().values
-    at = len(halts) // 2
-    return float(halts[at : at + 2].mean())
+        return clear_threshold(model.trajectory(torch.from_numpy(digits[:5]), STEP_LIMIT)[1])
 
 
 @pytest.fixture(scope="module")

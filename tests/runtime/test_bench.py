@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import STEPS, make_checkpoint, with_props
+from small_models import STEPS, clear_threshold, make_checkpoint, with_props
 
 from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.runtime.bench import bench
 from vitrm.runtime.results import BenchResult, Row
+from vitrm.runtime.session import open_session
 
 QUICK = {"seconds": 0.05, "threads": 1}
 
@@ -142,9 +143,12 @@ def test_one_file_is_measured_at_several_depths_and_thresholds(
     request: pytest.FixtureRequest, artefact: Path, kind: str
 ) -> None:
     path = request.getfixturevalue(kind)
-    result = bench([path, artefact], steps=(1, 3, 5), halt_thresholds=(0.8, 1.0), batches=(1,), **QUICK)
+    session = open_session(path, threads=1)
+    images = data.load("digits", "test").floats()
+    early = clear_threshold([session.infer(images, steps=steps).halt_prob for steps in range(1, 6)])
+    result = bench([path, artefact], steps=(1, 3, 5), halt_thresholds=(early, 1.0), batches=(1,), **QUICK)
     rows = [r for r in result.rows if r.kind == "artefact" and r.graph == kind]
-    assert [(r.steps, r.halt_threshold) for r in rows] == [(1, 1.0), (3, 0.8), (3, 1.0), (5, 0.8), (5, 1.0)]
+    assert [(r.steps, r.halt_threshold) for r in rows] == [(1, 1.0), (3, early), (3, 1.0), (5, early), (5, 1.0)]
     assert len({r.name for r in rows}) == 5
     eager = {(r.steps, r.halt_threshold): r for r in result.rows if r.kind == "eager"}
     for r in rows:
@@ -240,6 +244,15 @@ def test_retrained_run_of_the_same_name_is_not_compared_with(
     found = bench([alone], batches=(1,), limit=5, **QUICK)
     assert [r.kind for r in found.rows] == ["artefact"]
     assert any("run has other weights" in note for note in found.notes)
+
+
+def test_depths_that_were_never_trained_are_named(loop: Path, tmp_path: Path) -> None:
+    trained = with_props(loop, tmp_path / "two.onnx", trained_depth="2")
+    own = bench([trained], **QUICK, limit=4, batches=[1], eager=False)
+    assert "two.onnx was trained to 2 steps: 4 is deeper, and may answer worse" in own.notes
+    asked = bench([trained], **QUICK, limit=4, batches=[1], eager=False, steps=(1, 2, 3, 5))
+    assert "two.onnx was trained to 2 steps: 3, 5 are deeper, and may answer worse" in asked.notes
+    assert not any("trained to" in note for note in bench([loop], **QUICK, limit=4, batches=[1], eager=False).notes)
 
 
 def test_without_the_data_set_agreement_is_on_photographs(artefact: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_choice_becomes_the_default(copies, kind, capsys, tmp_path):
     assert session.metadata.halt_threshold == threshold
     assert session.metadata.halting["split"] == "validation"
     assert session.metadata.weights_sha256 == before.weights_sha256
-    assert session.infer(images).steps_used.mean() == pytest.approx(halts["mean_steps_used"])
+    assert session.infer(images).steps_used.mean() == pytest.approx(halts["mean_steps_used"], abs=0.01)
     page = (tmp_path / "out.html").read_text()
     assert "is halt_prob true?" in page
     assert f"chosen: {threshold:g}" in page

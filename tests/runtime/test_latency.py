@@ -1,4 +1,4 @@
-"""Interleaved measuring, with work whose true cost is known."""
+"""Interleaved measuring, with work whose true cost is known: it passes time on a clock of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,32 @@ import time
 import numpy as np
 import pytest
 
+from vitrm.runtime import latency
 from vitrm.runtime.latency import Timing, interleave, speedup, summarise
 from vitrm.runtime.machine import CpuClock
+
+
+class Clock:
+    """Stands in for the module `time`: only work and sleep make its time pass, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(latency, "time", made)
+    return made
 
 
 def test_percentiles() -> None:
@@ -22,12 +46,12 @@ def test_percentiles() -> None:
     assert (single.p50, single.p99, single.n) == (2.5, 2.5, 1)
 
 
-def test_every_thing_runs_in_every_round_in_changing_order() -> None:
+def test_every_thing_runs_in_every_round_in_changing_order(clock: Clock) -> None:
     calls: list[str] = []
 
     def work(name: str, seconds: float) -> None:
         calls.append(name)
-        time.sleep(seconds)
+        clock.sleep(seconds)
 
     timings = interleave(
         {"a": [lambda: work("a", 0.012)], "b": [lambda: work("b", 0.012)], "c": [lambda: work("c", 0.012)]},
@@ -44,22 +68,20 @@ def test_every_thing_runs_in_every_round_in_changing_order() -> None:
     assert len(orders) > 1
 
 
-def test_fast_things_get_their_time_and_cycle_through_inputs() -> None:
+def test_fast_things_get_their_time_and_cycle_through_inputs(clock: Clock) -> None:
     seen: list[int] = []
-    runs = [lambda i=i: (seen.append(i), time.sleep(0.0005)) for i in range(4)]
+    runs = [lambda i=i: (seen.append(i), clock.sleep(0.0005)) for i in range(4)]
     timing = interleave({"a": runs}, seconds=0.2, rounds=5)["a"]
-    assert timing.latency.n > 50
-    assert 150 < timing.samples.sum() < 450  # milliseconds
-    assert 0.5 < timing.latency.p50 < 1.5
-    assert all(seen.count(i) > 10 for i in range(4))
+    assert timing.latency.n == pytest.approx(400, abs=5)
+    assert timing.samples.sum() == pytest.approx(200, abs=3)  # milliseconds
+    assert timing.latency.p50 == pytest.approx(0.5)
+    assert all(seen.count(i) > 100 for i in range(4))
 
 
-def test_ratio_survives_a_machine_that_slows_down() -> None:
-    start = time.perf_counter()
-
+def test_ratio_survives_a_machine_that_slows_down(clock: Clock) -> None:
     def sleep(milliseconds: float) -> None:
-        slowness = 1 + 6 * (time.perf_counter() - start)  # several times slower at the end than at the beginning
-        time.sleep(milliseconds * slowness / 1000)
+        slowness = 1 + 6 * clock.now  # several times slower at the end than at the beginning
+        clock.sleep(milliseconds * slowness / 1000)
 
     timings = interleave({"slow": [lambda: sleep(16)], "fast": [lambda: sleep(4)]}, seconds=0.3, rounds=10)
     ratio = speedup(timings["slow"], timings["fast"])
@@ -103,9 +125,10 @@ def test_other_processes_are_noticed() -> None:
     before = CpuClock.read()
     if before is None:
         pytest.skip("this system has no /proc/stat")
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    busy = subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE)
     try:
-        time.sleep(0.5)  # until it runs
+        assert busy.stdout is not None
+        busy.stdout.readline()  # it runs
         before = CpuClock.read()
         time.sleep(1)
         after = CpuClock.read()

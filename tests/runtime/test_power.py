@@ -12,7 +12,7 @@ import pytest
 from vitrm.runtime import table
 from vitrm.runtime.bench import bench
 from vitrm.runtime.energy import Meter, Meters, measure
-from vitrm.runtime.power import Clocks, Nvml, Rails, Rapl, SensorError, find_nvml, find_sensors, power_mode
+from vitrm.runtime.power import Clocks, Gauge, Nvml, Rails, Rapl, SensorError, find_nvml, find_sensors, power_mode
 
 
 def write(root: Path, files: dict[str, object]) -> Path:
@@ -156,10 +156,12 @@ def test_a_counter_is_read_before_and_after(server: Path) -> None:
         time.sleep(0.01)
         energy.write_text(str(int(energy.read_text()) + 300_000))
 
+    began = time.perf_counter()
     found = measure([run], 8, 0.3, Meter(find_sensors("cpu", server)[0], server))
+    took = time.perf_counter() - began
     assert found.joules_per_image == pytest.approx(0.3 / 8)
     assert found.images % 8 == 0
-    assert found.watts == pytest.approx(found.joules_per_image * found.images / 0.3, rel=0.3)
+    assert 0.3 <= found.joules_per_image * found.images / found.watts <= took
     assert found.scope == "CPU package-0 + CPU dram + CPU package-1"
 
 
@@ -173,21 +175,34 @@ def test_a_counter_that_starts_over(server: Path) -> None:
     assert joules == pytest.approx(3.0)
 
 
+class UpAndDown(Gauge):
+    """Shows 5 and 15 watts in turn: 10 on average between any two readings, whenever they are taken."""
+
+    scope = "a gauge"
+
+    def __init__(self) -> None:
+        self.readings = 0
+
+    def read(self) -> float:
+        self.readings += 1
+        return (5.0, 15.0)[self.readings % 2]
+
+
 def test_a_gauge_is_sampled_meanwhile(orin_nano: Path) -> None:
-    current = orin_nano / "sys/class/hwmon/hwmon1/curr1_input"
     meter = Meter(find_sensors("cpu", orin_nano)[0], orin_nano)
     found = measure([lambda: time.sleep(0.005)], 4, 0.3, meter)
     assert found.watts == pytest.approx(5.072 * 0.960)
     assert found.clocks_mhz == {"cpu": 1119.5, "gpu": pytest.approx(624.75)}
-    began = time.perf_counter()
+    gauge = UpAndDown()
 
-    def ramp() -> None:
-        time.sleep(0.002)
-        partial = current.with_suffix(".part")
-        partial.write_text(str(1000 if (time.perf_counter() - began) % 0.2 < 0.1 else 3000))
-        partial.replace(current)
+    def until_sampled() -> None:
+        before = gauge.readings
+        while gauge.readings == before and meter._thread is not None:
+            time.sleep(0.002)
 
-    assert measure([ramp], 1, 0.8, meter).watts == pytest.approx(5.072 * 2, rel=0.1)
+    meter = Meter([gauge], orin_nano)
+    assert measure([until_sampled], 1, 0.1, meter).watts == pytest.approx(10)
+    assert gauge.readings > 2, "not at the beginning and the end alone"
 
 
 def test_a_sensor_that_fails_meanwhile(orin_nano: Path) -> None:
@@ -219,7 +234,7 @@ def test_bench_reports_energy_where_there_are_sensors(artefact: Path, orin_nano:
         assert row.images_per_s is not None
         assert row.joules_per_image is not None
         # Not the same runs: a busy machine may be several times as slow in one of the two stretches.
-        assert 0.1 < row.joules_per_image / (watts / row.images_per_s) < 10
+        assert 0.02 < row.joules_per_image / (watts / row.images_per_s) < 50
         assert row.accuracy
         assert row.joules_per_correct_image == pytest.approx((row.joules_per_image or 0) / row.accuracy)
     assert result.power["idle_watts"] == {"Jetson rail VDD_IN": pytest.approx(watts)}

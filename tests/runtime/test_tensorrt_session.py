@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
+from small_models import clear_threshold
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
-from vitrm import data
+from vitrm import data, strict_json
 from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.engine import EngineOptions, build_engine, toolchain
@@ -81,11 +83,12 @@ def plan(built: Path, tmp_path: Path) -> Path:
 
 
 def alter(plan: Path, **changes: object) -> None:
-    """Other values in the side-car's engine section."""
+    """Other values in the side-car's engine section, and the digest that goes with them."""
     path = sidecar_path(plan)
     values = json.loads(path.read_text())
+    del values["sha256"]
     values["engine"] |= changes
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, "sha256": strict_json.digest(values)}))
 
 
 # The side-car -------------------------------------------------------------------------------------
@@ -137,6 +140,10 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         (lambda p: sidecar_path(p).write_text("{}"), "its engine section is NoneType"),
         (lambda p: alter(p, flavour="tiny"), "values of other kinds"),
         (lambda p: alter(p, profiles=[[1, 2]]), "values of other kinds"),
+        (lambda p: alter(p, profiles=[[1, 2, 1 << 40]]), "values of other kinds"),
+        (lambda p: alter(p, version="²"), "values of other kinds"),
+        (lambda p: alter(p, gpu_name=7), "values of other kinds"),
+        (lambda p: alter(p, flags=["output=/etc/passwd"]), "values of other kinds"),
         (lambda p: alter(p, colour="red"), "colour"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"bytes, its side-car says \d+: it is not whole, .*vitrm-export"),
         (lambda p: p.write_bytes(b"x" + p.read_bytes()[1:]), r"SHA-256 .*was changed after it was built, so it is not opened"),
@@ -232,7 +239,7 @@ def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
         "except vitrm.runtime.sidecar.UserError as error: print(error)\n"
         "assert not any(m.split('.')[0] in ('onnx', 'onnxruntime') for m in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     if not GPUS.found:
         assert "needs an NVIDIA GPU of sm89" in done.stdout
@@ -388,10 +395,7 @@ def test_halts_where_eager_does(plans, run, images, graph) -> None:
     session = vitrm.runtime.open(plans[graph, "fp32"])
     eager = EagerSession(checkpoints.load(str(run)), steps=4, threads=1)
     _, halts = eager.trajectory(images, 4)
-    # Between two probabilities met, so that rounding does not decide.
-    values = np.sort(halts.ravel())
-    gap = int(np.argmax(np.diff(values)))
-    threshold = float(values[gap : gap + 2].mean())
+    threshold = clear_threshold(halts)
     agree(session, run, images, "fp32", halt_threshold=threshold)
     used = session.infer(images, halt_threshold=threshold).steps_used
     assert used is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from vitrm import checkpoint
 from vitrm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.errors import UserError
+from vitrm.recipe import recipe
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
 
@@ -47,6 +49,21 @@ def test_what_is_saved_is_loaded(run):
     assert loaded.weights_id == saved.weights_id != _checkpoint(1).weights_id
     images = torch.rand(3, 3, 32, 32)
     assert torch.equal(loaded.build()(images, 2).logits, saved.build()(images, 2).logits)
+
+
+@pytest.mark.parametrize(
+    ("training", "depth"),
+    [
+        ({"recipe": dataclasses.asdict(recipe("paper"))}, 1),
+        ({"recipe": dataclasses.asdict(recipe("anytime")), "best_epoch": 24}, 6),
+        ({"recipe": dataclasses.asdict(recipe("anytime")), "best_epoch": 1}, 2),  # stopped before the random steps came
+        ({"recipe": dataclasses.asdict(recipe("anytime"))}, 6),
+        ({}, None),
+        ({"recipe": {"n_sup": 3, "of_a_later_version": 1}}, None),
+    ],
+)
+def test_a_checkpoint_knows_the_depth_it_was_trained_to(training, depth):
+    assert dataclasses.replace(_checkpoint(), training=training).trained_depth == depth
 
 
 def test_files_have_the_rights_of_any_new_file(run, tmp_path):

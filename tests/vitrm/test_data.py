@@ -43,6 +43,14 @@ def test_digits_are_the_same_every_time(digits):
     assert data.load("digits", "train").id != digits.test.id
 
 
+@pytest.mark.parametrize("size", [32, 427, 428, 640, 1024])
+def test_crops_of_photographs_have_any_size(size):
+    crops = data.photo_crops(9, size)
+    assert crops.shape == (9, 3, size, size)
+    assert len({crop.tobytes() for crop in crops}) == 9
+    assert all(crop.std() > 10 for crop in crops)
+
+
 def test_a_folder_is_cut_into_disjoint_parts(photos):
     root = str(photos())
     parts = [data.load(root, split, size=16) for split in data.SPLITS]

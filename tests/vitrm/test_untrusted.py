@@ -51,7 +51,7 @@ def test_any_config_is_a_checkpoint_or_one_line(run):
             (run / CONFIG_FILE).write_text(text)
             with refused_or_read(what) as said:
                 loaded = checkpoint.load(run)
-                assert loaded.trained_depth >= 1
+                assert loaded.trained_depth is None or loaded.trained_depth >= 1
                 loaded.build()
             refused += bool(said)
     assert refused > 400
