@@ -244,8 +244,6 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
     for error in found.values():
         assert len(error.y) == len(error.z) == STEPS
         assert all(10 < v < 60 for v in (*error.y, *error.z)), "int8 keeps 8 bits at most, and something"
-    # Unsigned int8 with a zero point wastes no level on signs that do not occur.
-    assert sum(found["cpu", False].z) > sum(found["tensorrt", False].z)
     # With ranges ten times too wide, an error ten times as large: 20 dB.
     wide = replace(made, ranges={site: Range(10 * r.low, 10 * r.high) for site, r in made.ranges.items()})
     worse = state_error(checkpoint, wide, floats, target="cpu", shared=False)

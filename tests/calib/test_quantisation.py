@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitrm.calib.quantisation import LEVELS, largest_pair, quantise_weight
+from vitrm.calib.quantisation import LEVELS, affine_scale, largest_pair, quantise_weight, symmetric_scale
+from vitrm.calib.ranges import Range
 
 weights = hnp.arrays(
     np.float32,
@@ -36,6 +37,14 @@ def test_a_channel_without_large_neighbours_keeps_all_eight_bits():
     integers, scales = quantise_weight(weight)
     assert integers[0, 0] == LEVELS
     assert scales == pytest.approx(1 / LEVELS)
+
+
+def test_unsigned_int8_with_a_zero_point_wastes_no_level_on_signs_that_do_not_occur():
+    lopsided, balanced = Range(-0.1, 1.9), Range(-1.0, 1.0)
+    scale, zero = affine_scale(lopsided)
+    assert (scale, zero) == (pytest.approx(2 / 255), 13)
+    assert scale < 0.53 * symmetric_scale(lopsided)
+    assert affine_scale(balanced)[0] == pytest.approx(symmetric_scale(balanced), rel=0.01)
 
 
 def test_the_largest_pair_is_that_of_rows_2i_and_2i_plus_1():

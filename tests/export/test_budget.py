@@ -21,6 +21,7 @@ from vitrm.export.budget import keep_within
 from vitrm.runtime.accuracy import predict
 
 BAD = "answer", "block.1.ffn.down"
+ALLOWED = 12.0  # points: more than int8 costs this model of random layers, less than the bad site does
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 8, 13])
@@ -71,14 +72,14 @@ def test_the_layer_that_costs_accuracy_is_kept_and_no_other(run, bad_calibration
         precision="int8",
         target=target,
         calibration=bad_calibration,
-        max_drop=5.0,
+        max_drop=ALLOWED,
         sensitivity_file=tmp_path / "s.json",
     )
     budget = made.budget
     assert budget is not None
     assert budget.images == len(validation)
     assert 100 * (budget.exact - budget.first) > 20, "the clipped site must hurt"
-    assert budget.drop <= 5.0
+    assert budget.drop <= ALLOWED
     everywhere = [str(Site(step, *BAD)) for step in range(1, STEPS + 1)]
     kept = made.metadata.kept_float
     # Unrolled, some steps may do.
