@@ -99,7 +99,7 @@ def test_a_folder_of_photos_by_a_config_file(tmp_path, capsys, photos):
         (["--model", "huge"], "unknown model preset 'huge': choose one of paper"),
         (["--recipe", "slow"], "unknown recipe 'slow'"),
         (["--data", "mnist"], "unknown data set 'mnist'"),
-        (["--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["--epochs", "0"], "epochs is 0, expected a whole number from 1 to 1,000,000"),
         (["--distill-weight", "0.3"], "distill_weight is 0.3, but there is no teacher: name one with --teacher"),
         (["--teacher", "nano-cifar10", "--distill-weight", "2"], r"distill_weight is 2.0, expected a number in [0, 1]"),
         (["--dim", "65"], "dim 65 is not a multiple"),
