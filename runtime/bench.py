@@ -242,8 +242,8 @@ def _measure(
         sample = samples[entry.group]
         report(f"preparing {entry.name}, batch {batch}", 0.0)
         try:
-            images = min(_INPUT_BATCHES * batch, len(sample))
-            count = max(1, affordable(images, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
+            images_at_hand = min(_INPUT_BATCHES * batch, len(sample))
+            count = max(1, affordable(images_at_hand, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
             prepared = [entry.session.prepare(sample.batch(batch, i)) for i in range(count)]
             prepared[0]()  # compiles, allocates, or fails here rather than among the others
         except Exception as error:
