@@ -2,6 +2,7 @@
 # make test   install, run the test suite
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff and mypy
+# make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-lowest lint tree clean
+.PHONY: install demo test test-lowest lint tree torture clean
 
 install: $(STAMP)
 
@@ -39,6 +40,9 @@ test-lowest:
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]' -r tests/lowest-versions.txt
 	$(LOWEST)/bin/python -m pytest -q tests/vitrm tests/calib tests/export tests/runtime
+
+torture: install
+	PYTHONPATH=benchmarks $(BIN)/python -m torture $(TORTURE)
 
 tree:
 	@rm -rf build/tree && mkdir -p build/tree

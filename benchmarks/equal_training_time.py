@@ -20,7 +20,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from record import RECORDS, made, slug
+from record import RECORDS, made, processor
 
 from vitrm.checkpoint import load
 from vitrm.files import atomic_path, read_json, write_json
@@ -127,7 +127,7 @@ def main() -> None:
         "other_cpus_busy": bench["machine"].get("other_cpus_busy"),
         "models": rows,
     }
-    path = RECORDS / f"equal_training_time-{slug(record['cpu'])}.json"
+    path = RECORDS / f"equal_training_time-{processor(record)}.json"
     write_json(path, record)
     draw(rows, path.with_suffix(".png"))
     print(path.relative_to(RECORDS.parents[1]))

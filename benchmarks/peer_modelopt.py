@@ -10,11 +10,11 @@ ModelOpt gets 128 training images and its defaults, on the CPU.  Says how many w
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ import onnx
 
 import vitrm.runtime
 from vitrm.errors import UserError, run_command
-from vitrm.runtime.metadata import HALT_THRESHOLD, PIXELS, PREFIX, STEPS
+from vitrm.runtime.metadata import HALT_THRESHOLD, PIXELS, STEPS
+from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.peers import count_int8_initialisers
 from vitrm.runtime.samples import load_sample
 
@@ -53,9 +54,8 @@ def main(argv: list[str] | None) -> None:
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             raise UserError(f"ModelOpt could not quantise {args.file}: {said[-1][:300]}")
         model = onnx.load(raw)
-    props = {e.key: e.value for e in onnx.load(args.file, load_external_data=False).metadata_props}
-    onnx.helper.set_model_props(model, {**props, f"{PREFIX}precision": json.dumps("int8")})
-    onnx.save(model, made)
+        onnx.save(model, made)  # with its weights inside
+    write_metadata(made, made, replace(inspect(args.file).metadata, precision="int8"))
     before, after = args.file.stat().st_size, made.stat().st_size
     print(
         f"{made}: {count_int8_initialisers(model.graph)} int8 weight tensors, {after / 1e6:.2f} MB, {after / before:.2f} × {args.file}"

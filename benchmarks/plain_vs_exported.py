@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import reference  # noqa: E402
-from record import RECORDS, made, slug  # noqa: E402
+from record import RECORDS, made, processor  # noqa: E402
 
 import vitrm.runtime  # noqa: E402
 from vitrm.calib.calibration import calibrate  # noqa: E402
@@ -177,7 +177,7 @@ def write_record(args: argparse.Namespace, times: dict[str, list[float]], differ
         "warm_up": WARM_UP,
         "rows": rows,
     }
-    path = RECORDS / f"plain_vs_exported-{args.preset}-{args.steps}-{slug(record['cpu'])}.json"
+    path = RECORDS / f"plain_vs_exported-{args.preset}-{args.steps}-{processor(record)}.json"
     write_json(path, record)
     for row in rows:
         print(

@@ -9,22 +9,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrm.runtime.machine import cpu_name, versions
+from vitrm.runtime.machine import cpu_features, cpu_name, versions
 
 RECORDS = Path(__file__).resolve().parent / "records"
-_PLACES = re.compile(r"--(runs|data-dir)[ =]\S+")  # where data and files were is this machine's own business
+_KINDS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp", "asimd")  # the best first
+_PLACES = re.compile(r"--(runs|data-dir|work)[ =]\S+")  # where data and files were is this machine's own business
 
 
 def made(what: str, packages: Sequence[str]) -> dict[str, Any]:
-    """A record's beginning: `what` it holds, the command that makes it again, date, processor, versions of `packages`."""
-    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    """A record's beginning: `what` it holds, the command that makes it again, date, processor and its instruction sets,
+    versions of `packages`.
+    """
+    script = Path(sys.argv[0])
+    package = script.name == "__main__.py"  # started as python -m, with benchmarks on the path
+    start = (
+        ["PYTHONPATH=benchmarks", "python", "-m", script.parent.name]
+        if package
+        else ["python", f"benchmarks/{script.name}"]
+    )
+    words = [*start, *sys.argv[1:]]
     return {
         "what": what,
         "command": _PLACES.sub(lambda found: f"--{found[1]} DIR", " ".join(words)),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
+        "cpu_features": list(cpu_features()),
         "versions": versions(tuple(packages)),
     }
+
+
+def processor(record: dict[str, Any]) -> str:
+    """The record's processor as a part of a file's name: its name may be no more than "AMD EPYC", so with what it multiplies by."""
+    kind = next((k for k in _KINDS if k in record["cpu_features"]), "")
+    return slug(f"{record['cpu']} {kind}")
 
 
 def slug(name: str) -> str:

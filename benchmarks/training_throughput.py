@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import reference  # noqa: E402
 from PIL import Image  # noqa: E402
-from record import RECORDS, made, slug  # noqa: E402
+from record import RECORDS, made, processor  # noqa: E402
 
 from vitrm.augment import augment  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
@@ -244,7 +244,7 @@ def main() -> None:
             way: {"median": round(float(np.median(r)), 3), "min": round(float(r.min()), 3)} for way, r in ratios.items()
         },
     }
-    path = RECORDS / f"training_throughput-{args.preset}-{args.threads}-{slug(record['cpu'])}.json"
+    path = RECORDS / f"training_throughput-{args.preset}-{args.threads}-{processor(record)}.json"
     write_json(path, record)
     for way_name, found in rates.items():
         ratio = np.median(ratios[way_name])

@@ -17,16 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline, ViT
-from vitrm.calib.ranges import Range, collect, estimate
-from vitrm.calib.sites import Site
+from vitrm.calib.ranges import ESTIMATORS, Range, collect, estimate
+from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
+from vitrm.fields import shown
 from vitrm.files import read_json, write_json
 
 FORMAT = 2
 IMAGES = 512
 _MEBIBYTES = 1024  # of images at once
+_WIDEST = 1e30  # of a range, on either side; the inverse of the narrowest
 _ORDER_SEED = 11  # of the draw of calibration images, the same in every run
 
 
@@ -146,33 +148,61 @@ def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps
     try:
         if values["format"] != FORMAT:
             raise UserError(
-                f"{path}: calibration format {values['format']!r}, this vitrm reads {FORMAT}: calibrate again"
+                f"{path}: calibration format {shown(values['format'])}, this vitrm reads {FORMAT}: calibrate again"
             )
-        ranges = {}
-        for key, (low, high) in values["ranges"].items():
-            step, role, layer = key.split("/")
-            ranges[Site(int(step), role, layer)] = Range(float(low), float(high))
+        found = _parsed(values)
         if _digest(values["ranges"]) != values["ranges_sha256"]:
             raise UserError(f"{path}: its ranges were changed after it was written: calibrate again")
-        found = Calibration(
-            weights_sha256=values["weights_sha256"],
-            preprocessing=values["preprocessing"],
-            steps=values["steps"],
-            data=values["data"],
-            estimator=values["estimator"],
-            ranges=ranges,
-            note=values["note"],
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a calibration file ({type(error).__name__}: {error}): calibrate again"
-        ) from None
+    except (KeyError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not a calibration file ({why}): calibrate again") from None
     if found.id != values.get("id"):
         raise UserError(
-            f"{path} was changed after it was written (id {values.get('id')}, content {found.id}): calibrate again"
+            f"{path} was changed after it was written (id {shown(values.get('id'))}, content {found.id[:12]}…): calibrate again"
         )
     check_calibration(found, checkpoint, steps, f"calibration {path}")
     return found
+
+
+def _parsed(values: dict[str, Any]) -> Calibration:
+    """The calibration in a file's JSON.  Raises KeyError and ValueError for what is missing, or of another kind."""
+
+    def of_kind(where: dict[str, Any], key: str, kind: type) -> Any:
+        if type(where[key]) is not kind:
+            raise ValueError(f"{key} is {shown(where[key])}")
+        return where[key]
+
+    data = of_kind(values, "data", dict)
+    of_kind(data, "name", str)
+    of_kind(data, "count", int)
+    estimator = of_kind(values, "estimator", str)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is {shown(estimator)}")
+    return Calibration(
+        weights_sha256=of_kind(values, "weights_sha256", str),
+        preprocessing=of_kind(values, "preprocessing", dict),
+        steps=of_kind(values, "steps", int),
+        data=data,
+        estimator=estimator,
+        ranges={_site(key): _range(key, value) for key, value in of_kind(values, "ranges", dict).items()},
+        note=of_kind(values, "note", str),
+    )
+
+
+def _site(key: str) -> Site:
+    step, role, layer = key.split("/")
+    site = Site(int(step), role, layer)
+    if str(site) != key or role not in (*ROLES, NET):
+        raise ValueError(f"no site is called {shown(key)}")
+    return site
+
+
+def _range(key: str, value: Any) -> Range:
+    """A range that includes 0 and gives a scale that float32 can hold."""
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    if not numbers or not -_WIDEST <= value[0] <= 0 <= value[1] <= _WIDEST or value[1] - value[0] < 1 / _WIDEST:
+        raise ValueError(f"the range of {shown(key)} is {shown(value)}")
+    return Range(float(value[0]), float(value[1]))
 
 
 def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: int, name: str) -> None:
@@ -183,7 +213,9 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: i
         return
     differences = []
     if c.weights_sha256 != checkpoint.weights_id:
-        differences.append(f"weights {c.weights_sha256[:12]}, the model has {checkpoint.weights_id[:12]}")
+        differences.append(
+            f"weights {shown(c.weights_sha256[:12], quoted=False)}, the model has {checkpoint.weights_id[:12]}"
+        )
     if c.steps != steps:
         differences.append(f"{c.steps} steps, asked for are {steps}")
     if c.preprocessing != preprocessing:

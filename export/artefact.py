@@ -30,7 +30,7 @@ from vitrm.calib.sensitivity import IMAGES as SENSITIVITY_IMAGES
 from vitrm.calib.sensitivity import Sensitivity, sensitivity
 from vitrm.calib.simulation import StateError, draw, state_error
 from vitrm.calib.sites import Site
-from vitrm.checkpoint import Checkpoint
+from vitrm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
 from vitrm.config import ViTRMConfig, to_dict
 from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
@@ -42,12 +42,15 @@ from vitrm.export.half import to_half
 from vitrm.export.int8_convolutions import int8_convolutions
 from vitrm.export.precision import half_fragments, int8_fragments, int8_vit
 from vitrm.export.request import NEVER, Request, default_steps, depth_note
-from vitrm.export.verification import BATCHES, IMAGES, Parity, verify
-from vitrm.files import atomic_folder, atomic_path
+from vitrm.export.verification import BATCHES, IMAGES, Parity, check_integer_sums, verify
+from vitrm.files import atomic_folder, atomic_path, lock_path
+from vitrm.locks import lock
 from vitrm.model import ViTRM
+from vitrm.outputs import check_outputs
 from vitrm.runtime.accuracy import predict
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.onnx_file import MAX_FILE, write_metadata
 from vitrm.runtime.sidecar import SUFFIXES
 
 _MEBIBYTES = 256  # of verification images
@@ -122,6 +125,7 @@ def export(
     `precision` is "fp32", "fp16" or "int8"; int8 is made for a `target` ("cpu": ONNX Runtime's CPU provider, the default
     of an .onnx file; "tensorrt": products in int8 and float16 elsewhere, that of a plan) with the activation ranges of `calibration`: a calibration, or a file to read
     it from, or to write it to if it is not there yet (default: one made here, on training images, with `estimator`).
+    Of two exports that make such a file at the same time the first one's is kept, and the other goes on with it.
     With `max_drop`, the sites that hurt most stay floating point until at most so many percentage points of accuracy are
     lost on the validation images; `sensitivity_file` is where to write how much each site hurts.
 
@@ -132,6 +136,7 @@ def export(
     """
     path = Path(path)
     plan = engine is not None or path.suffix in SUFFIXES
+    _check_outputs(checkpoint, path, calibration, sensitivity_file)
     request = Request(
         kind=checkpoint.model.kind,
         steps=default_steps(checkpoint) if steps is None else steps,
@@ -155,6 +160,26 @@ def export(
 
         return export_plan(checkpoint, path, engine or EngineOptions(), request, means)
     return export_onnx(checkpoint, path, request, means)
+
+
+def _check_outputs(
+    checkpoint: Checkpoint,
+    path: Path,
+    calibration: Calibration | str | os.PathLike[str] | None,
+    sensitivity_file: str | os.PathLike[str] | None,
+) -> None:
+    """Raises `UserError` where a file that this export writes would destroy another one."""
+    outputs: dict[str, Path | None] = {"-o": path}
+    inputs = [Path(checkpoint.source) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    for option, given in (("--calibration", calibration), ("--sensitivity", sensitivity_file)):
+        if given is None or isinstance(given, Calibration):
+            continue
+        file = Path(given)
+        if option == "--calibration" and file.exists():
+            inputs.append(file)
+        else:
+            outputs |= {option: file, f"{option}'s picture": file.with_suffix(".png")}
+    check_outputs(outputs, inputs, replacing=["-o"])
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Means) -> Exported:
@@ -201,6 +226,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         trained_depth=checkpoint.trained_depth if isinstance(model, ViTRM) else None,
         precision=precision,
         target=request.target if precision == "int8" else "any",
+        exact_sums=precision == "int8",
         calibration_id=made.id if made else None,
         weights_sha256=checkpoint.weights_id,
         run=Path(checkpoint.source).name,
@@ -249,6 +275,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, request: Request, means: Mea
         _save(models, metadata, temporary)
         for file in models:
             onnx.checker.check_model(str(temporary / file), full_check=True)
+            check_integer_sums(temporary / file)
         parity = verify(temporary, model, images, steps=steps, halt_threshold=halt_threshold, precision=precision)
         metadata = replace(metadata, parity=as_metadata(parity))
         _save(models, metadata, temporary)
@@ -365,7 +392,11 @@ def _calibration(
         progress=lambda done: means.progress(f"calibrating, {done:.0%}"),
     )
     if given is not None:
-        made.save(given)
+        with lock(lock_path(Path(given)), str(given), "try again"):
+            # Another export may have written it in the meantime: the first one's ranges hold, as they would have before.
+            if Path(given).exists():
+                return load_calibration(given, checkpoint, steps)
+            made.save(given)
         if isinstance(checkpoint.model, ViTRMConfig):
             shared, own = (
                 state_error(checkpoint, made, images, target=request.target, shared=s) for s in (True, False)
@@ -393,9 +424,14 @@ def _sensitivity(
 
 def _save(models: dict[str, ir.Model], metadata: Metadata, path: Path) -> None:
     for file, model in models.items():
+        stored = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if stored > MAX_FILE:
+            raise UserError(
+                f"the weights take {stored / 1e9:.1f} GB, an ONNX file has at most {MAX_FILE / 1e9:.1f}: export with --fp16 or --int8"
+            )
         model.metadata_props.clear()
-        model.metadata_props.update(metadata.to_props())
         ir.save(model, path / file)
+        write_metadata(path / file, path / file, metadata)
 
 
 def _versions() -> dict[str, str]:

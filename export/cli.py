@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from vitrm import __version__
 from vitrm.errors import run_command
 from vitrm.export import engine_cli
+from vitrm.terminal import console, neutral_line, say
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -25,6 +26,9 @@ EXAMPLES = """examples:
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
   vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 # What exporting takes and a device that only runs artefacts may lack.
@@ -188,10 +192,10 @@ def _choose(args: argparse.Namespace) -> int:
     if args.run is not None and (args.run.endswith(".onnx") or (Path(args.run) / "step.onnx").is_file()):
         with _status() as progress:
             built = engine_cli.from_onnx(args, Path(args.run), progress)
-        print(f"{args.run} → {built.path}")
+        say(f"{args.run} → {built.path}")
         engine_cli.print_engine(built, None)
-        print(f"  file     {built.path}, {built.bytes / 1e6:.2f} MB")
-        print(f"next: vitrm-bench {built.path}")
+        say(f"  file     {built.path}, {built.bytes / 1e6:.2f} MB")
+        say(f"next: vitrm-bench {built.path}")
         return 0
     with TemporaryDirectory() if args.triton else nullcontext() as scratch:
         return _run(args, scratch)
@@ -205,6 +209,8 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     from vitrm.export import huggingface, triton
     from vitrm.export.artefact import export
     from vitrm.export.request import MAX_STEPS, NEVER, default_steps
+    from vitrm.files import atomic_files
+    from vitrm.training_state import STATE_FILE
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -226,6 +232,11 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             )
         if args.hf.exists() and not args.hf.is_dir():
             raise UserError(f"{args.hf} is a file: name a folder for --hf")
+        held = [name for name in (checkpoints.WEIGHTS_FILE, STATE_FILE) if (args.hf / name).exists()]
+        if held:
+            raise UserError(
+                f"{args.hf} holds a run ({held[0]}), whose config.json would be replaced: name another folder"
+            )
         path = args.hf / huggingface.MODEL_FILE
     shown = path
     if args.triton_name and not args.triton:
@@ -246,11 +257,13 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
                 raise UserError(f"--{option.replace('_', '-')} is for int8: add --int8, or leave it out")
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
-    print(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
-    with _status() as progress:
+    say(f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {shown}")
+    if checkpoint.note:
+        say(f"  note     {checkpoint.note}")
+    with _status() as progress, atomic_files(args.hf, huggingface.FILES) if args.hf else nullcontext() as together:
         made = export(
             checkpoint,
-            path,
+            together / huggingface.MODEL_FILE if together else path,
             steps=args.steps,
             graph=args.graph,
             precision=args.precision,
@@ -265,9 +278,9 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
             engine=engine_cli.options(args) if plan else None,
             progress=progress,
         )
-    if args.hf:
-        huggingface.write_configs(args.hf, made.metadata)
-    shown, then = made.path, f"vitrm-bench {made.path}"
+        if together:
+            huggingface.write_configs(together, made.metadata)
+    then = f"vitrm-bench {path}"
     if args.triton:
         shown = triton.add_file(args.triton, model, made.path)
         then = f"tritonserver --model-repository={args.triton}"
@@ -275,50 +288,50 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
     kinds = [f"{n} {kind}" for n, kind in ((made.int8_weights, "int8"), (made.half_weights, "float16")) if n]
     half = f", {' and '.join(kinds)}" if kinds else ""
-    print(
+    say(
         f"  graph    {m.graph}{depth}, {m.precision}: {made.nodes} nodes, {made.weights} weight tensors stored once{half}"
     )
     if made.depth_note:
-        print(f"  depth    {made.depth_note}")
+        say(f"  depth    {made.depth_note}")
     if made.calibration is not None:
         c = made.calibration
         images = f"{c.data['name']} ({c.note})" if c.note else f"training images of {c.data['name']}"
-        print(
+        say(
             f"  int8     for {m.target}; activations calibrated on {c.data['count']} {images} at {c.steps} "
             f"step{'s' * (c.steps > 1)} ({c.estimator}), id {c.id[:12]}"
         )
     if made.state_error is not None:
         y, z = made.state_error.y, made.state_error.z
-        print(
+        say(
             f"  error    of the state, signal to noise: y {y[0]:.1f} dB after step 1, {y[-1]:.1f} dB after step {len(y)}; "
             f"z {z[0]:.1f} dB, {z[-1]:.1f} dB"
         )
     if made.budget is not None:
         b = made.budget
-        print(
+        say(
             f"  budget   {b.final:.2%} of {b.images} validation images, PyTorch {b.exact:.2%}: drop {b.drop:.2f} of {b.allowed:g} "
             f"points, top-1 agreement {b.agreement:.2%}"
         )
         if b.kept:
-            print(f"           {b.first:.2%} with everything in int8; in floating point since, most harmful first:")
+            say(f"           {b.first:.2%} with everything in int8; in floating point since, most harmful first:")
         for sites, noise in b.kept:
             steps = f"step {sites[0].step}" if len(sites) == 1 else "all steps"
-            print(
+            say(
                 f"           {sites[0].role} {sites[0].layer}, {steps} (noise of the logits {noise:.1e} of their variance)"
             )
     if made.headroom is not None:
-        print(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
+        say(f"  headroom {made.headroom.factor:.0f} × to float16's limit: largest activation {made.headroom.where}")
     halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""
-    print(
+    say(
         f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}, {parity.tolerance:g} of the largest "
         f"logit), top-1 agreement {parity.agreement:.1%} on {parity.images} of {made.verified_on}"
     )
     if made.engine is not None:
         engine_cli.print_engine(made.engine, made.plan_verified)
     share = made.bytes / made.float32_bytes
-    print(f"  file     {shown}, {made.bytes / 1e6:.2f} MB, {share:.2f} × the float32 weights, in {made.seconds:.1f} s")
+    say(f"  file     {shown}, {made.bytes / 1e6:.2f} MB, {share:.2f} × the float32 weights, in {made.seconds:.1f} s")
     elsewhere = made.engine is not None and not made.plan_verified and not args.triton
-    print(f"next{', where its GPU is' if elsewhere else ''}: {then}")
+    say(f"next{', where its GPU is' if elsewhere else ''}: {then}")
     return 0
 
 
@@ -334,8 +347,8 @@ def _add_to_repository(args: argparse.Namespace) -> int:
         )
     name = args.triton_name or source.stem
     version = triton.add_file(args.triton, name, source)
-    print(f"{source} → {version}")
-    print(f"next: tritonserver --model-repository={args.triton}")
+    say(f"{source} → {version}")
+    say(f"next: tritonserver --model-repository={args.triton}")
     return 0
 
 
@@ -345,10 +358,10 @@ def _status() -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda message: None
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status("loading") as status:
-        yield lambda message: status.update(message)
+    with console(error=True).status("loading") as status:
+        yield lambda message: status.update(Text(neutral_line(message)))  # no string: that would be read as markup
 
 
 if __name__ == "__main__":

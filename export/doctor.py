@@ -16,6 +16,7 @@ from vitrm.runtime import machine
 from vitrm.runtime.gpus import Gpus, find_gpus
 from vitrm.runtime.sidecar import this_system
 from vitrm.runtime.tensorrt_api import FULL, INSTALL, NAMES, RTX, load_tensorrt
+from vitrm.terminal import say
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def print_diagnosis() -> None:
     width = max(len(f.name) for f in findings)
     versions = [f.version or ("" if f.name in ("machine", "GPU") else "missing") for f in findings]
     column = max(map(len, versions))
-    print(f"vitrm {__version__}")
+    say(f"vitrm {__version__}")
     for finding, version in zip(findings, versions, strict=True):
-        print(f"  {finding.name:{width}}  {version:{column}}  {finding.can}")
+        say(f"  {finding.name:{width}}  {version:{column}}  {finding.can}")
 
 
 def _guarded(package: str, what: Callable[[], str]) -> Finding:

@@ -22,9 +22,12 @@ from pathlib import Path
 from vitrm.errors import UserError
 from vitrm.export.engine_builder import FLAGS, Request, to_json
 from vitrm.export.engine_checks import check_graph
+from vitrm.fields import Whole, checked, shown
 from vitrm.files import atomic_files, atomic_folder, sha256_of, write_text
+from vitrm.outputs import check_outputs
 from vitrm.runtime.gpus import Gpus, find_gpus
 from vitrm.runtime.metadata import PARTS, Metadata
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.sidecar import (
     AMPERE_PLUS,
     SUFFIXES,
@@ -38,6 +41,8 @@ from vitrm.runtime.sidecar import (
 from vitrm.runtime.tensorrt_api import ERRORS, FULL, INSTALL, NAMES, RTX, TensorRT, installed, load_tensorrt
 
 BATCHES = (1, 8, 64)  # of the one profile that is made where none is asked for
+MAX_BATCH = 1 << 20  # of a profile
+MAX_WORKSPACE = 1 << 20  # MiB: a tebibyte
 _OLDEST_PORTABLE = 80  # TensorRT for RTX has no float32 products on older ones, and the heads are float32
 # What the builder says, and what to do about it.
 _HINTS = (
@@ -118,10 +123,12 @@ def toolchain(options: EngineOptions, gpus: Gpus | None = None) -> Toolchain:
     present = gpus.found[0] if gpus.found else None
     wanted = list(dict.fromkeys(normal_gpu(g) for g in options.gpus))
     for profile in options.profiles:
-        if len(profile) != 3 or not 1 <= profile[0] <= profile[1] <= profile[2]:
-            raise UserError(f"batch sizes are {list(profile)}, expected MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX")
-    if options.workspace_mib is not None and options.workspace_mib < 1:
-        raise UserError(f"workspace is {options.workspace_mib} MiB, expected at least 1")
+        if len(profile) != 3 or not 1 <= profile[0] <= profile[1] <= profile[2] <= MAX_BATCH:
+            raise UserError(
+                f"batch sizes are {shown(list(profile))}, expected MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX ≤ {MAX_BATCH:,}"
+            )
+    if options.workspace_mib is not None:
+        checked("workspace, in MiB,", options.workspace_mib, Whole(1, MAX_WORKSPACE))
     if options.strip_weights and options.refit:
         raise UserError("a plan without weights is refitted whenever it is opened: leave out --refit")
     api = load_tensorrt(_flavour(options, wanted, present.sm if present else None))
@@ -204,17 +211,24 @@ def build_engine(
     stepwise = source_path.is_dir()
     files = {f"{part}.plan": source_path / f"{part}.onnx" for part in PARTS} if stepwise else {target.name: source_path}
     check_plan_path(target, stepwise=stepwise)
+    check_outputs({"-o": target, "--timing-cache": options.timing_cache}, files.values(), replacing=["-o"])
     for file in files.values():
         if not file.is_file():
             raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
-    models = {name: check_graph(file) for name, file in files.items()}
+    sources = {name: inspect(file) for name, file in files.items()}
+    for file in files.values():
+        check_graph(file)
+    if options.strip_weights and any(s.external for s in sources.values()):
+        raise UserError(
+            f"{source_path} keeps weights in other files: save it with its weights inside for --strip-weights"
+        )
     sidecars: dict[str, Sidecar] = {}
     layers = 0
     names = [name for plan_name in files for name in _names(plan_name, options)]
     folder = target if stepwise else target.parent
     with atomic_folder(folder) if stepwise else atomic_files(folder, names) as temporary:
         for name, file in files.items():
-            own = metadata or Metadata.from_props({p.key: p.value for p in models[name].metadata_props}, str(file))
+            own = metadata or sources[name].metadata
             stage = f"building {name}" if stepwise else "building the plan"
             layers += _build(file, temporary / name, target, tools, options, partial(_staged, progress, stage))
             built = temporary / name

@@ -31,8 +31,8 @@ _OTHERS_INT8 = {
 }
 
 
-def check_graph(path: Path) -> onnx.ModelProto:
-    """Loads the graph at `path` and checks it for TensorRT.
+def check_graph(path: Path) -> None:
+    """Checks the graph at `path`, which `vitrm.runtime.onnx_file.inspect` has let through, for TensorRT.
 
     Raises `UserError` for a file that is not valid ONNX, and for everything that TensorRT is known to refuse late, to
     crash on or to compute otherwise.
@@ -49,7 +49,6 @@ def check_graph(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # onnx's ValidationError and InferenceError share no base class
         raise UserError(f"{path} is not valid ONNX: {_first_line(error)}") from None
-    return model
 
 
 def _problems(model: onnx.ModelProto) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError
+from vitrm.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,12 +137,12 @@ def print_engine(built: Built, verified: bool | None) -> None:
         f"batch {low}" if low == high else f"batch {low} to {high}, best at {best}" for low, best, high in e.profiles
     )
     built_on = f" on an {e.gpu_name}" if e.gpu_name else ""
-    print(
+    say(
         f"  engine   {NAMES[e.flavour]} {e.version} for {', '.join(e.gpus)}{built_on}, {e.system}; {batches}; "
         f"{built.layers} layers before fusion, built in {built.seconds:.1f} s"
     )
     if verified is False:
-        print("           the parity is that of its ONNX graph: the plan itself was not run, its GPU is not here")
+        say("           the parity is that of its ONNX graph: the plan itself was not run, its GPU is not here")
 
 
 def _gpus(text: str) -> tuple[str, ...]:

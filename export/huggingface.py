@@ -17,6 +17,7 @@ from vitrm.runtime.metadata import Metadata
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
+FILES = (MODEL_FILE, CONFIG_FILE, PROCESSOR_FILE)
 _BILINEAR = 2  # PIL's number for it
 
 

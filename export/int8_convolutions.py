@@ -1,6 +1,7 @@
 """INT8 for a ResNet: its convolutions between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
 
-Weights are symmetric with a scale per output channel; activations have one range each, the least to the largest value met
+Weights are symmetric with a scale per output channel and have 7 bits: |q| ≤ 64, so that no two products overflow the
+16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantisation).  Activations have one range each, the least to the largest value met
 (unsigned with a zero point for a CPU; signed and symmetric for TensorRT).  Biases stay float32, as TensorRT takes no int32
 ones, and so does everything else, the classifier too.
 """
@@ -49,6 +50,7 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            reduce_range=True,
             activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv"],

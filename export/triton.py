@@ -6,7 +6,9 @@
         labels.txt          class names, by label
         1/model.onnx        version 1 (model.plan for a TensorRT plan); 2/ … for later exports of the same name
 
-The file is written as protobuf text by hand, which needs no package; the tests parse it with Triton's own schema.
+The file is written as protobuf text by hand, which needs no package; the tests parse it with Triton's own schema.  A config
+can name a library to load, so nothing in it may come from a stranger: strings are quoted by protobuf's rules, and the
+one text that is an artefact's own, in a comment, has its line breaks and other control characters escaped.
 What Triton's rules make of this project's graphs:
 
 * The first axis is the batch and is not part of `dims`; a value per sample (`halt_prob`, `steps_used`) has no further
@@ -21,9 +23,9 @@ What Triton's rules make of this project's graphs:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +34,21 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError, explain_os_error
 from vitrm.files import atomic_folder
+from vitrm.locks import lock
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.sidecar import STRIPPED, read_sidecar, sidecar_path
 from vitrm.runtime.sidecar import SUFFIXES as PLANS
 from vitrm.runtime.tensorrt_api import FULL, NAMES
+from vitrm.terminal import neutral_line
 
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
+_ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
 MAX_BATCH = 64  # that the server may form of requests, where the artefact does not bound it
 _INTERFACE = "# interface "  # begins the line that says whether a later export may become a version of this model
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, line and paragraph separators
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -56,7 +63,7 @@ class _Tensor:
 
     def text(self) -> str:
         lines = [
-            f"name: {json.dumps(self.name)}",
+            f"name: {_quoted(self.name)}",
             f"data_type: {self.dtype}",
             f"dims: [ {', '.join(map(str, self.dims))} ]",
         ]
@@ -132,6 +139,7 @@ def add_model(
     A model that is there already gets the next version, and keeps its earlier ones and its config.pbtxt, edited or not;
     other models are not touched.  A new model or version appears whole or not at all.  `max_batch` bounds the batches
     that the server forms: of a plan, the largest batch of its `profiles`, of which there are so many.
+    Two additions at the same time become two versions.
     Raises `UserError` for what Triton cannot serve, and where `name` is a model with other inputs, outputs or classes.
     """
     backend = "tensorrt" if path.suffix in PLANS else "onnxruntime"
@@ -146,18 +154,19 @@ def add_model(
     labels = labels_text(metadata)
     config = config_text(name, metadata, backend=backend, max_batch=max_batch, profiles=profiles)
     model = repository / name
-    if not model.exists():
-        with atomic_folder(model) as temporary:
-            (temporary / CONFIG_FILE).write_text(config, encoding="utf-8")
-            (temporary / LABELS_FILE).write_text(labels, encoding="utf-8")
-            (temporary / "1").mkdir()
-            _place(path, temporary / "1" / MODEL_FILES[backend], metadata)
-        return model / "1"
-    _check_interface(model, config, labels)
-    version = model / str(1 + max(_versions(model), default=0))
-    with atomic_folder(version) as temporary:
-        _place(path, temporary / MODEL_FILES[backend], metadata)
-    return version
+    with lock(repository / f".{name}.adding.lock", str(model), "try again when it has ended", wait=_ADDING):
+        if not model.exists():
+            with atomic_folder(model) as temporary:
+                (temporary / CONFIG_FILE).write_text(config, encoding="utf-8")
+                (temporary / LABELS_FILE).write_text(labels, encoding="utf-8")
+                (temporary / "1").mkdir()
+                _place(path, temporary / "1" / MODEL_FILES[backend], metadata)
+            return model / "1"
+        _check_interface(model, config, labels)
+        version = model / str(1 + max(_versions(model), default=0))
+        with atomic_folder(version) as temporary:
+            _place(path, temporary / MODEL_FILES[backend], metadata)
+        return version
 
 
 def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int = MAX_BATCH, profiles: int = 1) -> str:
@@ -172,28 +181,28 @@ def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int =
     inputs = [images]
     if not batched:
         inputs += [_Tensor(STEPS, "TYPE_INT64", (1,)), _Tensor(HALT_THRESHOLD, "TYPE_FP32", (1,))]
-    outputs = [_Tensor(LOGITS, "TYPE_FP32", (*batch, classes), (f"label_filename: {json.dumps(LABELS_FILE)}",))]
+    outputs = [_Tensor(LOGITS, "TYPE_FP32", (*batch, classes), (f"label_filename: {_quoted(LABELS_FILE)}",))]
     if m.recursive:
         dims, more = ((1,), ("reshape { shape: [ ] }",)) if batched else ((-1,), ())
         outputs += [_Tensor(HALT_PROB, "TYPE_FP32", dims, more), _Tensor(STEPS_USED, "TYPE_INT64", dims, more)]
     interface = (
-        f"backend: {json.dumps(backend)}\n"
+        f"backend: {_quoted(backend)}\n"
         f"max_batch_size: {max_batch if batched else 0}\n"
         f"input [\n{_joined(inputs)}\n]\noutput [\n{_joined(outputs)}\n]\n"
     )
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
-    head = f"# {m.run}: {m.graph}{depth}, {m.precision}.  Pixels are float32 in [0, 1]; normalisation is inside.\n"
+    head = f"# {neutral_line(m.run)}: {m.graph}{depth}, {m.precision}.  Pixels are float32 in [0, 1]; normalisation is inside.\n"
     if not batched:
         head += (
             f"# steps and halt_threshold [1]: exported with defaults {m.steps} and {m.halt_threshold:g} (1 or more never "
             "halts).\n# They belong to a whole request, so requests are not merged.\n"
         )
     # Of several profiles TensorRT's backend uses those that are named, each for the batches it takes.
-    chosen = f" profile: [ {', '.join(json.dumps(str(i)) for i in range(profiles))} ]" if profiles > 1 else ""
+    chosen = f" profile: [ {', '.join(_quoted(str(i)) for i in range(profiles))} ]" if profiles > 1 else ""
     kind = "KIND_GPU" if backend == "tensorrt" else "KIND_CPU" if m.target == "cpu" else "KIND_AUTO"
     return (
         f"{head}{_INTERFACE}{_interface_id(interface, labels_text(m))}; vitrm-export adds versions of the same one\n"
-        f"name: {json.dumps(name)}\n{interface}"
+        f"name: {_quoted(name)}\n{interface}"
         f"{_batching(max_batch) if batched else ''}"
         f"instance_group [ {{ count: 1 kind: {kind}{chosen} }} ]\n"
         "version_policy { latest { num_versions: 1 } }\n"
@@ -201,9 +210,25 @@ def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int =
 
 
 def labels_text(metadata: Metadata) -> str:
-    """labels.txt: a class name a line."""
+    """labels.txt: a class name a line, spaces in it as one each.
+
+    Raises `UserError` for a name that a line cannot hold.
+    """
     names = metadata.classes or [str(i) for i in range(int(metadata.model["classes"]))]
-    return "".join(" ".join(str(name).split()) + "\n" for name in names)
+    for label, name in enumerate(names):
+        if any(unicodedata.category(c) in _UNPRINTABLE for c in name):
+            raise UserError(
+                f"class {label} is {name!r}, expected a name without line breaks and control characters, as {LABELS_FILE} has a name "
+                "a line: rename the class and export again"
+            )
+    return "".join(" ".join(name.split()) + "\n" for name in names)
+
+
+def _quoted(text: str) -> str:
+    """`text` as a string of protobuf's text format: its UTF-8, with all but printable ASCII as octal escapes."""
+    plain = (b for b in range(0x20, 0x7F) if b not in b"\"\\'")
+    table = {b: chr(b) for b in plain}
+    return '"' + "".join(table.get(b, f"\\{b:03o}") for b in text.encode()) + '"'
 
 
 def _joined(tensors: list[_Tensor]) -> str:
@@ -254,15 +279,24 @@ def _read(path: Path) -> str:
 
 
 def _versions(model: Path) -> list[int]:
-    return [int(p.name) for p in model.iterdir() if p.is_dir() and p.name.isdecimal()]
+    return [int(p.name) for p in model.iterdir() if p.is_dir() and re.fullmatch("[0-9]{1,18}", p.name)]
 
 
 def _place(path: Path, target: Path, metadata: Metadata) -> None:
-    """Puts the artefact at `path` where Triton looks for it; a plan's side-car goes with it."""
+    """Puts the artefact at `path` where Triton looks for it; a plan's side-car, or external weights, go with it."""
     if metadata.graph == "loop":
         _without_scalars(path, target)
         return
     shutil.copy2(path, target)
+    if path.suffix not in PLANS:
+        for location, source in inspect(path).external.items():
+            weights = target.parent / location
+            if weights.exists():
+                raise UserError(
+                    f"{path} keeps weights in {location!r}, which is {target.name} here: rename them, or export it again"
+                )
+            weights.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, weights)
     beside = sidecar_path(path)
     if path.suffix in PLANS and beside.is_file():
         shutil.copy2(beside, sidecar_path(target))
@@ -275,7 +309,8 @@ def _without_scalars(path: Path, target: Path) -> None:
     """
     import onnx_ir as ir  # here, so that a device without it can still add any other file
 
-    model = ir.load(path)
+    metadata = inspect(path).metadata
+    model = ir.external_data.load_to_model(ir.load(path))
     graph = model.graph
     for value in [v for v in graph.inputs if v.name in (STEPS, HALT_THRESHOLD)]:
         scalar = ir.Value(name=f"{value.name}/scalar", shape=ir.Shape([]), type=value.type)
@@ -285,6 +320,7 @@ def _without_scalars(path: Path, target: Path) -> None:
         first = next(iter(graph))
         graph.insert_before(first, ir.node("Squeeze", [value], outputs=[scalar], name=f"{value.name}/squeeze"))
     ir.save(model, target)
+    write_metadata(target, target, metadata)
     own, served = vitrm.runtime.open(path), vitrm.runtime.open(target)
     size = own.metadata.image_size
     images = np.random.default_rng(0).random((3, 3, size, size), np.float32)

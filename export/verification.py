@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
+from vitrm.runtime.saturation import integer_products
 from vitrm.runtime.session import Result, Session
 
 BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
@@ -37,6 +39,16 @@ class Parity:
     images: int  # images compared
     limit: float  # what |Δ logit| may be: the precision's share of the largest |logit| met
     tolerance: float  # that share, and what |Δ halt_prob| may be
+
+
+def check_integer_sums(path: Path) -> None:
+    """Raises ValueError if a sum in an integer product of the ONNX file could saturate on some CPU.
+
+    Parity is found on one processor; this holds for all of them.
+    """
+    found = integer_products(onnx.load(path).graph)
+    if found.saturating:
+        raise ValueError(f"{found}: {', '.join(sorted(found.saturating)[:5])}")
 
 
 def verify(

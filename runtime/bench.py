@@ -71,6 +71,7 @@ def bench(
     device: str = "cpu",
     provider: str | None = None,
     power: bool = True,
+    verify: bool = True,
     root: Path = ROOT,
     progress: Progress | None = None,
 ) -> BenchResult:
@@ -83,7 +84,7 @@ def bench(
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile, in
     the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artefacts
     (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core;
-    `device` and `provider` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
+    `device`, `provider` and `verify` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
     as long as latency once more; `root` is where the machine's /sys and /proc are.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
     several that fails becomes a row with the reason as its status.
@@ -98,6 +99,10 @@ def bench(
         raise UserError(
             "a threshold is chosen for one depth, and measured with and without: name no thresholds and at most one depth"
         )
+    if max_drop is not None and not verify:
+        raise UserError(
+            "a threshold is written into files that were verified alone: leave out verify=False (--no-verify)"
+        )
     if max_drop is not None and not 0 <= max_drop < 1:
         raise UserError(f"max_drop is {max_drop}, expected a share of accuracy in [0, 1)")
     for depth in steps:
@@ -111,7 +116,7 @@ def bench(
     batches = list(dict.fromkeys(batches))
 
     notes: list[str] = []
-    opened, unopened = open_all(artefacts, device, threads, provider)
+    opened, unopened = open_all(artefacts, device, threads, provider, verify)
     if not opened:
         raise UserError("; ".join(u.reason for u in unopened))
     choices: dict[Path, HaltingChoice] = {}
@@ -180,6 +185,7 @@ def bench(
         data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
         machine={
             "cpu": machine.cpu_name(),
+            "cpu_features": list(machine.cpu_features()),
             "physical_cores": machine.physical_cores(),
             "system": machine.system(),
             "other_cpus_busy": others,
@@ -242,8 +248,8 @@ def _measure(
         sample = samples[entry.group]
         report(f"preparing {entry.name}, batch {batch}", 0.0)
         try:
-            images_at_hand = min(_INPUT_BATCHES * batch, len(sample))
-            count = max(1, affordable(images_at_hand, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
+            wanted = min(_INPUT_BATCHES * batch, len(sample))
+            count = max(1, affordable(wanted, entry.metadata.image_size, _INPUT_MEBIBYTES) // batch)
             prepared = [entry.session.prepare(sample.batch(batch, i)) for i in range(count)]
             prepared[0]()  # compiles, allocates, or fails here rather than among the others
         except Exception as error:

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime.interface import Signature
 from vitrm.runtime.providers import Running, first_line
 
 Tensor = Any  # a numpy array, or an OrtValue on the device
 
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _BOUND = ("cuda", "tensorrt")  # providers whose memory ONNX Runtime's Python calls "cuda"
 
 
@@ -47,6 +49,12 @@ class Graph:
     def rank(self, name: str) -> int:
         """The number of axes of an input."""
         return len(self._inputs[name].shape)
+
+    @property
+    def tensors(self) -> dict[str, Signature]:
+        """Type and shape of every input and output; an axis without a fixed length has another value than a number."""
+        found = (*self.session.get_inputs(), *self.session.get_outputs())
+        return {t.name: (_TYPES.get(t.type, t.type), tuple(t.shape)) for t in found}
 
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, Tensor], *, keep: Collection[str] = ()

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
+from vitrm.outputs import check_outputs
 from vitrm.runtime.metadata import MAX_STEPS
+from vitrm.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:
     from vitrm.runtime.bench import Progress
@@ -31,7 +33,8 @@ examples:
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
 
-exit status: 0 measured; 2 an artefact could not be measured, a gate failed or the input was wrong; 130 interrupted.
+exit status: 0 measured; 2 an artefact could not be measured, a gate failed, the input was wrong or standard output is
+full; 130 interrupted; 141 measured and written, but nobody reads the table.
 """
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _MAX_DROP = 0.3  # percentage points
@@ -106,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         help="leave energy out (it is measured, after latency, where there are sensors)",
     )
     parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="open .onnx files that were changed on purpose after their export, whose SHA-256 is no longer the one they hold",
+    )
+    parser.add_argument(
         "--compile",
         nargs="?",
         const=True,
@@ -153,8 +161,10 @@ def _main(argv: Sequence[str] | None) -> int:
     for path in (args.json, args.report):
         if path:
             check_writable(path)
-    if args.json and args.report and Path(args.json).resolve() == Path(args.report).resolve():
-        raise UserError(f"--json and --report both name {args.json}: give them different names")
+    check_outputs(
+        {"--json": args.json and Path(args.json), "--report": args.report and Path(args.report)},
+        [Path(name) for name in (*args.artefacts, args.run) if name],
+    )
 
     from dataclasses import replace
 
@@ -181,11 +191,14 @@ def _main(argv: Sequence[str] | None) -> int:
             device=args.device or _device(args),
             provider=args.provider,
             power=not args.no_power,
+            verify=not args.no_verify,
             progress=progress,
         )
     result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
+    written = _write(result, args.json, args.report)  # first: printing may fail
     _print(result)
-    _write(result, args.json, args.report)
+    for path in written:
+        say(f"wrote {path}")
     _judge(result, args.min_agreement)
     return 0
 
@@ -206,25 +219,25 @@ def _print(result: BenchResult) -> None:
     from vitrm.runtime.table import plain_text, print_result
 
     try:
-        from rich.console import Console
+        # A pipe or a log has no width of its own: give the one wide table there.
+        screen = console(width=None if sys.stdout.isatty() else 180)
     except ImportError:
-        print(plain_text(result))
-        return
-    # A pipe or a log has no width of its own: give the one wide table there.
-    print_result(result, Console(width=None if sys.stdout.isatty() else 180))
+        say(plain_text(result))
+    else:
+        print_result(result, screen)
 
 
-def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> None:
+def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> list[str]:
+    """Writes what was asked for; returns the paths."""
     from vitrm.files import write_json, write_text
 
     if json_path:
         write_json(json_path, result.to_dict())
-        print(f"wrote {json_path}")
     if report_path:
         from vitrm.runtime.report import render
 
         write_text(report_path, render(result))
-        print(f"wrote {report_path}")
+    return [path for path in (json_path, report_path) if path]
 
 
 def _judge(result: BenchResult, min_agreement: float | None) -> None:
@@ -268,21 +281,20 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     try:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     except ImportError:  # an edge device may do without
         yield None
         return
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(error=True), transient=True) as bar:
         task = bar.add_task("opening", total=1.0)
         current = "opening"
 
         def update(stage: str, fraction: float) -> None:
             nonlocal current
             if stage != current:
-                bar.reset(task, description=stage, total=1.0)
+                bar.reset(task, description=neutral_line(stage), total=1.0)
                 current = stage
             bar.update(task, completed=fraction)
 

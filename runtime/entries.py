@@ -71,7 +71,11 @@ class Opened:
 
 
 def open_all(
-    artefacts: Sequence[str | os.PathLike[str]], device: str, threads: int, provider: str | None = None
+    artefacts: Sequence[str | os.PathLike[str]],
+    device: str,
+    threads: int,
+    provider: str | None = None,
+    verify: bool = True,
 ) -> tuple[list[Opened], list[Unopened]]:
     """Opens every path once; what does not open is returned with the reason."""
     paths = list(dict.fromkeys(str(a) for a in artefacts))
@@ -80,7 +84,9 @@ def open_all(
     for path, file in zip(paths, short, strict=True):
         name = file if short.count(file) == 1 else path
         try:
-            opened.append(Opened(name, open_session(path, device=device, threads=threads, provider=provider)))
+            opened.append(
+                Opened(name, open_session(path, device=device, threads=threads, provider=provider, verify=verify))
+            )
         except UserError as error:
             unopened.append(Unopened(name, "artefact", str(error)))
     return opened, unopened
@@ -208,6 +214,9 @@ def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> 
             if run is not None:
                 raise
             notes.append(f"{error} (no eager row, no agreement)")
+            continue
+        if checkpoints[entry.group].note:
+            notes.append(f"{checkpoints[entry.group].source}: {checkpoints[entry.group].note}")
     return checkpoints
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+_EXACT = {"avx_vnni", "avx512_vnni", "amx_int8"}  # add four products of bytes in 32 bits
+_FEATURES = ("avx2", "avx512f", *sorted(_EXACT), "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve")
+
 
 def physical_cores() -> int:
     """Physical cores this process may use: of its CPU affinity, without hyper-threads, within a container's quota."""
@@ -52,6 +55,23 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The instruction sets that decide how fast, and how, this CPU multiplies matrices; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ()
+    # x86 calls the line "flags", ARM "Features".
+    line = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    flags = set(line.partition(":")[2].split())
+    return tuple(name for name in _FEATURES if name in flags)
+
+
+def saturates_integer_sums() -> bool:
+    """Whether integer products that are not made for it may saturate here: on x86 without VNNI (vitrm.runtime.saturation)."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i686") and not _EXACT.intersection(cpu_features())
 
 
 def gpu_name() -> str:

@@ -1,6 +1,6 @@
 """ONNX Runtime, on the CPU or a GPU.
 
-The artefact's metadata comes from the session itself, so that no `onnx` package is needed.
+No `onnx` package is needed: vitrm.runtime.onnx_file reads what the artefact says of itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime import machine
 from vitrm.runtime.binding import Graph
+from vitrm.runtime.interface import check_tensors
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.providers import create, load_onnxruntime
 from vitrm.runtime.session import Result, Session
 
@@ -23,6 +26,10 @@ FP16_ON_CPU = (
     "GPU's FP16"
 )
 INT8_FOR_TENSORRT = "made for TensorRT: ONNX Runtime runs its int8 products slower than float32 ones; vitrm-export --int8 --target cpu is for here"
+SATURATES = (
+    "int8 of an earlier version: this CPU has no VNNI, so its integer sums may saturate and the answers differ from those that "
+    "were verified; export it again"
+)
 
 
 class OnnxRuntimeSession(Session):
@@ -36,16 +43,18 @@ class OnnxRuntimeSession(Session):
         threads: int | None = None,
         provider: str | None = None,
         bound: bool | None = None,
+        verify: bool = True,
     ) -> None:
         """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.binding.Graph`."""
-        self.path = path
-        session, running = create(load_onnxruntime(), path, device, threads, provider)
+        ort = load_onnxruntime()
+        file = inspect(path, verify=verify)
+        self.path, self.metadata = path, file.metadata
+        session, running = create(ort, file, device, threads, provider)
         self._graph = Graph(session, running, str(path), bound=bound)
-        self.metadata = Metadata.from_props(session.get_modelmeta().custom_metadata_map, str(path))
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
-        self.size_bytes = _stored_bytes(path)
+        self.size_bytes = file.size_bytes
         inputs, outputs = self._graph.inputs, self._graph.outputs
         self._takes_depth = STEPS in inputs
         self._outputs = [n for n in (LOGITS, HALT_PROB, STEPS_USED) if n in outputs]
@@ -55,7 +64,8 @@ class OnnxRuntimeSession(Session):
                 f"{path}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): export it again"
             )
-        self.notes = notes_on(self.metadata, running.provider)
+        check_tensors(str(path), self.metadata, self._graph.tensors)
+        self.notes = (*notes_on(self.metadata, running.provider), *file.notes)
 
     @property
     def takes_depth(self) -> bool:
@@ -80,6 +90,8 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
     """What a reader of an artefact's figures should know where it runs on something that it is not made for."""
     if provider == "cpu" and metadata.precision == "fp16":
         return (FP16_ON_CPU,)
+    if metadata.target == "cpu" and provider == "cpu" and may_saturate(metadata):
+        return (SATURATES,)
     if metadata.target == "tensorrt" and not provider.startswith("tensorrt"):
         return (INT8_FOR_TENSORRT,)
     if metadata.target == "cpu" and provider != "cpu":
@@ -87,7 +99,6 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
     return ()
 
 
-def _stored_bytes(path: Path) -> int:
-    """The file's size, with its external weights where it has some."""
-    beside = [path.with_name(path.name + suffix) for suffix in (".data", "_data")]
-    return path.stat().st_size + sum(p.stat().st_size for p in beside if p.is_file())
+def may_saturate(metadata: Metadata) -> bool:
+    """Whether an artefact's integer sums may differ on this CPU from those on the one where it was verified."""
+    return metadata.precision == "int8" and not metadata.exact_sums and machine.saturates_integer_sums()

@@ -1,7 +1,7 @@
 """OpenVINO on a CPU: what the same file gives in Intel's runtime.
 
 OpenVINO takes the float graphs, unrolled or as a loop, and the Q/DQ graphs of `vitrm-export --int8 --target tensorrt`, whose
-int8 products it fuses.  It carries an ONNX file's metadata along, so no `onnx` package is needed.
+int8 products it fuses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime import machine
-from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
+from vitrm.runtime.onnx_file import inspect
+from vitrm.runtime.onnxruntime_session import SATURATES, may_saturate
 from vitrm.runtime.session import Result, Session
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # by what floating point is computed in
@@ -47,8 +49,8 @@ class OpenVinoSession(Session):
         self.path = path
         self.threads = threads or machine.physical_cores()
         try:
+            self.metadata = inspect(path, verify=False).metadata  # its digest was compared when ONNX Runtime opened it
             model = core.read_model(str(path))
-            self.metadata = Metadata.from_props(_props(model), str(path))
             self._compiled = core.compile_model(
                 compiled_from if compiled_from is not None else model,
                 "CPU",
@@ -67,6 +69,7 @@ class OpenVinoSession(Session):
         self.device_kind, self.device = "cpu", machine.cpu_name()
         self.backend = "openvino-cpu" if floats == "fp32" else f"openvino-cpu-{floats}"
         self.size_bytes = path.stat().st_size
+        self.notes = (SATURATES,) if may_saturate(self.metadata) else ()
 
     @property
     def takes_depth(self) -> bool:
@@ -96,11 +99,3 @@ def has_bf16() -> bool:
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _props(model: Any) -> dict[str, str]:
-    """The ONNX file's metadata_props."""
-    if not model.has_rt_info("framework"):
-        return {}
-    found = model.get_rt_info("framework").value
-    return {k: str(getattr(v, "value", v)) for k, v in found.items()}

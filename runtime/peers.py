@@ -24,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime.machine import saturates_integer_sums
 from vitrm.runtime.metadata import HALT_THRESHOLD, PIXELS, STEPS
+from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
 from vitrm.runtime.openvino_session import OpenVinoSession, has_bf16
 from vitrm.runtime.samples import load_sample
+from vitrm.runtime.saturation import integer_products
 from vitrm.runtime.session import Session
 
 _IMAGES = 128  # that a static quantiser is shown
@@ -127,7 +130,14 @@ def _nncf(path: Path, feeds: list[dict[str, NDArray[Any]]], threads: int) -> Ses
     model = _tried("NNCF", quantise)
     session = OpenVinoSession(path, threads=threads, compiled_from=model)
     count = sum(_int8_constants(op) for op in model.get_ops())
-    session.notes = (_counted(count),)
+    session.notes = (
+        _counted(count),
+        *(
+            ("OpenVINO's integer sums can saturate here: this CPU has no VNNI",)
+            if count and saturates_integer_sums()
+            else ()
+        ),
+    )
     session.metadata = replace(session.metadata, precision="int8")
     return session
 
@@ -145,12 +155,15 @@ def _in_onnxruntime(made: Path, source: Path, threads: int) -> Session:
     """The file that a quantiser made, opened as what its source was."""
     import onnx
 
+    write_metadata(made, made, inspect(source, verify=False).metadata)
     model = onnx.load(made)
-    props = {p.key: p.value for p in onnx.load(source, load_external_data=False).metadata_props}
-    onnx.helper.set_model_props(model, props)
-    onnx.save(model, made)
     session = OnnxRuntimeSession(made, threads=threads)
-    session.notes = (_counted(count_int8_initialisers(model.graph)),)
+    products = integer_products(model.graph)
+    saturating = products.saturating and saturates_integer_sums()
+    session.notes = (
+        _counted(count_int8_initialisers(model.graph)),
+        *((f"{products}, as this one is",) if saturating else ()),
+    )
     session.metadata = replace(session.metadata, precision="int8")
     return session
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.runtime import machine
-from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.onnx_file import OnnxFile
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
@@ -112,9 +112,9 @@ def check_provider(device: str, provider: str | None) -> None:
 
 
 def create(
-    ort: ModuleType, path: Path, device: str, threads: int | None, provider: str | None = None
+    ort: ModuleType, file: OnnxFile, device: str, threads: int | None, provider: str | None = None
 ) -> tuple[Any, Running]:
-    """An InferenceSession on the device and provider asked for, and what it runs on; None threads: every physical core.
+    """An InferenceSession of `file` on the device and provider asked for, and what it runs on; None threads: every physical core.
 
     Without `provider`, device "cuda" is CUDA, and "auto" is CUDA where it works.
     Raises `UserError` where ONNX Runtime would fall back to something else.
@@ -129,10 +129,10 @@ def create(
     # Idle workers of one session would otherwise spin on the cores that the next one is measured on.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if wanted == "cpu" or (device == "auto" and PROVIDERS["cuda"] not in ort.get_available_providers()):
-        return _open(ort, path, options, {"providers": [CPU]}), Running("cpu", threads)
+        return _open(ort, file.path, options, {"providers": [CPU]}), Running("cpu", threads)
     with _quiet():
-        how = _how(ort, path, options, wanted)
-        session = _open(ort, path, options, how)
+        how = _how(ort, file.metadata.precision, options, wanted)
+        session = _open(ort, file.path, options, how)
     if PROVIDERS[wanted] in session.get_providers():
         return session, Running(wanted, threads)
     if device == "auto":
@@ -143,7 +143,7 @@ def create(
     )
 
 
-def _how(ort: ModuleType, path: Path, options: Any, wanted: str) -> dict[str, Any]:
+def _how(ort: ModuleType, precision: str, options: Any, wanted: str) -> dict[str, Any]:
     """Arguments of InferenceSession for the provider `wanted`; raises `UserError` where this installation has none."""
     available = ort.get_available_providers()
     cuda: tuple[str, dict[str, str]] = (PROVIDERS["cuda"], _CUDA_OPTIONS)
@@ -162,7 +162,6 @@ def _how(ort: ModuleType, path: Path, options: Any, wanted: str) -> dict[str, An
         )
     if wanted == "tensorrt":
         # TensorRT's provider computes in float32 unless told, whatever types the graph has.
-        precision = _precision(ort, path)
         flags = {"trt_fp16_enable": str(precision != "fp32"), "trt_int8_enable": str(precision == "int8")}
         return {"providers": [(PROVIDERS["tensorrt"], flags), cuda, CPU]}
     return {"providers": [cuda if wanted == "cuda" else PROVIDERS[wanted], CPU]}
@@ -185,15 +184,6 @@ def _rtx_devices(ort: ModuleType) -> list[Any]:
         raise UserError(
             f"{_asked('tensorrt-rtx')}, but its plugin does not load ({first_line(error)}): {mend}, or use --device cpu"
         ) from None
-
-
-def _precision(ort: ModuleType, path: Path) -> str:
-    """The artefact's precision, from a session that optimises nothing and runs nothing."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _open(ort, path, options, {"providers": [CPU]})
-    return Metadata.from_props(session.get_modelmeta().custom_metadata_map, str(path)).precision
 
 
 def _open(ort: ModuleType, path: Path, options: Any, how: dict[str, Any]) -> Any:

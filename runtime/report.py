@@ -1,6 +1,7 @@
 """A bench as one HTML page that needs nothing else: no network, no scripts, images and charts inside.
 
-Everything that comes from a user (file names, class names, reasons, command line) is escaped.
+Everything that comes from a user (file names, class names, reasons, command line) is escaped, control characters too: a page with half a
+surrogate pair could not be written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vitrm.runtime.disagreement import gallery
 from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.results import BenchResult, DepthCurve, Row, Subject
 from vitrm.runtime.style import STYLE
+from vitrm.terminal import neutral
 
 _COLOURS = 6  # that the style has beside s0, the neutral one of the eager model
 _MOST = 12  # things that charts with a row or a line for each can show
@@ -38,7 +40,7 @@ def render(result: BenchResult) -> str:
         _section("How it was measured", _method(result)),
     ]
     title = f"vitrm-bench: {', '.join(r.name for r in _first_rows(result) if r.kind == 'artefact')}"
-    return (
+    return neutral(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # The browser itself then refuses whatever this page might try to fetch.

@@ -167,7 +167,12 @@ def _same_threshold(a: float, b: float) -> bool:
 
 
 def open_session(
-    path: str | os.PathLike[str], *, device: str = "cpu", threads: int | None = None, provider: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    provider: str | None = None,
+    verify: bool = True,
 ) -> Session:
     """`vitrm.runtime.open`: chooses the backend by what `path` is."""
     if device not in DEVICES:
@@ -185,7 +190,7 @@ def open_session(
         if any((file / f"{part}.onnx").exists() for part in PARTS):
             from vitrm.runtime.stepwise_session import StepwiseSession
 
-            return StepwiseSession(file, device=device, threads=threads, provider=provider)
+            return StepwiseSession(file, device=device, threads=threads, provider=provider, verify=verify)
         if any((file / f"{part}.plan").exists() for part in PARTS):
             from vitrm.runtime.tensorrt_stepwise import TensorRTStepwiseSession
 
@@ -200,7 +205,7 @@ def open_session(
     if suffix == ".onnx":
         from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(file, device=device, threads=threads, provider=provider)
+        return OnnxRuntimeSession(file, device=device, threads=threads, provider=provider, verify=verify)
     if suffix in (".plan", ".engine"):
         from vitrm.runtime.tensorrt_session import TensorRTSession
 

@@ -3,6 +3,9 @@
 A plan is machine code for one kind of GPU, one TensorRT and one operating system, and opening it executes it.  So
 everything is compared before TensorRT sees the file: that it is the file that was written (SHA-256), and that this
 machine is one it was made for.  The plan itself stays raw, so that trtexec reads it too.
+
+What the side-car says decides about answers as well (depth, threshold, classes) and about where the plan is opened, so it
+holds a SHA-256 of itself: `sha256`, of its other values (vitrm.strict_json.digest).
 """
 
 from __future__ import annotations
@@ -10,20 +13,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrm import strict_json
 from vitrm.errors import UserError, explain_os_error
-from vitrm.files import read_json, sha256_of
+from vitrm.files import check_regular, read_json, sha256_of
 from vitrm.runtime.gpus import Gpus
-from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.metadata import DIGEST_SINCE, Metadata
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.tensorrt_api import FULL, INSTALL, MODULES, NAMES, TensorRT, load_tensorrt, version_tuple
 
 SUFFIXES = (".plan", ".engine")
 VERSION_COMPATIBLE, STRIPPED, REFITTABLE = "version_compatible", "strip_weights", "refit"
 AMPERE_PLUS = "hardware_compatible"
+NOT_CHECKED = (
+    "its side-car was written by vitrm 0.1, without a SHA-256 of its own: damage to it would not be noticed; build the plan "
+    "again to have one"
+)
+_DIGEST = "sha256"
+_MAX_BATCH = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +63,14 @@ class Sidecar:
     engine: Engine
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values: the metadata's fields, and `engine`."""
-        return {**dataclasses.asdict(self.metadata), "engine": dataclasses.asdict(self.engine)}
+        """As JSON-ready values: the metadata's fields, `engine` and the digest of both."""
+        values = {**dataclasses.asdict(self.metadata), "engine": dataclasses.asdict(self.engine)}
+        return values if self.metadata.format < DIGEST_SINCE else {**values, _DIGEST: strict_json.digest(values)}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user of it should know."""
+        return () if self.metadata.format >= DIGEST_SINCE else (NOT_CHECKED,)
 
 
 def sidecar_path(plan: Path) -> Path:
@@ -81,13 +99,22 @@ def read_sidecar(plan: Path) -> Sidecar:
             f"{plan} has no side-car {path.name}, which says what is inside and where it may run: copy it along, or build "
             "the plan with vitrm-export (trtexec runs plans without one)"
         )
+    check_regular(plan, "plan")
     values = read_json(path, "side-car")
+    told = values.pop(_DIGEST, None)
+    if told is not None and told != strict_json.digest(values):
+        raise UserError(
+            f"{path} is damaged, or was changed after the plan was built (its SHA-256 is another than it says), so {plan} is not "
+            "opened: copy both files again, or build the plan again"
+        )
     engine = values.pop("engine", None)
     fields = {f.name for f in dataclasses.fields(Engine)}
     if not isinstance(engine, dict) or set(engine) != fields:
         found = sorted(engine) if isinstance(engine, dict) else type(engine).__name__
         raise UserError(f"{path}: its engine section is {found}, expected {sorted(fields)}: build the plan again")
     metadata = Metadata.from_dict(values, str(path))
+    if told is None and metadata.format >= DIGEST_SINCE:
+        raise UserError(f"{path} lacks its {_DIGEST}: copy both files again, or build the plan again")
     sidecar = Sidecar(metadata, Engine(**engine))
     if not _plausible(sidecar.engine):
         raise UserError(
@@ -111,21 +138,48 @@ def read_sidecar(plan: Path) -> Sidecar:
     return sidecar
 
 
+def read_weights(plan: Path, metadata: Metadata) -> Path:
+    """The ONNX file beside `plan` that holds its weights, checked; `metadata` is the plan's own.
+
+    Raises `UserError` where it is not there, damaged, or has other weights than the plan was built from.
+    """
+    path = weights_path(plan)
+    if not path.is_file():
+        raise UserError(f"{plan} holds no weights and {path} is not there: copy it along")
+    found = inspect(path).metadata.weights_sha256
+    if found != metadata.weights_sha256:
+        raise UserError(
+            f"{path} has other weights ({found[:12]}) than {plan} was built from ({metadata.weights_sha256[:12]}): copy both "
+            "files again, or build the plan again"
+        )
+    return path
+
+
 def _plausible(engine: Engine) -> bool:
-    """Whether the values are of the kinds that are read below."""
+    """Whether the values are of the kinds, and within the bounds, that are read below."""
     lists = (engine.gpus, engine.flags, engine.profiles)
+    texts = (engine.version, engine.system, engine.sha256, engine.source, engine.gpu_name or "")
     return (
-        engine.flavour in MODULES
-        and all(isinstance(v, str) for v in (engine.version, engine.system, engine.sha256, engine.source))
-        and all(isinstance(v, list) for v in lists)
-        and all(isinstance(v, str) for v in engine.gpus + engine.flags)
+        isinstance(engine.flavour, str)
+        and engine.flavour in MODULES
+        and all(isinstance(v, str) and len(v) <= 4096 for v in texts)
+        and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*[A-Za-z0-9.+-]{0,32}", engine.version) is not None
+        and all(isinstance(v, list) and len(v) <= 64 for v in lists)
+        and bool(engine.gpus)
+        and all(isinstance(v, str) and re.fullmatch(r"sm[0-9]{2,3}", v) for v in engine.gpus)
+        and all(v in (VERSION_COMPATIBLE, STRIPPED, REFITTABLE, AMPERE_PLUS) for v in engine.flags)
         and bool(engine.profiles)
         and all(
-            isinstance(p, list) and len(p) == 3 and all(isinstance(n, int) and n >= 1 for n in p)
+            isinstance(p, list) and len(p) == 3 and all(map(_whole, p)) and 1 <= p[0] <= p[1] <= p[2] <= _MAX_BATCH
             for p in engine.profiles
         )
-        and isinstance(engine.bytes, int)
+        and _whole(engine.bytes)
+        and (engine.workspace_mib is None or _whole(engine.workspace_mib))
     )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def needs(engine: Engine) -> str:

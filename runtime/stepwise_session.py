@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime.binding import Graph, Tensor, on_host
-from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE, Metadata
+from vitrm.runtime.interface import check_tensors
+from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE
+from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.onnxruntime_session import notes_on
 from vitrm.runtime.providers import create, load_onnxruntime
 from vitrm.runtime.stepping import Stepping, SteppingSession
@@ -73,6 +75,7 @@ class StepwiseSession(SteppingSession):
         threads: int | None = None,
         provider: str | None = None,
         bound: bool | None = None,
+        verify: bool = True,
     ) -> None:
         """Opens the folder `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.binding.Graph`."""
         ort = load_onnxruntime()
@@ -81,31 +84,30 @@ class StepwiseSession(SteppingSession):
             raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or export it again")
         self.path = path
         self._parts: dict[str, Graph] = {}
-        found = {}
-        for part in PARTS:
-            file = path / f"{part}.onnx"
-            session, running = create(ort, file, device, threads, provider)
-            self._parts[part] = Graph(session, running, f"{self.name}/{part}.onnx", bound=bound)
-            found[part] = Metadata.from_props(session.get_modelmeta().custom_metadata_map, str(file))
-        self.metadata = found["step"]
-        for part, metadata in found.items():
+        files = {part: inspect(path / f"{part}.onnx", verify=verify) for part in PARTS}
+        self.metadata = files["step"].metadata
+        for part, file in files.items():
+            metadata = file.metadata
             if metadata != self.metadata or metadata.graph != "stepwise":
                 raise UserError(
                     f"{path / part}.onnx and {path / 'step'}.onnx are not of one export (graph {metadata.graph}, weights "
                     f"{metadata.weights_sha256[:12]}; {self.metadata.graph}, {self.metadata.weights_sha256[:12]}): export "
                     "the folder again"
                 )
+            session, running = create(ort, file, device, threads, provider)
+            self._parts[part] = Graph(session, running, f"{self.name}/{part}.onnx", bound=bound)
             inputs, outputs = self._parts[part].inputs, self._parts[part].outputs
             if (inputs, outputs) != _NAMES[part]:
                 raise UserError(
                     f"{path / part}.onnx: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                     f"{part} graph: export it again"
                 )
+            check_tensors(str(file.path), metadata, self._parts[part].tensors)
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
-        self.size_bytes = sum((path / f"{part}.onnx").stat().st_size for part in PARTS)
-        self.notes = notes_on(self.metadata, running.provider)
+        self.size_bytes = sum(file.size_bytes for file in files.values())
+        self.notes = (*notes_on(self.metadata, running.provider), *files["step"].notes)
 
     def _begin(self, images: NDArray[np.float32]) -> BoundStepping:
         return BoundStepping(self, images)

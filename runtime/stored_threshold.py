@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.files import atomic_folder, atomic_path
-from vitrm.runtime.metadata import PARTS, PREFIX, Metadata
+from vitrm.runtime.metadata import PARTS, Metadata
+from vitrm.runtime.onnx_file import inspect, write_metadata
 from vitrm.runtime.sidecar import SUFFIXES, read_sidecar, sidecar_path, write_sidecar
 
 
 def check_storable(path: Path) -> None:
     """Raises `UserError` now rather than after a sweep if a threshold could not be written into the artefact at `path`."""
-    if not _is_plan(path) and find_spec("onnx") is None:
-        raise UserError(f"writing a threshold into {path} needs the onnx package: pip install onnx")
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"a threshold cannot be written into {path}: no permission in {folder}; copy the artefact")
@@ -29,7 +27,7 @@ def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, 
 
     `evidence` says how the threshold was chosen, and is kept beside it.  Everything else in the artefact, and other files
     in a stepwise folder, stay as they are; it is replaced whole or not at all.  Returns its new metadata.
-    Raises `UserError` for an artefact of another graph or without `onnx`.
+    Raises `UserError` for an artefact of another graph, or one that is damaged.
     """
     path = Path(path)
     check_storable(path)
@@ -75,14 +73,6 @@ def _with_threshold(found: Metadata, where: str, threshold: float, steps: int, e
 
 
 def _rewrite(source: Path, target: Path, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
-    import onnx
-
-    model = onnx.load(str(source))
-    found = Metadata.from_props({p.key: p.value for p in model.metadata_props}, str(source))
-    metadata = _with_threshold(found, str(source), threshold, steps, evidence)
-    others = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith(PREFIX)]
-    del model.metadata_props[:]
-    for key, value in (*others, *metadata.to_props().items()):
-        model.metadata_props.add(key=key, value=value)
-    onnx.save(model, str(target))
+    metadata = _with_threshold(inspect(source).metadata, str(source), threshold, steps, evidence)
+    write_metadata(source, target, metadata)
     return metadata

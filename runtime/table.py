@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.results import BenchResult, Row
+from vitrm.terminal import neutral_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +88,7 @@ def columns(result: BenchResult) -> list[Column]:
 
 
 def print_result(result: BenchResult, console: Console) -> None:
-    """Prints the table and, below it, what it was measured on."""
+    """Prints the table and, below it, what it was measured on, to a `vitrm.terminal.console`."""
     if console.width >= _WIDE:
         console.print(_table(result, columns(result)))
     else:
@@ -95,7 +96,7 @@ def print_result(result: BenchResult, console: Console) -> None:
         console.print(_table(result, speed, title="Speed"))
         console.print(_table(result, [c for c in COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
     for line in footer(result):
-        console.print(line, markup=False, highlight=False, style="dim" if not line.startswith("✗") else "red")
+        console.print(line, style="dim" if not line.startswith("✗") else "red")
 
 
 def plain_text(result: BenchResult) -> str:
@@ -118,7 +119,7 @@ def _cells(row: Row, chosen: list[Column]) -> list[str]:
     cells[0] = row.name
     if not row.ok:
         cells[1] = "failed"
-    return cells
+    return [neutral_line(cell) for cell in cells]  # here, so that columns are as wide as what is shown
 
 
 COLUMNS: list[Column] = [
@@ -199,7 +200,7 @@ def footer(result: BenchResult) -> list[str]:
     lines += result.notes
     for note, names in _row_notes(result).items():
         lines.append(f"{', '.join(names)}: {note}")
-    return lines
+    return [neutral_line(line) for line in lines]
 
 
 def power(result: BenchResult) -> list[str]:

@@ -19,13 +19,14 @@ from numpy.typing import DTypeLike
 from vitrm.errors import UserError
 from vitrm.runtime.cuda import Cuda, CudaError, Stream
 from vitrm.runtime.gpus import find_gpus
+from vitrm.runtime.interface import check_tensors
 from vitrm.runtime.sidecar import (
     STRIPPED,
     VERSION_COMPATIBLE,
     check_here,
     read_sidecar,
+    read_weights,
     rebuild,
-    weights_path,
 )
 from vitrm.runtime.tensorrt_api import RTX, TensorRT, make_log
 
@@ -93,12 +94,12 @@ class Plan:
         if self.stripped:
             self._refit(trt, log)
         self.tensors = {t.name: t for t in map(self._tensor, range(self.engine.num_io_tensors))}
+        signatures = {name: (t.dtype.name, t.shape) for name, t in self.tensors.items()}
+        check_tensors(str(path), self.sidecar.metadata, signatures)
         self._lock = threading.Lock()
 
     def _refit(self, trt: Any, log: Any) -> None:
-        weights = weights_path(self.path)
-        if not weights.is_file():
-            raise UserError(f"{self.path} holds no weights and {weights} is not there: copy it along")
+        weights = read_weights(self.path, self.sidecar.metadata)
         refitter = trt.Refitter(self.engine, log)
         parser = trt.OnnxParserRefitter(refitter, log)
         if not parser.refit_from_file(str(weights)) or not refitter.refit_cuda_engine():

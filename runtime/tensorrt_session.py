@@ -23,7 +23,7 @@ from vitrm.runtime.cuda import Cuda, CudaError, DeviceMemory, Graph, PinnedArray
 from vitrm.runtime.gpus import find_gpus
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, MAX_STEPS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.session import Result, Session
-from vitrm.runtime.sidecar import Engine, weights_path
+from vitrm.runtime.sidecar import Sidecar, weights_path
 from vitrm.runtime.tensorrt_plan import Context, Plan, Tensor, choose_profile
 
 _IDLE_LANES = 4  # kept for the batch sizes used last; each holds memory on the GPU
@@ -232,7 +232,7 @@ class TensorRTSession(TensorRTBase, Session):
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): build it again"
             )
         self._lanes = Lanes(lambda batch: PlanLane(plan, batch, cuda_graphs))
-        self.notes = _notes(plan.sidecar.engine, self.device)
+        self.notes = _notes(plan.sidecar, self.device)
 
     @property
     def takes_depth(self) -> bool:
@@ -315,9 +315,9 @@ def _where(plan: Plan) -> tuple[str, str, str]:
     return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", find_gpus().found[0].name
 
 
-def _notes(engine: Engine, gpu: str) -> tuple[str, ...]:
+def _notes(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
     """What a reader of its figures should know."""
-    notes = []
+    engine, notes = sidecar.engine, list(sidecar.notes)
     if engine.gpu_name and engine.gpu_name != gpu:
         notes.append(f"built on an {engine.gpu_name}, so its kernels were chosen for that one")
     return tuple(notes)

@@ -224,7 +224,7 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
             p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
         )
         self._lanes = Lanes(lambda batch: StepwiseLane(plans, batch, cuda_graphs))
-        self.notes = _notes(first.sidecar.engine, self.device)
+        self.notes = _notes(first.sidecar, self.device)
 
     @property
     def device_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,21 @@ def clear_threshold(halts: Any, low: float = 0.25, high: float = 0.75) -> float:
 
 
 def with_props(source: Path, target: Path, /, **changes: str | None) -> Path:
-    """A copy of an ONNX file with other metadata_props (None removes one)."""
+    """A copy of an ONNX file with other metadata_props (None removes one), and the digest that goes with them."""
     model = onnx.load(str(source))
     kept = {p.key: p.value for p in model.metadata_props} | {f"vitrm.{k}": v for k, v in changes.items()}
+    kept = {k: v for k, v in kept.items() if v is not None}
     del model.metadata_props[:]
+    if "vitrm.sha256" in kept and changes.get("sha256") is None:
+        kept["vitrm.sha256"] = digest_of(model, kept)
     for key, value in kept.items():
-        if value is not None:
-            model.metadata_props.add(key=key, value=value)
+        model.metadata_props.add(key=key, value=value)
     onnx.save(model, str(target))
     return target
+
+
+def digest_of(model: onnx.ModelProto, props: dict[str, str]) -> str:
+    """The digest of a model without metadata_props and external weights, as vitrm.runtime.onnx_file defines it."""
+    described = sorted((k, v) for k, v in props.items() if k.startswith("vitrm.") and k != "vitrm.sha256")
+    pieces = [model.SerializeToString(), *(text.encode() for pair in described for text in pair)]
+    return hashlib.sha256(b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)).hexdigest()

@@ -16,9 +16,13 @@ from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
+from vitrm.fields import shown
+from vitrm.files import check_name
+from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
-from vitrm.run_config import MODEL_KEYS, RunConfig, read
+from vitrm.run_config import MODEL_KEYS, RunConfig, parse, read
 from vitrm.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
+from vitrm.terminal import say
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
@@ -71,6 +75,9 @@ examples:
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
 validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
+
+exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
+terminal); 141 done, but nobody reads the output any more.
 """
 
 
@@ -189,7 +196,7 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     changes = dict(settings.recipe)
     idle = [key for key in TEACHER_KEYS if key in changes]
     if idle and not settings.teacher:
-        raise UserError(f"{idle[0]} is {changes[idle[0]]!r}, but there is no teacher: name one with --teacher RUN")
+        raise UserError(f"{idle[0]} is {shown(changes[idle[0]])}, but there is no teacher: name one with --teacher RUN")
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 
@@ -250,19 +257,20 @@ def command(argv: Sequence[str] | None) -> int | None:
         settings = settings.over(read(args.config))
     init = None
     if args.init:
-        init = load(args.init)
+        init = _loaded(args.init)
         if not settings.model:
             settings.model.update(preset_fields(init.model))
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
-        if Path(settings.data.get(key, "")).is_dir() and settings.data.get(key, "") not in ("", *DATASETS):
+        if os.path.isdir(settings.data.get(key, "")) and settings.data.get(key, "") not in ("", *DATASETS):
             settings.data[key] = str(Path(settings.data[key]).resolve())
-    if settings.teacher and Path(settings.teacher).is_dir():
+    if settings.teacher and os.path.isdir(settings.teacher):
         settings.teacher = str(Path(settings.teacher).resolve())
     axes = parse_axes(args.sweep or [])
     wanted = cells(axes, settings)
     if axes and args.resume:
         raise UserError("a sweep goes on where it was stopped by itself: leave out --resume")
     out = Path(args.out) if args.out else default_out(settings, "sweep-" if axes else "")
+    check_name(out, "--out")
     if not args.resume:
         for cell in wanted:
             resolve(cell.settings)  # a mistyped setting should not wait for torch
@@ -292,11 +300,19 @@ def command(argv: Sequence[str] | None) -> int | None:
         return 0
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
-    print(
+    say(
         f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
         f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {out}"
     )
     return 0
+
+
+def _loaded(name: str) -> Checkpoint:
+    """A checkpoint to learn from; says what of it could not be checked."""
+    found = load(name)
+    if found.note and os.environ.get("RANK", "0") == "0":
+        say(f"note: {found.source}: {found.note}")
+    return found
 
 
 def run(
@@ -312,11 +328,12 @@ def run(
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
     from vitrm.distributed import first_on_host
     from vitrm.progress import reporter
-    from vitrm.train import check_folder, train
+    from vitrm.train import check_folder, check_not_in_use, train
     from vitrm.training_state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
         """The settings of the run to be resumed, None for a new run."""
+        check_not_in_use(out)  # before the images are loaded; `train` locks the folder
         if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
             return read_header(out / STATE_FILE)["settings"]
@@ -325,22 +342,22 @@ def run(
 
     found = world.shared(saved)
     if found is not None:
-        settings = settings.over(RunConfig(**found))
+        settings = settings.over(parse({k: v for k, v in found.items() if v is not None}, str(out / STATE_FILE)))
         init = init if resume else None
     model, chosen = resolve(settings)
-    teacher = load(settings.teacher) if settings.teacher else None
+    teacher = _loaded(settings.teacher) if settings.teacher else None
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)
-    data = load_data(settings, model.image_size)
+    with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
+        data = load_data(settings, model.image_size)
     if world.main:
         _, bf16 = execution.resolve()
         among = f" × {world.size} processes" if world.size > 1 else ""
-        print(
+        say(
             f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
             f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
-            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}",
-            flush=True,
+            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}"
         )
     return train(
         model,
@@ -363,18 +380,22 @@ def sweep_all(
 ) -> None:
     """Runs the cells one after the other and says what was found."""
 
+    from vitrm.train import alone_in
+
     def cell(one: Cell, folder: Path) -> Row:
         result = train_one(one.settings, folder, resume=False, go_on=True)
         model, chosen = resolve(one.settings)
         return Row(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
 
-    def say(text: str) -> None:
+    def told(text: str) -> None:
         if world.main:
-            print(text, flush=True)
+            say(text)
 
-    for row in sweep(axes, wanted, out, cell, say, world.main):
-        say(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
-    say(f"the table is {out / CSV_FILE}")
+    with alone_in(out, world):
+        rows = sweep(axes, wanted, out, cell, told, world.main)
+    for row in rows:
+        told(f"{row.cell.name}: test accuracy {100 * row.accuracy:.2f} % at step {row.depth}")
+    told(f"the table is {out / CSV_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

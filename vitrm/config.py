@@ -8,27 +8,55 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from vitrm.errors import UserError
+from vitrm.fields import check, choice, flag, from_values, real, shown, three, whole, whole_or_none
+
+MAX_PARAMETERS = 1_000_000_000  # 4 GB of float32
+MAX_ACTIVATION = 2**30  # values of the largest tensor that one image takes: 4 GiB of float32
+MAX_LAYERS = 4096  # layers that one step, or a baseline, computes after each other
+MAX_CLASSES = 100_000
+MAX_IMAGE_SIZE = 4096
+_MAX_WIDTH = 65_536
 
 
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}, expected a whole number of at least 1")
+def _layer_parameters(dim: int, hidden: int, matrices: int) -> int:
+    """Weights of a transformer layer whose feed-forward network has 2 matrices, or 3 with a gate."""
+    norms, attention = 4 * dim, 4 * (dim**2 + dim)
+    return norms + attention + matrices * dim * hidden + (matrices - 1) * hidden + dim
 
 
-def _check_common(config: Any) -> None:
-    _check_positive(config, "classes", "image_size")
-    if config.classes < 2:
-        raise UserError(f"classes is {config.classes}, expected at least 2")
-    if not all(s > 0 for s in config.std):
-        raise UserError(f"std is {config.std}, expected positive numbers")
-    dropout = getattr(config, "dropout", 0.0)
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout!r}, expected 0 <= dropout < 1")
+def _attention(rows: int, heads: int, d: int) -> int:
+    """Values of the largest tensor in a transformer layer: its scores, or what is `d` wide."""
+    return max(heads * rows**2, rows * d)
+
+
+def _check_multiples(dim: int, heads: int, image_size: int, patch_size: int) -> None:
+    if dim % heads:
+        raise UserError(f"dim {dim} is not a multiple of heads {heads}")
+    if image_size % patch_size:
+        raise UserError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+
+
+def _check_size(config: ViTRMConfig | ResNetConfig | ViTConfig) -> None:
+    """Raises `UserError` for a model that would take more memory or time than any machine it is meant for has."""
+    if config.parameters > MAX_PARAMETERS:
+        raise UserError(
+            f"the model would have {config.parameters:,} parameters, at most {MAX_PARAMETERS:,} are allowed: make it "
+            "narrower or shallower"
+        )
+    if config.activation > MAX_ACTIVATION:
+        raise UserError(
+            f"one image of {config.image_size} pixels would fill a tensor of {config.activation:,} values, at most "
+            f"{MAX_ACTIVATION:,} are allowed: lower image_size, or give the model fewer tokens (a larger patch_size)"
+        )
+    if isinstance(config, ViTRMConfig) and config.depth > MAX_LAYERS:
+        raise UserError(
+            f"a step would compute {config.depth:,} layers after each other (recursions × (n + 1) × layers), at most "
+            f"{MAX_LAYERS:,} are allowed"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,53 +65,48 @@ class ViTRMConfig:
 
     kind: ClassVar[str] = "vitrm"
 
-    classes: int = 10  # number of classes
-    image_size: int = 32  # height and width of the input, pixels
-    patch_size: int = 4  # P: an image gives N = (image_size / P)² tokens
-    tokenizer: str = (
-        "patch"  # "patch": linear projection of P × P patches (the paper); "conv": convolutions down to the same grid
-    )
-    conv_width: int = 64  # "conv": channels after the first convolution; they double with each further inner one
-    conv_layers: int | None = (
-        None  # "conv": convolutions; None: as many as halvings from the image to its grid of tokens
-    )
-    conv_norm: bool = False  # "conv": batch norm after each convolution
-    dim: int = 384  # D: token width
-    heads: int = 6  # attention heads
-    layers: int = 3  # k: layers of the one shared block
-    ffn: str = "gelu"  # "gelu" (the paper's text) or "swiglu" (its code)
-    ffn_hidden: int | None = None  # None: 2 D for GELU, 4 D / 3 for SwiGLU, so both have 4 D² weights a layer
-    latents: int = 64  # K: latent tokens z
-    n: int = 3  # latent updates (eq. 2) per recursion
-    recursions: int = 1  # T: recursions (eqs. 2–3) per step
-    dropout: float = 0.1  # on embeddings and on each sublayer's output, while training
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the [0, 1] input, per channel
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    classes: int = whole(10, 2, MAX_CLASSES)  # number of classes
+    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)  # height and width of the input, pixels
+    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE)  # P: an image gives N = (image_size / P)² tokens
+    # "patch": linear projection of P × P patches (the paper); "conv": convolutions down to the same grid
+    tokenizer: str = choice("patch", "conv")
+    # "conv": channels after the first convolution; they double with each further inner one
+    conv_width: int = whole(64, 1, _MAX_WIDTH)
+    # "conv": convolutions; None: as many as halvings from the image to its grid of tokens
+    conv_layers: int | None = whole_or_none(1, 32)
+    conv_norm: bool = flag(False)  # "conv": batch norm after each convolution
+    dim: int = whole(384, 1, _MAX_WIDTH)  # D: token width
+    heads: int = whole(6, 1, 1024)  # attention heads
+    layers: int = whole(3, 1, 1024)  # k: layers of the one shared block
+    ffn: str = choice("gelu", "swiglu")  # "gelu" (the paper's text) or "swiglu" (its code)
+    # None: 2 D for GELU, 4 D / 3 for SwiGLU, so both have 4 D² weights a layer
+    ffn_hidden: int | None = whole_or_none(1, 4 * _MAX_WIDTH)
+    latents: int = whole(64, 1, _MAX_WIDTH)  # K: latent tokens z
+    n: int = whole(3, 1, 1024)  # latent updates (eq. 2) per recursion
+    recursions: int = whole(1, 1, 1024)  # T: recursions (eqs. 2–3) per step
+    # on embeddings and on each sublayer's output, while training
+    dropout: float = real(0.1, 0, 1, below=True)
+    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)  # of the [0, 1] input, per channel
+    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
 
     def __post_init__(self) -> None:
-        _check_common(self)
-        _check_positive(self, "patch_size", "dim", "heads", "layers", "latents", "n", "recursions", "conv_width")
-        if self.ffn_hidden is not None:
-            _check_positive(self, "ffn_hidden")
-        if self.dim % self.heads:
-            raise UserError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.ffn not in ("gelu", "swiglu"):
-            raise UserError(f"ffn is {self.ffn!r}, expected 'gelu' or 'swiglu'")
-        if self.tokenizer not in ("patch", "conv"):
-            raise UserError(f"tokenizer is {self.tokenizer!r}, expected 'patch' or 'conv'")
-        if self.tokenizer == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+        check(self)
+        _check_multiples(self.dim, self.heads, self.image_size, self.patch_size)
+        if self.tokenizer == "conv":
+            self._check_convolutions()
+        _check_size(self)
+
+    def _check_convolutions(self) -> None:
+        halvings = self.patch_size.bit_length() - 1
+        if self.patch_size != 1 << max(halvings, 1):
             raise UserError(
                 f"tokenizer 'conv' halves the image step by step: patch_size {self.patch_size} is not a power of 2"
             )
-        if self.conv_layers is not None:
-            _check_positive(self, "conv_layers")
-            if self.conv_layers < self.patch_size.bit_length() - 1:
-                raise UserError(
-                    f"conv_layers is {self.conv_layers}, expected at least {self.patch_size.bit_length() - 1}: the image is "
-                    f"halved after each of the first ones, down to one token per {self.patch_size} × {self.patch_size} pixels"
-                )
+        if self.conv_layers is not None and self.conv_layers < halvings:
+            raise UserError(
+                f"conv_layers is {self.conv_layers}, expected at least {halvings}: the image is halved after each of the "
+                f"first ones, down to one token per {self.patch_size} × {self.patch_size} pixels"
+            )
 
     @property
     def tokens(self) -> int:
@@ -97,6 +120,39 @@ class ViTRMConfig:
             return self.ffn_hidden
         return 2 * self.dim if self.ffn == "gelu" else 4 * self.dim // 3
 
+    @property
+    def conv_widths(self) -> list[int]:
+        """Channels before, between and after the convolutions of the tokenizer "conv"."""
+        layers = self.conv_layers or self.patch_size.bit_length() - 1
+        return [3, *(self.conv_width << i for i in range(layers - 1)), self.dim]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable weights of the model, counted without building it."""
+        d = self.dim
+        tokenizer = 3 * self.patch_size**2 * d + d
+        if self.tokenizer == "conv":
+            tokenizer = sum(9 * a * b + b * (2 if self.conv_norm else 1) for a, b in pairwise(self.conv_widths))
+        block = self.layers * _layer_parameters(d, self.hidden, matrices=2 if self.ffn == "gelu" else 3)
+        return tokenizer + (self.tokens + 1 + self.latents) * d + block + (self.classes + 1) * (d + 1)
+
+    @property
+    def depth(self) -> int:
+        """Layers that one step computes after each other."""
+        return self.recursions * (self.n + 1) * self.layers
+
+    @property
+    def activation(self) -> int:
+        """Values of the largest tensor that one image takes."""
+        rows = self.tokens + 1 + self.latents
+        halved = [self.image_size >> min(i, self.patch_size.bit_length() - 1) for i in range(len(self.conv_widths) - 1)]
+        convolved = [size**2 * width for size, width in zip(halved, self.conv_widths[1:], strict=True)]
+        return max(
+            3 * self.image_size**2,
+            _attention(rows, self.heads, d=max(self.dim, self.hidden)),
+            max(convolved) if self.tokenizer == "conv" else 0,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
@@ -104,19 +160,30 @@ class ResNetConfig:
 
     kind: ClassVar[str] = "resnet"
 
-    depth: int = 18  # 18, 34 or 50
-    stem: str = "imagenet"  # 7 × 7, stride 2, and a pooling; or "cifar": 3 × 3, stride 1, none
-    classes: int = 10
-    image_size: int = 32
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    depth: int = choice(18, 34, 50)
+    stem: str = choice("imagenet", "cifar")  # 7 × 7, stride 2, and a pooling; or "cifar": 3 × 3, stride 1, none
+    classes: int = whole(10, 2, MAX_CLASSES)
+    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)
+    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)
+    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
 
     def __post_init__(self) -> None:
-        _check_common(self)
-        if self.depth not in (18, 34, 50):
-            raise UserError(f"ResNet depth is {self.depth}, expected 18, 34 or 50")
-        if self.stem not in ("imagenet", "cifar"):
-            raise UserError(f"ResNet stem is {self.stem!r}, expected 'imagenet' or 'cifar'")
+        check(self)
+        _check_size(self)
+
+    @property
+    def parameters(self) -> int:
+        """Trainable weights of the model, counted without building it."""
+        body, width = {18: (11_176_512, 512), 34: (21_284_672, 512), 50: (23_508_032, 2048)}[self.depth]
+        first = 3 * 64 * (3**2 - 7**2) if self.stem == "cifar" else 0  # its first convolution is the smaller one
+        return body + first + self.classes * (width + 1)
+
+    @property
+    def activation(self) -> int:
+        """Values of the largest tensor that one image takes."""
+        size = self.image_size if self.stem == "cifar" else (self.image_size + 1) // 2
+        # A ResNet-50 widens to 256 channels: where the image is not pooled, at once.
+        return size**2 * (256 if self.depth == 50 and self.stem == "cifar" else 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +192,38 @@ class ViTConfig:
 
     kind: ClassVar[str] = "vit"
 
-    classes: int = 10
-    image_size: int = 32
-    patch_size: int = 4
-    dim: int = 512
-    layers: int = 8
-    heads: int = 8
-    mlp: int = 1024  # hidden width of the feed-forward network
-    dropout: float = 0.1
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    classes: int = whole(10, 2, MAX_CLASSES)
+    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)
+    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE)
+    dim: int = whole(512, 1, _MAX_WIDTH)
+    layers: int = whole(8, 1, 1024)
+    heads: int = whole(8, 1, 1024)
+    mlp: int = whole(1024, 1, 4 * _MAX_WIDTH)  # hidden width of the feed-forward network
+    dropout: float = real(0.1, 0, 1, below=True)
+    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)
+    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
 
     def __post_init__(self) -> None:
-        _check_common(self)
-        _check_positive(self, "patch_size", "dim", "layers", "heads", "mlp")
-        if self.dim % self.heads or self.image_size % self.patch_size:
-            raise UserError(
-                f"ViT: dim {self.dim} / heads {self.heads} or image {self.image_size} / patch {self.patch_size} is no whole number"
-            )
+        check(self)
+        _check_multiples(self.dim, self.heads, self.image_size, self.patch_size)
+        _check_size(self)
+
+    @property
+    def _rows(self) -> int:
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def parameters(self) -> int:
+        """Trainable weights of the model, counted without building it."""
+        d = self.dim
+        tokenizer = 3 * self.patch_size**2 * d + d
+        block = self.layers * _layer_parameters(d, self.mlp, matrices=2)
+        return tokenizer + (1 + self._rows) * d + block + 2 * d + self.classes * (d + 1)
+
+    @property
+    def activation(self) -> int:
+        """Values of the largest tensor that one image takes."""
+        return max(3 * self.image_size**2, _attention(self._rows, self.heads, max(self.dim, self.mlp)))
 
 
 ModelConfig = ViTRMConfig | ResNetConfig | ViTConfig
@@ -186,7 +267,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     Raises `UserError` for an unknown preset, an unknown field or an impossible value.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown model preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}")
     config = PRESETS[name]
     return from_dict({**to_dict(config), **changes}, f"model preset {name}")
 
@@ -201,19 +282,6 @@ def from_dict(values: Mapping[str, Any], where: str) -> ModelConfig:
     """The inverse of `to_dict`; `where` names the source in the `UserError` raised for anything unexpected."""
     values = dict(values)
     kind = values.pop("kind", None)
-    if kind not in KINDS:
-        raise UserError(f"{where}: model kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    fields = {f.name: f for f in dataclasses.fields(KINDS[kind])}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(unknown)} for a {kind}; known are {', '.join(fields)}")
-    for name in ("mean", "std"):
-        value = values.get(name, (0.5, 0.5, 0.5))
-        if (
-            not isinstance(value, (list, tuple))
-            or len(value) != 3
-            or not all(isinstance(v, (int, float)) for v in value)
-        ):
-            raise UserError(f"{where}: {name} is {value!r}, expected three numbers")
-        values[name] = tuple(float(v) for v in value)
-    return KINDS[kind](**values)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{where}: model kind is {shown(kind)}, expected one of {', '.join(KINDS)}")
+    return from_values(KINDS[kind], values, where, f"a {kind}")

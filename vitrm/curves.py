@@ -46,6 +46,6 @@ def draw(history: Sequence[dict[str, Any]], path: str | os.PathLike[str], title:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder may be called "a$b$"
     with atomic_path(path) as temporary:
         canvas.print_png(temporary)

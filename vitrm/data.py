@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.fields import shown
+from vitrm.files import check_regular
 
 DATASETS = ("digits", "cifar10", "cifar100")
 SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What those names may hold. Pillow knows others, some of which start programs: an EPS, whatever it is called, Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM")
+MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit, half a gigabyte as RGB
 DATA_DIR_VARIABLE = "VITRM_DATA"
 _CUT_SEED = 20260319  # of every stratified cut; changing it would leak test images between versions
 
@@ -87,11 +93,12 @@ def load(
         return _digits(split, size)
     if name in ("cifar10", "cifar100"):
         return _cifar(name, split, _data_dir(data_dir), size, download)
-    if Path(name).is_dir():
+    # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
+    if os.path.isdir(name):
         return _folder(Path(name), split, size)
-    hint = "; there is a file of that name, but a folder is needed" if Path(name).exists() else ""
+    hint = "; there is a file of that name, but a folder is needed" if os.path.exists(name) else ""
     raise UserError(
-        f"unknown data set {name!r}: choose {', '.join(DATASETS)} or the path of a folder of images by class{hint}"
+        f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class{hint}"
     )
 
 
@@ -162,6 +169,7 @@ def _digits(split: str, size: int) -> Images:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    _check_fits(len(digits.images), size, "digits")
     grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # 8 × 8, 0 … 16
     rgb = np.stack([_resize(np.repeat(g[:, :, None], 3, 2), size) for g in grey])
     images = Images(rgb, digits.target.astype(np.int64), tuple(str(i) for i in range(10)), "digits", split)
@@ -188,6 +196,7 @@ def _cifar(name: str, split: str, data_dir: Path, size: int, download: bool) -> 
         raise UserError(f"{name} could not be downloaded to {data_dir} ({error}): {way_out}") from None
     pixels = raw.data.transpose(0, 3, 1, 2)
     if size != pixels.shape[-1]:
+        _check_fits(len(pixels), size, name)
         pixels = np.stack([_resize(image, size) for image in raw.data])
     images = Images(np.ascontiguousarray(pixels), np.asarray(raw.targets, np.int64), tuple(raw.classes), name, split)
     return images if split == "test" else _train_or_validation(images, split)
@@ -215,8 +224,6 @@ def _folder(root: Path, split: str, size: int) -> Images:
 
 
 def _read_folder(root: Path, part: Path, classes_of: Path, split: str, size: int) -> Images:
-    from PIL import Image, UnidentifiedImageError
-
     classes = tuple(sorted(p.name for p in classes_of.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no class folders"
@@ -226,19 +233,45 @@ def _read_folder(root: Path, part: Path, classes_of: Path, split: str, size: int
     )
     if extra:
         raise UserError(f"{part} has classes that {classes_of} has not: {', '.join(extra[:5])}")
-    pixels, labels = [], []
+    pixels: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
         files = sorted(p for p in (part / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if len(files) < (3 if part == classes_of else 1):
             raise UserError(f"class {name!r} in {part} has {len(files)} images: add some, or remove the class folder")
+        _check_fits(len(pixels) + len(files), size, str(root))
         for file in files:
-            try:
-                with Image.open(file) as image:
-                    pixels.append(_resize(np.asarray(image.convert("RGB")), size))
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                raise UserError(f"{file} cannot be read as an image ({error}): replace or remove it") from None
+            pixels.append(_resize(_decoded(file), size))
             labels.append(label)
     return Images(np.stack(pixels), np.asarray(labels, np.int64), classes, str(root), split)
+
+
+def _decoded(file: Path) -> NDArray[np.uint8]:
+    """The pixels [H, W, 3] of an image file.  Raises `UserError`, naming it, whatever is wrong with it."""
+    from PIL import Image
+
+    check_regular(file, "image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(file, formats=_FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width} × {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders raise anything for a damaged file: IndexError, struct.error, MemoryError, …
+        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{file} cannot be read as an image ({why}): replace or remove it") from None
+
+
+def _check_fits(count: int, size: int, name: str) -> None:
+    """Raises `UserError` if `count` images of `size` × `size` pixels are more than this machine's memory."""
+    needed, memory = 3 * count * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"{count:,} images of {name} at {size} × {size} pixels take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f}: lower the image size, or use fewer images"
+        )
 
 
 def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
+
+from vitrm.streams import forgiving
+from vitrm.terminal import neutral_line, say
 
 
 class UserError(Exception):
@@ -28,29 +30,48 @@ def explain_os_error(error: OSError, doing: str) -> UserError:
 
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's body and returns its exit code: 0 done, 2 user error, 130 interrupted.
+    """Runs a command's body and returns its exit code.
 
+    0 done, 2 user error, 130 interrupted (Ctrl-C, `kill`, or a lost terminal), 141 done, but nobody reads the output any more.
+    What cannot be printed ends nothing: files are written all the same.
     Raises whatever is not a `UserError`: that is a bug, and Python's own traceback (exit 1) is the report.
     """
-    # A plain `kill` then unwinds like Ctrl-C: files half written are removed, the message is one line.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A plain `kill`, or the end of an ssh connection, then unwinds like Ctrl-C: files half written are removed, the message
+    # is one line.  What is ignored (nohup) stays so.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    with forgiving() as streams:
+        try:
+            code = _outcome(command, argv)
+        except SystemExit as error:  # of argparse
+            streams.flush()
+            raise SystemExit(error.code or streams.exit_code()) from None
+        streams.flush()
+        return code or streams.exit_code()
+
+
+def _outcome(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
+    """The exit code of a command's body, whose errors are printed."""
+    from vitrm.memory import shortage_explained  # which raises the error above
+
     try:
-        return command(argv) or 0
+        with shortage_explained(lambda: "free some, or run this on a machine with more"):
+            return command(argv) or 0
     except UserError as error:
         # Processes beside each other (torchrun) write to one terminal: say whose error it is.
         rank = os.environ.get("RANK", "0")
-        print(f"error{'' if rank == '0' else f' (process {rank})'}: {error}", file=sys.stderr)
+        say(neutral_line(f"error{'' if rank == '0' else f' (process {rank})'}: {error}"), error=True)
         return 2
     except KeyboardInterrupt as error:
         detail = str(error)
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted{': ' + detail if detail else ''}", file=sys.stderr)
+            say(neutral_line(f"interrupted{': ' + detail if detail else ''}"), error=True)
         return 130
-    except BrokenPipeError:
-        # The reader of our output (`| head`) went away; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _interrupt(signum: int, frame: object) -> None:
+    if signum == signal.SIGHUP:
+        # A lost connection sends it more than once, by the kernel and by the shell: the second must not disturb the clearing up.
+        signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

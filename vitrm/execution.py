@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
+from vitrm.fields import check, choice, flag, real, shown, whole
 
 if TYPE_CHECKING:
     import torch
@@ -33,18 +34,13 @@ class Execution:
     """How to run; the defaults suit any machine."""
 
     device: str = "auto"  # auto (CUDA if there is any), cpu, cuda or cuda:N
-    precision: str = "auto"  # auto, fp32 or bf16 (autocast; the weights stay float32)
-    compile: bool = False  # torch.compile of the model's fragments
-    threads: int = 0  # CPU threads; 0 leaves torch's choice
-    save_every: float = 60.0  # seconds between saved states within an epoch
+    precision: str = choice("auto", "fp32", "bf16")  # bf16: autocast; the weights stay float32
+    compile: bool = flag(False)  # torch.compile of the model's fragments
+    threads: int = whole(0, 0, 1024)  # CPU threads; 0 leaves torch's choice
+    save_every: float = real(60.0, 0)  # seconds between saved states within an epoch
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise UserError(f"precision is {self.precision!r}, expected auto, fp32 or bf16")
-        if self.threads < 0:
-            raise UserError(f"threads is {self.threads}, expected 1 or more (0: torch's choice)")
-        if not self.save_every >= 0:
-            raise UserError(f"save_every is {self.save_every}, expected seconds, 0 or more")
+        check(self)
 
     def resolve(self) -> tuple[torch.device, bool]:
         """The device, and whether to compute in bfloat16.  Raises `UserError` for a device that is not there."""
@@ -100,9 +96,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"device is {shown(name)}, expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
+        raise UserError(f"device is {shown(name)}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(

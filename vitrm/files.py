@@ -2,60 +2,56 @@
 
 Everything the toolkit writes goes to a temporary neighbour first and gets its name by an atomic
 rename, so a killed command or a full disk leaves neither a half-written file nor a damaged old one.
-What `kill -9` leaves beside the target is removed when the target is written the next time.
+Of two commands that write the same file at once, the one that ends last wins, whole.
+
+The neighbour is in a folder of its own, `.NAME.KERNEL-PID-XXXXXXXX.part`, with a file `lock` that its writer holds: what
+the libraries below leave beside it (safetensors' `.tmp…`) goes with it.  What `kill -9` leaves is removed when the same
+name is written the next time: the lock is free then, whichever container the writer was in.
 """
 
 from __future__ import annotations
 
 import ctypes
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
-import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vitrm import locks, strict_json
 from vitrm.errors import UserError, explain_os_error
+from vitrm.fields import shown
+
+_LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kernel>[0-9a-f]{8})-\d+-\w{8}\.part(\.\w+)?")
+_SAFETENSORS = re.compile(r"\.tmp\w{6}")  # its own temporary, where version 0.1.0 let it write
+_FORSAKEN = 86_400  # seconds: a temporary without a lock, as of version 0.1.0, is removed when untouched for so long
+_COMMIT_WAIT = 60.0  # seconds for another command's renames of the same files, which take milliseconds
+MAX_JSON = 8 << 20  # bytes: the names of a hundred thousand classes
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+    """Yields a temporary path of the same file name; on success it is flushed to disk and renamed to `path`.
 
     On any exception the temporary file is removed and `path` is as it was.
     Raises `UserError` for a full disk, a missing right or any other `OSError`.
     """
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _workspace(target.parent, target.name) as scratch:
         if target.is_dir():
             raise UserError(f"{target} is a folder: name a file")
-        # The suffix stays: whoever checks the file before it gets its name may go by it.
-        prefix, suffix = f".{target.stem}.", f".part{target.suffix}"
-        _remove_leftovers(target.parent, prefix, suffix)
-        handle, name = tempfile.mkstemp(prefix=prefix + _owner(), suffix=suffix, dir=target.parent)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.close(handle)
-    except OSError as error:
-        raise explain_os_error(error, f"writing {target}") from error
-    temporary = Path(name)
-    try:
+        temporary = scratch / _NEW / target.name
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-            # mkstemp gives 0600, and so does safetensors, which replaces the file: give the rights of any new file.
-            os.fchmod(file.fileno(), 0o666 & ~umask)
+        _flush(temporary)
         os.replace(temporary, target)
-    except OSError as error:
-        raise explain_os_error(error, f"writing {target}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,41 +62,27 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     as it was.  A link is followed.  Raises `UserError` for a full disk, a missing right or any other `OSError`.
     """
     target = Path(path).resolve()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _workspace(target.parent, target.name) as scratch:
         if target.exists() and not target.is_dir():
             raise UserError(f"{target} is a file: name a folder")
-        prefix = f".{target.name}."
-        _remove_leftovers(target.parent, prefix, ".part")
-        _remove_leftovers(target.parent, prefix, ".old")
-        temporary = Path(tempfile.mkdtemp(prefix=prefix + _owner(), suffix=".part", dir=target.parent))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-    except OSError as error:
-        raise explain_os_error(error, f"writing {target}") from error
-    old = temporary.with_suffix(".old")
-    try:
+        temporary, old = scratch / _NEW / target.name, scratch / _OLD / target.name
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
-        if not (target.exists() and _exchange(temporary, target)):
+                _flush(file, rights=False)
+        with _commit(target):
+            if target.exists() and _exchange(temporary, target):
+                return
             # Folders cannot be renamed over one another: the old one steps aside, and comes back if the new one fails.
-            if target.exists():
-                target.rename(old)
-            temporary.rename(target)
-    except BaseException as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        if isinstance(error, OSError):
-            raise explain_os_error(error, f"writing {target}") from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            try:
+                if target.exists():
+                    target.rename(old)
+                temporary.rename(target)
+            except BaseException:
+                if old.exists() and not target.exists():
+                    old.rename(target)
+                raise
 
 
 @contextmanager
@@ -112,40 +94,137 @@ def atomic_files(folder: str | os.PathLike[str], names: Sequence[str]) -> Iterat
     Raises `UserError` for a full disk, a missing right or any other `OSError`.
     """
     target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
+    with _workspace(target, names[0]) as scratch:
         for name in names:
             if (target / name).is_dir():
                 raise UserError(f"{target / name} is a folder: name a file")
-        prefix = f".{Path(names[0]).stem}."
-        _remove_leftovers(target, prefix, ".part")
-        temporary = Path(tempfile.mkdtemp(prefix=prefix + _owner(), suffix=".part", dir=target))
-    except OSError as error:
-        raise explain_os_error(error, f"writing {target / names[0]}") from error
-    moved: list[str] = []
-    old = temporary / "old"
-    try:
+        temporary, old = scratch / _NEW, scratch / _OLD
         yield temporary
-        old.mkdir()
         for name in names:
-            with open(temporary / name, "rb") as file:
-                os.fsync(file.fileno())
-        try:
-            for name in names:
-                if (target / name).exists():
-                    os.replace(target / name, old / name)
-                moved.append(name)
-                os.replace(temporary / name, target / name)
-        except BaseException:
-            for name in moved:
-                (target / name).unlink(missing_ok=True)
-                if (old / name).exists():
-                    os.replace(old / name, target / name)
-            raise
+            _flush(temporary / name)
+        moved: list[str] = []
+        with _commit(target / names[0]):
+            try:
+                for name in names:
+                    if (target / name).exists():
+                        os.replace(target / name, old / name)
+                    moved.append(name)
+                    os.replace(temporary / name, target / name)
+            except BaseException:
+                for name in moved:
+                    (target / name).unlink(missing_ok=True)
+                    if (old / name).exists():
+                        os.replace(old / name, target / name)
+                raise
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what killed commands left in `folder`, of the file or folder `name` alone where one is named.
+
+    What a living one writes stays, and what may be of a living one on another machine.
+    """
+    for left in folder.glob(".*"):
+        if not is_leftover(left.name):
+            continue
+        found = _TEMPORARY.fullmatch(left.name)
+        if name is not None and (found is None or found["name"] not in (name, Path(name).stem)):
+            continue
+        with suppress(OSError):
+            _remove_if_dead(left, found)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is a temporary of ours, or of safetensors'."""
+    return bool(_TEMPORARY.fullmatch(name) or _SAFETENSORS.fullmatch(name))
+
+
+def lock_path(target: Path) -> Path:
+    """The lock file, beside it, of a file or folder that is changed in more than one step."""
+    return target.with_name(f".{target.name}.lock")
+
+
+@contextmanager
+def _workspace(folder: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `folder` for what is to be called `name`, whose lock this process holds.
+
+    It is removed at the end.  An `OSError` in the context becomes a `UserError`.
+    """
+    descriptor: int | None = None
+    scratch: Path | None = None
+    made = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
+    doing = f"writing {folder / name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, name)
+        scratch, descriptor = _make_workspace(folder, f".{name}.{_kernel()}-{os.getpid()}-")
+        yield scratch
     except OSError as error:
-        raise explain_os_error(error, f"writing {target / names[0]}") from error
+        raise explain_os_error(error, doing) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if descriptor is not None:
+            locks.release(descriptor)
+        for parent in made:
+            with suppress(OSError):  # not empty: the file is there
+                parent.rmdir()
+
+
+def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
+    """The folder, and its lock; None where the file system has no locks."""
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder))
+    try:
+        for part in (_NEW, _OLD):
+            (scratch / part).mkdir()
+        return scratch, locks.acquire(scratch / _LOCK)
+    except OSError as error:
+        if error.errno == locks.NO_LOCKS:
+            return scratch, None
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _remove_if_dead(left: Path, found: re.Match[str] | None) -> None:
+    """Removes a temporary if its writer lives no more."""
+    if found is None or not (left / _LOCK).exists():
+        if time.time() - left.stat().st_mtime > _FORSAKEN:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return
+    # A lock that is free proves nothing where another machine may hold it and the file system does not say so.
+    if found["kernel"] != _kernel() and not locks.is_local(left):
+        return
+    descriptor = locks.acquire(left / _LOCK, create=False)
+    if descriptor is None:
+        return
+    try:
+        for old in (left / _OLD).iterdir():
+            if not left.with_name(old.name).exists():
+                old.rename(left.with_name(old.name))  # killed between the two renames of an exchange
+        shutil.rmtree(left)
+    finally:
+        locks.release(descriptor)
+
+
+@contextmanager
+def _commit(target: Path) -> Iterator[None]:
+    """A context in which no other command gives `target`, or what belongs to it, its name."""
+    with locks.lock(lock_path(target), str(target), "try again", wait=_COMMIT_WAIT):
+        yield
+
+
+def _flush(file: Path, *, rights: bool = True) -> None:
+    """Writes a file through to the disk, and gives it the rights of any new file, which mkstemp and safetensors do not."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        if rights:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.fchmod(opened.fileno(), 0o666 & ~umask)
+
+
+def _kernel() -> str:
+    """In a temporary name: which machine, since which start of it, writes it."""
+    return hashlib.sha256(locks.kernel().encode()).hexdigest()[:8]
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -159,22 +238,6 @@ def _exchange(one: Path, other: Path) -> bool:
     return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
 
 
-def _owner() -> str:
-    """In a temporary name: which process of which machine writes it."""
-    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-    return f"{machine}-{os.getpid()}-"
-
-
-def _remove_leftovers(folder: Path, prefix: str, suffix: str) -> None:
-    """Removes temporaries of processes of this machine that live no more."""
-    machine = _owner().split("-")[0]
-    for left in folder.glob(f"{glob.escape(prefix)}{machine}-*-*{glob.escape(suffix)}"):
-        process = left.name[len(prefix) :].split("-")[1]
-        if process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc/self").exists():
-            with suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` (UTF-8) to `path`, atomically."""
     with atomic_path(path) as temporary:
@@ -186,16 +249,67 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Reads a JSON object; `what` names the file's role in the `UserError` raised when it is not one."""
+def check_regular(path: str | os.PathLike[str], what: str) -> None:
+    """Raises `UserError` unless `path` is a regular file, or a link to one; `what` names its role in the message.
+
+    Called before a file is opened: opening a FIFO waits for a writer, and reading a device may never end.
+    """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{what}: {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what}: {path} is not valid JSON ({error}): it may be truncated") from None
+    except ValueError:  # a NUL in the name
+        raise UserError(f"{what}: {os.fspath(path)!r} is no file name") from None
     except OSError as error:
         raise explain_os_error(error, f"reading {path}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in _KINDS if test(mode)), "special file")
+        raise UserError(f"{what}: {path} is a {kind}, expected a regular file")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def check_name(path: str | os.PathLike[str], what: str) -> None:
+    """Raises `UserError` for a path that cannot be looked for, such as one that is too long; it need not exist."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what}: {shown(os.fspath(path))} cannot be used ({reason}): name another place") from None
+
+
+def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:
+    """The text (UTF-8) of a file of at most `limit` bytes; `what` names its role in the `UserError` for any other."""
+    check_regular(path, what)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise explain_os_error(error, f"reading {path}") from error
+    if len(raw) > limit:
+        raise UserError(f"{what}: {path} has more than {limit:,} bytes: it is something else")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: {path} is not UTF-8 text ({error}): it may be damaged") from None
+
+
+def read_json(path: str | os.PathLike[str], what: str, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Reads a JSON object of at most `limit` bytes; `what` names the file's role in the `UserError` for anything else."""
+    text = read_text(path, what, limit)
+    try:
+        value = strict_json.parse(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {path} is not valid JSON ({error}): it may be truncated") from None
     if not isinstance(value, dict):
         raise UserError(f"{what}: {path} holds a JSON {type(value).__name__}, expected an object")
     return value

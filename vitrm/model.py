@@ -192,8 +192,7 @@ class ConvTokenizer(nn.Module):
     def __init__(self, config: ViTRMConfig) -> None:
         super().__init__()
         self.halvings = config.patch_size.bit_length() - 1
-        layers = config.conv_layers or self.halvings
-        widths = [3, *(config.conv_width << i for i in range(layers - 1)), config.dim]
+        widths = config.conv_widths
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=1, bias=not config.conv_norm) for a, b in pairwise(widths)
         )

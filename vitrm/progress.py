@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from vitrm.terminal import console, say
+
 
 def clock(seconds: float) -> str:
     """A duration as m:ss or h:mm:ss."""
@@ -56,17 +58,16 @@ class PlainReporter(Reporter):
         self.epochs = epochs
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        say(text)
 
     def batch(self, done: float, loss: float, accuracy: float, images_per_s: float, left: float, epoch: int) -> None:
-        print(
+        say(
             f"  epoch {epoch}, {100 * (done % 1):.0f} %: loss {loss:.3f}  train {100 * accuracy:.1f} %  "
-            f"{images_per_s:.0f} images/s  {clock(left)} left",
-            flush=True,
+            f"{images_per_s:.0f} images/s  {clock(left)} left"
         )
 
     def epoch(self, line: dict[str, Any], epochs: int, left: float) -> None:
-        print(epoch_line(line, epochs, left), flush=True)
+        say(epoch_line(line, epochs, left))
 
 
 class LiveReporter(Reporter):
@@ -80,6 +81,7 @@ class LiveReporter(Reporter):
             TextColumn("epoch {task.fields[epoch]}/{task.total:.0f}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:.0f} %  {task.description}"),
+            console=console(),
         )
         self._task = self._bar.add_task("starting", total=epochs, epoch=1)
 
@@ -93,7 +95,7 @@ class LiveReporter(Reporter):
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._bar.console.print(text, soft_wrap=True)
 
     def batch(self, done: float, loss: float, accuracy: float, images_per_s: float, left: float, epoch: int) -> None:
         text = f"loss {loss:.3f}  train {100 * accuracy:.1f} %  {images_per_s:.0f} images/s  {clock(left)} left"

@@ -23,24 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrm.errors import UserError
+from vitrm.fields import check, choice, flag, from_values, real, shown, whole
 
-
-def _check(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise UserError(f"{name} is {value!r}, expected {expected}")
-
-
-def _typed(name: str, value: Any, wanted: str) -> Any:
-    """`value` if it is of the type named `wanted`; a whole number will do for a float."""
-    kinds = {"int": int, "float": float, "bool": bool, "str": str}
-    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kinds[wanted]) or (isinstance(value, bool) and wanted != "bool"):
-        words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-        raise UserError(f"{name} is {value!r}, expected {words[wanted]}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} is {value!r}, expected a finite number")
-    return value
+MAX_STEPS = 1024  # that training goes through, with gradient or without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,65 +33,56 @@ class Recipe:
     """A training recipe.  The defaults are the paper's; dropout belongs to the model's config."""
 
     # Length and optimizer
-    epochs: int = 1000  # passes over the training split, at most
-    batch_size: int = 128  # images per batch; the last, incomplete batch of an epoch is left out
-    lr: float = 3e-4  # AdamW's peak learning rate
-    final_lr: float = 1e-6  # learning rate that the cosine ends at
-    warmup: float = 0.03  # share of the epochs with a linearly rising learning rate, in [0, 1)
-    weight_decay: float = 0.05  # AdamW's decoupled decay, per unit of learning rate
-    decay_all: bool = False  # decay biases, norms, positions and initial states too
-    beta1: float = 0.9  # AdamW: decay of the mean of the gradient, per update
-    beta2: float = 0.999  # AdamW: decay of the mean of its square, per update
-    clip_norm: float = 0.0  # largest norm of the gradient; 0 does not clip
-    ema_decay: float = 0.999  # decay of the averaged weights per update, once warmed up: min(this, (1 + t) / (10 + t))
-    patience: int = 10  # stop after this many epochs without a better validation result; 0 never stops early
+    epochs: int = whole(1000, 1, 1_000_000)  # passes over the training split, at most
+    # images per batch; the last, incomplete batch of an epoch is left out
+    batch_size: int = whole(128, 1, 1_000_000)
+    lr: float = real(3e-4, 0, above=True)  # AdamW's peak learning rate
+    final_lr: float = real(1e-6, 0)  # learning rate that the cosine ends at
+    warmup: float = real(0.03, 0, 1, below=True)  # share of the epochs with a linearly rising learning rate
+    weight_decay: float = real(0.05, 0)  # AdamW's decoupled decay, per unit of learning rate
+    decay_all: bool = flag(False)  # decay biases, norms, positions and initial states too
+    beta1: float = real(0.9, 0, 1, below=True)  # AdamW: decay of the mean of the gradient, per update
+    beta2: float = real(0.999, 0, 1, below=True)  # AdamW: decay of the mean of its square, per update
+    clip_norm: float = real(0.0, 0)  # largest norm of the gradient; 0 does not clip
+    # decay of the averaged weights per update, once warmed up: min(this, (1 + t) / (10 + t))
+    ema_decay: float = real(0.999, 0, 1, below=True)
+    # stop after this many epochs without a better validation result; 0 never stops early
+    patience: int = whole(10, 0, 1_000_000)
 
     # Augmentation
-    crop_padding: int = 4  # pixels added on each side before a random crop back to size; 0 does not crop
-    flip: str = "auto"  # mirror images left to right with chance 1/2: "on", "off", or "auto" (off for digits)
-    randaugment_ops: int = 2  # RandAugment operations per image; 0 leaves it out
-    randaugment_magnitude: int = 9  # RandAugment's strength, 0 … 30
-    mixup_alpha: float = 0.2  # Mixup's Beta(α, α); 0 leaves it out
-    cutmix_alpha: float = 1.0  # CutMix's Beta(α, α); 0 leaves it out.  With both, each batch tosses a coin
+    # pixels added on each side before a random crop back to size; 0 does not crop
+    crop_padding: int = whole(4, 0, 1024)
+    # mirror images left to right with chance 1/2: "on", "off", or "auto" (off for digits)
+    flip: str = choice("auto", "on", "off")
+    randaugment_ops: int = whole(2, 0, 64)  # RandAugment operations per image; 0 leaves it out
+    randaugment_magnitude: int = whole(9, 0, 30)  # RandAugment's strength
+    mixup_alpha: float = real(0.2, 0, 1000)  # Mixup's Beta(α, α); 0 leaves it out
+    # CutMix's Beta(α, α); 0 leaves it out.  With both, each batch tosses a coin
+    cutmix_alpha: float = real(1.0, 0, 1000)
 
     # Supervision (the recursive models only)
-    supervision: str = "sequential"  # "sequential": an update after every step; "joint": all steps in one update
-    n_sup: int = 1  # supervised steps per batch, at most
-    free_steps: int = 0  # steps without gradient before the supervised ones: uniform in 0 … this, per batch
-    free_ramp: float = 0.0  # share of the batches over which that upper end rises from 0, in [0, 1]
-    step_weight_power: float = 0.0  # joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally
-    halt_weight: float = 1.0  # weight of the halting loss beside the cross-entropy
-    halt_threshold: float = 0.5  # τ, sequential: a batch ends once its mean halting probability exceeds this
+    # "sequential": an update after every step; "joint": all steps in one update
+    supervision: str = choice("sequential", "joint")
+    n_sup: int = whole(1, 1, MAX_STEPS)  # supervised steps per batch, at most
+    # steps without gradient before the supervised ones: uniform in 0 … this, per batch
+    free_steps: int = whole(0, 0, MAX_STEPS)
+    free_ramp: float = real(0.0, 0, 1)  # share of the batches over which that upper end rises from 0
+    # joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally
+    step_weight_power: float = real(0.0, -64, 64)
+    halt_weight: float = real(1.0, 0)  # weight of the halting loss beside the cross-entropy
+    # τ, sequential: a batch ends once its mean halting probability exceeds this
+    halt_threshold: float = real(0.5, -1000, 1000)
 
     # Distillation (with a teacher only)
-    distill_weight: float = 0.5  # w: the teacher's share of the classification loss, in [0, 1]
-    distill_temperature: float = 1.0  # T: both answers are softened by it
-    teacher_steps: int = 0  # depth at which a recursive teacher answers; 0: the deepest it was trained for
+    distill_weight: float = real(0.5, 0, 1)  # w: the teacher's share of the classification loss
+    distill_temperature: float = real(1.0, 0, 1000, above=True)  # T: both answers are softened by it
+    # depth at which a recursive teacher answers; 0: the deepest it was trained for
+    teacher_steps: int = whole(0, 0, MAX_STEPS)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), str(field.type)))
-        for name in ("epochs", "batch_size", "n_sup"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("patience", "crop_padding", "randaugment_ops", "free_steps", "clip_norm", "teacher_steps"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        for name in ("weight_decay", "mixup_alpha", "cutmix_alpha", "halt_weight", "final_lr"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        for name in ("warmup", "beta1", "beta2", "ema_decay"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        _check("distill_weight", self.distill_weight, 0 <= self.distill_weight <= 1, "a number in [0, 1]")
-        _check("distill_temperature", self.distill_temperature, self.distill_temperature > 0, "above 0")
-        _check("free_ramp", self.free_ramp, 0 <= self.free_ramp <= 1, "a number in [0, 1]")
-        _check("lr", self.lr, self.lr > 0, "above 0")
-        _check("final_lr", self.final_lr, self.final_lr <= self.lr, f"at most lr ({self.lr:g})")
-        _check("randaugment_magnitude", self.randaugment_magnitude, 0 <= self.randaugment_magnitude <= 30, "0 … 30")
-        _check("flip", self.flip, self.flip in ("auto", "on", "off"), "'auto', 'on' or 'off'")
-        _check(
-            "supervision",
-            self.supervision,
-            self.supervision in ("sequential", "joint"),
-            "'sequential' (an update per step) or 'joint' (one update per batch)",
-        )
+        check(self)
+        if self.final_lr > self.lr:
+            raise UserError(f"final_lr is {self.final_lr:g}, expected at most lr ({self.lr:g})")
 
     @property
     def trained_depth(self) -> int:
@@ -191,7 +167,7 @@ def recipe(name: str, kind: str = "vitrm", **changes: Any) -> Recipe:
     Raises `UserError` for an unknown recipe, an unknown field, or a value of another type or out of range.
     """
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {shown(name)}: choose one of {', '.join(RECIPES)}")
     values = dataclasses.asdict(RECIPES[name])
     if name == "paper" and kind != "vitrm":
         values["epochs"] = BASELINE_EPOCHS
@@ -200,11 +176,4 @@ def recipe(name: str, kind: str = "vitrm", **changes: Any) -> Recipe:
 
 def from_dict(values: Mapping[str, Any], where: str) -> Recipe:
     """A recipe of these fields, the others at their defaults; `where` names the source in a `UserError`."""
-    known = [f.name for f in dataclasses.fields(Recipe)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
-    try:
-        return Recipe(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    return from_values(Recipe, dict(values), where, "a recipe")

@@ -28,12 +28,18 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from vitrm import strict_json
 from vitrm.config import KINDS
-from vitrm.errors import UserError, explain_os_error
+from vitrm.errors import UserError
+from vitrm.fields import Whole, checked, shown
+from vitrm.files import read_text
 from vitrm.recipe import Recipe
+
+MAX_BYTES = 1 << 16  # of a file: a run has some sixty settings
+_MAX_DOTS = 100  # of a line
+SEEDS = Whole(0, 2**63 - 1)
 
 # Taken from the data set, so not for the file to say.
 _FROM_DATA = {"classes", "mean", "std"}
@@ -54,6 +60,10 @@ class RunConfig:
     recipe: dict[str, Any] = field(default_factory=dict)  # name, and of RECIPE_KEYS
     seed: int | None = None
     teacher: str | None = None  # a run folder or a bundled name
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            checked("seed", self.seed, SEEDS)
 
     def over(self, base: RunConfig) -> RunConfig:
         """These settings on top of `base`.  Another preset, recipe or data set starts afresh: base's fields are not for it."""
@@ -77,14 +87,16 @@ def read(path: str | os.PathLike[str]) -> RunConfig:
     else:
         import tomli as tomllib
 
+    text = read_text(path, "config file", MAX_BYTES)
+    if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+        raise UserError(f"{path} is not valid TOML: a key of more than {_MAX_DOTS} parts")  # minutes for the parser
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(text)
+        strict_json.check(values)
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: nested too deeply") from None
+    except ValueError as error:  # the parser's own error is one, and so is Python's of too many digits
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    except OSError as error:
-        raise explain_os_error(error, f"reading {path}") from error
     return parse(values, str(path))
 
 
@@ -100,7 +112,7 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
             else:
                 _put(section, key, _NAMES[key], value, where)
         elif key == "seed":
-            config.seed = _of_type(value, int, f"{where}: seed")
+            config.seed = checked(f"{where}: seed", value, SEEDS)
         elif key == "teacher":
             config.teacher = _of_type(value, str, f"{where}: teacher")
         elif key == "data_dir":
@@ -113,14 +125,14 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
             _put(config.data, "data", key, value, where)
         else:
             known = (*_NAMES, "seed", "teacher", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
-            raise UserError(f"{where}: unknown key {key}; known are {', '.join(known)}")
+            raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
     return config
 
 
 def _put(into: dict[str, Any], section: str, key: str, value: Any, where: str) -> None:
     known = {"model": ("preset", *MODEL_KEYS), "recipe": ("name", *RECIPE_KEYS), "data": tuple(DATA_KEYS)}[section]
     if key not in known:
-        raise UserError(f"{where}: unknown key {key}; known are {', '.join(known)}")
+        raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
     wanted: type | None = DATA_KEYS[key] if section == "data" else (str if key in ("preset", "name") else None)
     # The types of the other fields are checked where they belong: by the model's config and the recipe.
     into[key] = value if wanted is None else _of_type(value, wanted, f"{where}: {key}")
@@ -129,5 +141,5 @@ def _put(into: dict[str, Any], section: str, key: str, value: Any, where: str) -
 def _of_type(value: Any, wanted: type, what: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         words = {str: "a text", bool: "true or false", int: "a whole number"}
-        raise UserError(f"{what} is {value!r}, expected {words[wanted]}")
+        raise UserError(f"{what} is {shown(value)}, expected {words[wanted]}")
     return value

@@ -14,12 +14,13 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrm import strict_json
 from vitrm.errors import UserError
 from vitrm.files import atomic_path, write_text
 from vitrm.run_config import RunConfig, parse
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vitrm.train import TrainingResult
 
 CSV_FILE = "sweep.csv"
+MAX_CELLS = 10_000
 _COLUMNS = ("test_accuracy", "validation_accuracy", "best_epoch", "epochs", "seconds")
 
 
@@ -82,6 +84,9 @@ def parse_axes(texts: Sequence[str]) -> list[Axis]:
 
 def cells(axes: Sequence[Axis], base: RunConfig) -> list[Cell]:
     """Every combination of the axes' values over the settings `base`, the last axis changing fastest."""
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MAX_CELLS:
+        raise UserError(f"--sweep: {count:,} combinations, at most {MAX_CELLS:,} are trained: name fewer values")
     made = []
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = {axis.name: value for axis, value in zip(axes, values, strict=True)}
@@ -187,7 +192,7 @@ def draw(axis: Axis, rows: Sequence[Row], path: Path) -> None:
 def _value(text: str) -> Any:
     """A number, true or false, or else the text itself."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = strict_json.parse(text)
+    except ValueError:
         return text
     return value if isinstance(value, (int, float, bool)) else text

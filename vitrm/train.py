@@ -9,6 +9,8 @@ alone, never on what ran before.  A run continued from its state, even in mid-ep
 the uninterrupted one would have; on a CPU bit for bit.
 
 Validation selects the weights; the test images are looked at once, when the run has ended.
+
+While it runs, the folder has a file .lock that the (main) process holds: a second run into it is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +41,22 @@ from vitrm.distributed import World, losses_explained
 from vitrm.errors import UserError
 from vitrm.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.execution import Execution, compile_learner, lanes_for
-from vitrm.files import write_text
+from vitrm.fields import checked, shown
+from vitrm.files import is_leftover, remove_leftovers, write_text
 from vitrm.interrupt import Interruption
+from vitrm.locks import Lock, check_free, lock
+from vitrm.memory import OutOfMemory, shortage_explained
 from vitrm.progress import Reporter, Ticker
 from vitrm.recipe import Recipe
+from vitrm.run_config import SEEDS
 from vitrm.supervision import BatchResult, Learner
 from vitrm.training_state import STATE_FILE, Progress
 
+LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
 CLASSIFIERS = ("classifier.", "net.fc.", "net.head.")  # the layers that know classes, in all kinds of models
+_OTHER_OUT = "wait for it, stop it, or name another folder with --out"
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
 
 
@@ -109,29 +118,18 @@ def train(
     that is resumed needs the same one.  `settings` is any JSON
     object, kept in the state for the command that resumes the run.  In several processes (`world`) all of them call this
     with the same arguments; the main one alone reads and writes `out`.  SIGINT and SIGTERM
-    (in the main thread) save the state before `KeyboardInterrupt` is raised.  Raises `UserError` for a
-    folder that holds something else, a state of another run, a loss that is not finite, or a full disk;
-    what was saved before stays as it was.
+    (in the main thread), and SIGHUP where it is not ignored, save the state before `KeyboardInterrupt` is raised.
+    Raises `UserError` for a folder that holds something else or that another process trains into, a state of another
+    run, a loss that is not finite, a full disk, or too little memory; what was saved before stays as it was.
     """
-    if seed < 0:
-        raise UserError(f"seed is {seed}, expected 0 or more")
+    checked("seed", seed, SEEDS)
     out, world = Path(out), world or World()
-    world.shared(lambda: check_folder(out, resume))
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
-    with torch.random.fork_rng(devices=[]), losses_explained(world):
-        run = Run(
-            model_config,
-            recipe,
-            data,
-            out,
-            seed,
-            execution or Execution(),
-            reporter or Reporter(),
-            on_batch,
-            world,
-            teacher,
-        )
+    reporter = reporter or Reporter()
+    with torch.random.fork_rng(devices=[]), losses_explained(world), alone_in(out, world) as locked:
+        world.shared(lambda: _take_over(out, resume, locked, reporter.say))
+        run = Run(model_config, recipe, data, out, seed, execution or Execution(), reporter, on_batch, world, teacher)
         run.settings = settings or {}
         if init is not None:
             run.start_from(init)
@@ -146,16 +144,53 @@ def limited(images: Images, count: int) -> Images:
     return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:count]))
 
 
+@contextmanager
+def alone_in(out: Path, world: World) -> Iterator[Lock]:
+    """A context in which no other process trains into the folder `out`, which the main process locks for all.
+
+    Raises `UserError` where another process does.
+    """
+    with ExitStack() as stack:
+
+        def enter() -> Lock:
+            _check_no_file(out)
+            return stack.enter_context(lock(out / LOCK_FILE, str(out), _OTHER_OUT))
+
+        yield world.shared(enter)
+
+
+def check_not_in_use(out: Path) -> None:
+    """Raises `UserError` if another process trains into `out` at this moment."""
+    check_free(out / LOCK_FILE, str(out), _OTHER_OUT)
+
+
+def _take_over(out: Path, resume: bool, locked: Lock, say: Callable[[str], None]) -> None:
+    """Checks the folder, now that it is this process's, and clears away what a killed one left."""
+    if not locked.held:
+        say(f"note: the file system of {out} has no locks: nothing keeps another process from training into it, too")
+    if locked.lost is not None:
+        say(
+            f"note: {out} was not given back by {locked.lost}: make sure that it has ended, as this file system may keep "
+            "locks to each machine"
+        )
+    check_folder(out, resume)
+    remove_leftovers(out)
+
+
 def check_folder(out: Path, resume: bool) -> None:
     """Raises `UserError` unless a run may be started (or, with `resume`, continued) in `out`."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the run: name another --out")
+    _check_no_file(out)
     if resume:
         training_state.read_header(out / STATE_FILE)
     elif (out / STATE_FILE).exists() or (out / checkpoint.CONFIG_FILE).exists():
         raise UserError(f"{out} already holds a run: continue it with --resume, or name another folder with --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(p.name != LOCK_FILE and not is_leftover(p.name) for p in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run: name another folder with --out")
+
+
+def _check_no_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run: name another --out")
 
 
 class Run:
@@ -206,17 +241,19 @@ class Run:
             self.identity["teacher"] = _origin(teacher)
             asked = Teacher(teacher, self.device, recipe.teacher_steps)
         torch.manual_seed(seed)
-        model = checkpoint.build_model(self.config).to(self.device)
-        lanes = lanes_for(model, self.device, self.batch_size, world.size)
-        self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
+        with shortage_explained(lambda: "the model does not fit: choose a smaller one"):
+            model = checkpoint.build_model(self.config).to(self.device)
+            lanes = lanes_for(model, self.device, self.batch_size, world.size)
+            self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
         self.progress = Progress()
+        self.resumed = False
         self.settings: dict[str, Any] = {}
 
     def start_from(self, init: Checkpoint) -> None:
         """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
         own, theirs = to_dict(self.config), to_dict(init.model)
         differing = [
-            f"{k} {own.get(k)!r} against {theirs.get(k)!r}"
+            f"{k} {shown(own.get(k))} against {shown(theirs.get(k))}"
             for k in own.keys() | theirs.keys()
             if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
         ]
@@ -245,6 +282,7 @@ class Run:
             if "init" in header["identity"]:
                 self.identity["init"] = header["identity"]["init"]
             self.progress = training_state.restore(state_path, header, tensors, self.learner)
+            self.resumed = True
             if not self.world.main and self.progress.sums is not None:
                 self.progress.sums.zero_()  # the main process goes on with all that was saved
             done = self.progress.epoch, self.progress.batch
@@ -253,7 +291,8 @@ class Run:
                 if self.progress.test_accuracy
                 else f"goes on after {done[0]} epochs and {done[1]} batches"
             )
-            self.reporter.say(f"the run in {self.out} {finished}")
+            note = training_state.note(header)
+            self.reporter.say(f"the run in {self.out} {finished}{f'; {note}' if note else ''}")
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -262,12 +301,19 @@ class Run:
                 if self.execution.compile:
                     images = self.part.stop - self.part.start
                     compile_learner(self.learner, self.config.image_size, images, self.reporter.say)
-                if not resume:
-                    self._save()
-                self._write_metrics()
                 try:
-                    self._epochs()
-                    self._test()
+                    with shortage_explained(self._way_out):
+                        if not resume:
+                            self._save()
+                        self._write_metrics()
+                        self._epochs()
+                        self._test()
+                except OutOfMemory:
+                    if self._nothing_learned and self.world.main:
+                        # The same command with a smaller batch should not find a run in its way.
+                        for name in (STATE_FILE, METRICS_FILE):
+                            (self.out / name).unlink(missing_ok=True)
+                    raise
                 except KeyboardInterrupt:
                     # Raised between batches, where the state is whole.
                     if self.interruption.patient or self.interruption.asked == 1:
@@ -327,11 +373,12 @@ class Run:
         for i in range(progress.batch, self.batches):
             rng = np.random.default_rng((self.seed, progress.epoch, 1 + i))
             index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size]).to(self.device)
-            batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng, self.part)
-            done = (progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
-            free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
-            torch.manual_seed((int(rng.integers(2**63)) + self.world.rank) % 2**63)  # of the dropout
-            result = self.learner.batch(batch, recipe.lr_at(done), free_steps, self.share)
+            with shortage_explained(self._way_out_of_batch):
+                batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng, self.part)
+                done = (progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
+                free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
+                torch.manual_seed((int(rng.integers(2**63)) + self.world.rank) % 2**63)  # of the dropout
+                result = self.learner.batch(batch, recipe.lr_at(done), free_steps, self.share)
             progress.sums += _summary(result, self.share)
             progress.batch = i + 1
             progress.seconds = before + time.monotonic() - started
@@ -476,6 +523,29 @@ class Run:
                 f"the loss is not finite in epoch {self.progress.epoch + 1}, batch {self.progress.batch}: lower the "
                 f"learning rate (--lr, now {self.recipe.lr:g}); the last good state is kept in {self.out}"
             )
+
+    @property
+    def _nothing_learned(self) -> bool:
+        return not self.resumed and (self.progress.epoch, self.progress.batch) == (0, 0)
+
+    def _way_out(self) -> str:
+        """Of a shortage of memory."""
+        if self._nothing_learned:
+            return "free some, or train with fewer or smaller images (--limit-train, --image-size), or a smaller model"
+        return "free some, and --resume goes on from the state saved last"
+
+    def _way_out_of_batch(self) -> str:
+        """Of a shortage of memory within a batch."""
+        smaller = self.batch_size // 2
+        if smaller < self.world.size:
+            return "even the smallest batch does not fit: choose a smaller model or --image-size"
+        found = f"{self.batch_size} images a batch are too many"
+        if self._nothing_learned:
+            return f"{found}: try --batch-size {smaller}"
+        return (
+            f"{found} now: --resume goes on from the state saved last where there is more memory; with --batch-size {smaller} "
+            "it is another run, which needs another --out"
+        )
 
     def _report(self) -> None:
         self._check_finite()

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import reference
 import torch
+from hostile import little_memory, mutants, refused_or_read
 
-from vitrm.calib.calibration import FORMAT, IMAGES, calibrate, calibration_images, check_calibration, load_calibration
+from vitrm.calib.calibration import (
+    FORMAT,
+    IMAGES,
+    _digest,
+    calibrate,
+    calibration_images,
+    check_calibration,
+    load_calibration,
+)
+from vitrm.calib.quantisation import affine_scale, symmetric_scale
 from vitrm.calib.ranges import BINS, Histogram, Range, collect, estimate
 from vitrm.calib.simulation import draw, state_error
 from vitrm.calib.sites import Site
@@ -134,6 +146,51 @@ def test_damaged_files_are_refused(checkpoint, images, tmp_path, damage, message
     (tmp_path / "a.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
         load_calibration(tmp_path / "a.json", checkpoint, 1)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_any_calibration_file_is_one_or_one_line(checkpoint, images, tmp_path, sealed):
+    """`sealed`: by somebody who knows how the checksums are made."""
+    path = tmp_path / "a.json"
+    made = calibrate(checkpoint, 1, images=images.take(slice(0, 8)))
+    made.save(path)
+    values, refused = json.loads(path.read_text()), 0
+    values["ranges"] = dict(list(values["ranges"].items())[:4])
+    values["ranges_sha256"] = _digest(values["ranges"])
+    with little_memory():
+        for what, text in mutants(values, 400, seed=sealed):
+            if sealed:
+                with suppress(ValueError, TypeError, KeyError, RecursionError):
+                    changed = json.loads(text)
+                    c = changed | {"ranges_sha256": _digest(changed["ranges"])}
+                    c["id"] = _digest([c[k] for k in ("weights_sha256", "preprocessing", "steps", "data", "estimator")])
+                    text = json.dumps(c)
+            path.write_text(text)
+            with refused_or_read(what) as said:
+                found = load_calibration(path, checkpoint, 1)
+                assert sealed or (found.id, found.estimator) == (made.id, made.estimator)
+                for extent in found.ranges.values():
+                    scale, zero = affine_scale(extent)
+                    assert 0 < scale < np.inf
+                    assert 0 <= zero <= 255
+                    assert 0 < symmetric_scale(extent) < np.inf
+                    assert sealed or extent in made.ranges.values()
+                f"{found.data['name']} {found.data['count']:d} {found.note}"
+            refused += bool(said)
+    assert refused > 200
+
+
+def test_no_flipped_bit_changes_a_scale(checkpoint, images, tmp_path):
+    path = tmp_path / "a.json"
+    made = calibrate(checkpoint, 1, images=images.take(slice(0, 8)))
+    made.save(path)
+    raw, dice = path.read_bytes(), random.Random(0)
+    for bit in dice.sample(range(8 * len(raw)), 600):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with refused_or_read(f"bit {bit}"):
+            assert load_calibration(path, checkpoint, 1).ranges == made.ranges
 
 
 def test_what_cannot_be_calibrated(checkpoint, images):

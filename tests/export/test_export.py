@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +266,7 @@ def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):
         (["-o", "/proc/nowhere/a.onnx"], r"writing /proc/nowhere"),
         (["--halt-threshold", "0"], r"above 0"),
         (["--halt-threshold", "nan"], r"above 0"),
+        (["--halt-threshold", "inf"], r"halt threshold is inf, expected a number above 0, at most 1000"),
         (["--data-dir", "{tmp}/none", "--steps", "1"], None),
     ],
 )
@@ -283,6 +287,29 @@ def test_bad_requests_end_with_one_line_and_2(run, tmp_path, capsys, arguments, 
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8", "--sensitivity", "{old}"], "is an ONNX file, which it would replace"),
+        (["--int8", "--sensitivity", "{run}/config.json"], "--sensitivity .* is part of the model in|is read by"),
+        (["--int8", "--sensitivity", "{tmp}/s.png"], "--sensitivity's picture both name"),
+        (["--int8", "--sensitivity", "{tmp}/a.json", "--calibration", "{tmp}/a.txt"], "picture both name"),
+        (["--int8", "--calibration", "{run}/curve.json"], r"curve\.png is part of the model in"),
+        (["--hf", "{run}"], r"holds a run \(model\.safetensors\), whose config\.json would be replaced"),
+    ],
+)
+def test_nothing_is_written_over_something_else(run, tmp_path, capsys, options, message):
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("curve.png", "old.onnx"):
+        (own / name).write_bytes(b"whole")
+    before = {p: p.read_bytes() for p in own.iterdir()}
+    options = [o.format(old=own / "old.onnx", run=own, tmp=tmp_path) for o in options]
+    assert cli.main([str(own), *options, *([] if "--hf" in options else ["-o", str(tmp_path / "a.onnx")])]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert {p: p.read_bytes() for p in own.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_baseline_has_no_steps(tmp_path, capsys):
     config = preset("resnet18")
     checkpoints.save(
@@ -291,6 +318,14 @@ def test_a_baseline_has_no_steps(tmp_path, capsys):
     )
     assert cli.main([str(tmp_path / "run"), "--steps", "6", "-o", str(tmp_path / "a.onnx")]) == 2
     assert "a resnet has no recursion: leave out --steps" in capsys.readouterr().err
+
+
+def _edit(folder, old, new, unseal=False):
+    """Changes a run's config; `unseal` takes its checksums out, as whoever means the change does."""
+    config = json.loads((folder / "config.json").read_text().replace(old, new))
+    if unseal:
+        del config["sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -303,28 +338,11 @@ def test_a_baseline_has_no_steps(tmp_path, capsys):
         (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:50]), "truncated"),
         (lambda f: (f / "config.json").write_text("[]"), "expected an object"),
         (lambda f: (f / "config.json").write_text('{"format": 99}'), "format is 99"),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"latents": 8', '"latents": 9')
-            ),
-            "of another shape",
-        ),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"layers": 2', '"layers": 3')
-            ),
-            "missing",
-        ),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"layers": 2', '"layers": 1')
-            ),
-            "unexpected",
-        ),
-        (
-            lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"vitrm"', '"mlp"')),
-            "model kind is 'mlp'",
-        ),
+        (lambda f: _edit(f, '"latents": 8', '"latents": 9'), "was changed after it was written"),
+        (lambda f: _edit(f, '"latents": 8', '"latents": 9', unseal=True), "of another shape"),
+        (lambda f: _edit(f, '"layers": 2', '"layers": 3', unseal=True), "missing"),
+        (lambda f: _edit(f, '"layers": 2', '"layers": 1', unseal=True), "unexpected"),
+        (lambda f: _edit(f, '"vitrm"', '"mlp"', unseal=True), "model kind is 'mlp'"),
     ],
 )
 def test_damaged_runs_are_refused(run, tmp_path, capsys, damage, message):
@@ -392,3 +410,12 @@ def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
     assert done.returncode == 2
     assert "this needs torch, which is not installed: pip install torch" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_weights_beyond_what_an_onnx_file_holds_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "MAX_FILE", 1000)  # two gigabytes of weights take too long to make
+    for graph in ("unrolled", "stepwise"):
+        target = tmp_path / ("a" if graph == "stepwise" else "a.onnx")
+        with pytest.raises(UserError, match=r"weights take .* GB, an ONNX file has at most .*--fp16 or --int8"):
+            export(checkpoints.load(run), target, steps=2, graph=graph)
+    assert list(tmp_path.iterdir()) == []

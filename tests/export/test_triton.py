@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from small_models import with_props
 
 import vitrm.runtime
 from vitrm.checkpoint import Checkpoint
@@ -218,6 +220,47 @@ def test_a_baseline_has_logits_alone(tmp_path, files, schema):
     assert triton.labels_text(single) == "".join(f"{i}\n" for i in range(10))
 
 
+INJECTION = 'mine\n model_operations { op_library_filename: "/tmp/evil.so" }\n#'
+
+
+def test_names_add_no_field_to_the_config(tmp_path, files, schema, capsys):
+    m = metadata_of(files["unrolled"])
+    clean = triton.config_text("digits", replace(m, run="mine"), backend="onnxruntime")
+    expected = text_format.Parse(clean, schema.ModelConfig())
+    breaks = ["\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\x00"]
+    for run in (INJECTION, *(INJECTION.replace("\n", c) for c in breaks), f'"{INJECTION}', "\\\n", "modèle 猫"):
+        text = triton.config_text("digits", replace(m, run=run), backend="onnxruntime")
+        # Read with every idea of what a line is that a reader of the file might have.
+        for read in (text, "\n".join(text.splitlines()), text.replace("\r", "\n")):
+            assert text_format.Parse(read, schema.ModelConfig()) == expected
+        assert triton._interface_of(text) == triton._interface_of(clean)
+        assert len(text.splitlines()) == len(clean.splitlines())
+    hostile = with_props(files["unrolled"], tmp_path / "a.onnx", run=json.dumps(INJECTION))
+    assert cli.main([str(hostile), "--triton", str(tmp_path / "models"), "--triton-name", "digits"]) == 0
+    assert config_in(tmp_path / "models" / "digits", schema) == expected
+    capsys.readouterr()
+    for name in (INJECTION, 'a"b', "a\\", "é", "a b", "", ".", "a\n"):
+        assert cli.main([str(hostile), "--triton", str(tmp_path / "models"), "--triton-name", name]) in (0, 2)
+        assert "is no model name" in capsys.readouterr().err or name == ""
+    assert [p.name for p in (tmp_path / "models").iterdir() if p.name != "a"] == ["digits"]
+
+
+def test_strings_are_quoted_as_protobuf_reads_them(schema):
+    for text in ("a\"b\\c'd", "line\nbreak\r\t\x00\x7f", "é猫👩‍🚀", "\x85\u2028", "\\n", "\\101"):
+        found = text_format.Parse(f"name: {triton._quoted(text)}", schema.ModelConfig())
+        assert found.name == text
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1b[2J", "a\u2028b", "a\x00", "a\x85b", "\udcff"])
+def test_a_class_name_is_one_line_of_the_labels(tmp_path, files, name):
+    m = metadata_of(files["unrolled"])
+    with pytest.raises(UserError, match=r"class 3 is .* without line breaks and control characters") as caught:
+        triton.add_model(tmp_path, "a", files["unrolled"], replace(m, classes=[*"012", name, *"456789"]))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert "شکل\u200f\n" in triton.labels_text(replace(m, classes=[*"012345678", "شکل\u200f"]))
+
+
 def test_a_later_export_becomes_a_version(tmp_path, files):
     metadata = metadata_of(files["unrolled"])
     triton.add_model(tmp_path, "other", files["loop"], metadata_of(files["loop"]))
@@ -232,6 +275,14 @@ def test_a_later_export_becomes_a_version(tmp_path, files):
     after = snapshot(tmp_path)
     assert {k: v for k, v in after.items() if k in before} == before
     assert set(after) - set(before) == {"digits/8/model.onnx"}
+
+
+def test_two_additions_at_the_same_time_are_two_versions(tmp_path, files):
+    with ThreadPoolExecutor(3) as pool:  # a loop is copied and tried out, so that they overlap
+        made = list(pool.map(lambda _: triton.add_file(tmp_path, "digits", files["loop"]), range(3)))
+    assert sorted(version.name for version in made) == ["1", "2", "3"]
+    assert len({(version / "model.onnx").read_bytes() for version in made}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["digits"]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

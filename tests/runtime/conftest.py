@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_models import STEPS, make_checkpoint
+from small_models import STEPS, make_checkpoint, with_props
 
 from vitrm import checkpoint as checkpoints
 from vitrm.export import export
@@ -65,6 +65,7 @@ def rough(folder: Path, artefact: Path) -> Path:
             noisy = values * (1 + 0.02 * random.standard_normal(values.shape).astype(np.float32))
             weight.CopyFrom(numpy_helper.from_array(noisy.astype(np.float32), weight.name))
     onnx.save(model, str(folder / "rough.onnx"))
+    with_props(folder / "rough.onnx", folder / "rough.onnx")
     return folder / "rough.onnx"
 
 

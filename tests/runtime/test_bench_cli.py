@@ -8,14 +8,17 @@ import json
 import os
 import pty
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from processes import PATIENCE, interruptible, timed
+from small_models import with_props
 from test_session import WITHOUT_TORCH
 
 from vitrm.runtime.cli import main
@@ -76,6 +79,9 @@ def test_bad_input_is_one_line_and_2(
     whole = artefact.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "file").write_text("")
+    (tmp_path / "linked.onnx").hardlink_to(artefact)
+    (tmp_path / "x.plan.json").write_text("{}")
+    weights = (run / "model.safetensors").read_bytes()
     for args, message in [
         (["missing.onnx"], "missing.onnx does not exist"),
         ([str(tmp_path / "cut.onnx")], "may be truncated"),
@@ -90,6 +96,12 @@ def test_bad_input_is_one_line_and_2(
         ([str(artefact), "--report", str(tmp_path / "file" / "r.html")], "is a file, expected a folder"),
         ([str(artefact), "--json", "/dev/full"], "not a regular file"),
         ([str(artefact), "--json", str(tmp_path / "a"), "--report", str(tmp_path / "a")], "different names"),
+        ([str(artefact), "--report", str(artefact)], "is read by this command"),
+        ([str(artefact), "--json", str(tmp_path / "linked.onnx")], "is read by this command"),
+        ([str(artefact), "--json", str(tmp_path / "cut.onnx")], "is an ONNX file, which it would replace"),
+        ([str(artefact), "--json", str(tmp_path / "x.plan.json")], "is the side-car of a plan"),
+        ([str(artefact), "--json", str(run / "config.json")], "is part of the model in"),
+        ([str(artefact), "--report", str(run / "model.safetensors")], "is a file of weights"),
     ]:
         assert main([*args, *QUICK]) == 2, args
         captured = capsys.readouterr()
@@ -97,6 +109,8 @@ def test_bad_input_is_one_line_and_2(
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1
         assert captured.out == ""
+    assert artefact.read_bytes() == whole
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize(
@@ -232,6 +246,21 @@ def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
             assert head in text
 
 
+@pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
+def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, output: str, code: int) -> None:
+    """Also on a terminal that has no characters but ASCII."""
+    figures, page = tmp_path / "bench.json", tmp_path / "report.html"
+    words = [sys.executable, "-m", "vitrm.runtime.cli", artefact, *QUICK, "--no-eager"]
+    words += ["--json", figures, "--report", page]
+    line = f"set -o pipefail; {shlex.join(map(str, words))} {output}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(figures.read_text())["rows"]
+    assert "</html>" in page.read_text()
+
+
 def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
     args = [artefact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
     # On a terminal it says what it does: the signal comes while it measures.
@@ -259,3 +288,53 @@ def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
     assert said.endswith(b"interrupted\r\n")
     assert b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def hostile(loop: Path, tmp_path: Path) -> Path:
+    """A file whose name, run, classes and data set would like to write to the terminal and into the page."""
+    name = "\x1b]0;owned\x07[red]\u202e\r\n[/none]"
+    values = {
+        "run": json.dumps(f"run{name}"),
+        "classes": json.dumps([f"{i}{name}" for i in range(10)]),
+        "data": json.dumps({"name": f"data{name}"}),
+        "versions": json.dumps({f"torch{name}": name}),
+    }
+    return with_props(loop, tmp_path / "a\x1b]0;owned\x07[red]\u202e\n.onnx", **values)
+
+
+def test_names_from_files_do_nothing_to_a_log_or_page(
+    hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "report.html"
+    assert main([str(hostile), *QUICK, "--report", str(page), "--json", str(tmp_path / "b.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "a\\x1b]0;owned\\x07[red]\\u202e\\n.onnx" in out
+    assert "no eager model to compare" in out
+    for text in (out, err, page.read_text()):
+        assert not set(text) & set("\x1b\x07\r\u202e")
+    assert main([str(hostile), *QUICK, "--run", "nano-cifar10"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "[red]" in err
+    assert not set(err) & set("\x1b\x07\r\u202e")
+
+
+def test_names_from_files_do_nothing_to_a_terminal(hostile: Path) -> None:
+    """With a real terminal on both streams `rich` draws a bar with the file's name in it, and colors."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "vitrm.runtime.cli", str(hostile), *QUICK, "--no-eager"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "LINES": "40"}
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # a closed terminal ends with an error
+        while block := os.read(ours, 65536):
+            seen += block
+    os.close(ours)
+    assert process.wait(60) == 0, seen
+    text = seen.decode()
+    assert "accuracy of a\\x1b]0;owned\\x07[red]\\u202e\\n.onnx" in text  # the bar
+    assert "\x1b[" in text  # rich's own
+    assert "\x1b]" not in text
+    assert not set(text) & set("\x07\u202e")

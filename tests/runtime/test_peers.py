@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_models import clear_threshold
 
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.runtime import cli
+from vitrm.runtime import cli, machine
 from vitrm.runtime.bench import bench
 from vitrm.runtime.openvino_session import OpenVinoSession, has_bf16
 from vitrm.runtime.session import open_session
@@ -72,6 +73,14 @@ def test_a_row_says_what_its_quantiser_touched(measured, artefact, loop):
     assert count(f"{loop.name} by quantize_static") < 12
 
 
+def test_rows_say_whose_sums_this_cpu_saturates(measured, artefact, quantised):
+    notes = {r.name: " ".join(r.notes) for r in measured.rows}
+    here = machine.saturates_integer_sums()
+    for tool in ("ORTQuantizer", "NNCF in OpenVINO"):
+        assert ("saturate" in notes[f"{artefact.name} by {tool}"]) == here
+    assert "saturate" not in notes[f"{quantised.name} in OpenVINO"]
+
+
 def test_openvino_takes_depth_and_threshold(loop):
     ours, theirs = open_session(loop), OpenVinoSession(Path(loop), threads=1)
     images = np.random.default_rng(0).random((9, 3, 32, 32), np.float32)
@@ -83,10 +92,15 @@ def test_openvino_takes_depth_and_threshold(loop):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-3)
 
 
-def test_what_openvino_cannot_open(tmp_path):
+def test_what_openvino_cannot_open(artefact, tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"OpenVINO .* cannot run .*a\.onnx"):
+    with pytest.raises(UserError, match=r"a\.onnx .* is not a whole ONNX file"):
         OpenVinoSession(tmp_path / "a.onnx")
+    model = onnx.load(artefact)
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(UserError, match=r"OpenVINO .* cannot run .*b\.onnx"):
+        OpenVinoSession(tmp_path / "b.onnx")
 
 
 def test_on_the_command_line(quantised, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -199,15 +200,15 @@ def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) 
 
 
 def test_refuses_metadata_that_is_not_ours(artefact: Path, tmp_path: Path) -> None:
-    bare = with_props(artefact, tmp_path / "bare.onnx", **dict.fromkeys(Metadata.__dataclass_fields__))
+    bare = with_props(artefact, tmp_path / "bare.onnx", **dict.fromkeys([*Metadata.__dataclass_fields__, "sha256"]))
     for source, message in [
         (bare, "not written by vitrm-export"),
         (with_props(artefact, tmp_path / "a.onnx", format="99"), "metadata format 99"),
         (with_props(artefact, tmp_path / "b.onnx", steps=None), "lacks"),
         (with_props(artefact, tmp_path / "c.onnx", steps="{"), "damaged vitrm metadata"),
         (with_props(artefact, tmp_path / "d.onnx", colour='"red"'), "unknown"),
-        (with_props(artefact, tmp_path / "e.onnx", model='{"kind": "vitrm"}'), "values of other kinds"),
-        (with_props(artefact, tmp_path / "f.onnx", graph='"spiral"'), "values of other kinds"),
+        (with_props(artefact, tmp_path / "e.onnx", model='{"kind": "vitrm"}'), "model is .*expected a config"),
+        (with_props(artefact, tmp_path / "f.onnx", graph='"spiral"'), "graph is 'spiral', expected one of unrolled"),
     ]:
         with pytest.raises(UserError, match=message):
             vitrm.runtime.open(source)
@@ -218,6 +219,29 @@ def test_refuses_a_graph_that_contradicts_its_metadata(vit: Path, tmp_path: Path
     wrong = with_props(vit, tmp_path / "wrong.onnx", graph='"unrolled"')
     with pytest.raises(UserError, match=r"halt_prob.*export it again"):
         vitrm.runtime.open(wrong)
+
+
+def test_refuses_shapes_that_contradict_the_metadata(artefact: Path, stepwise: Path, tmp_path: Path) -> None:
+    model = vitrm.runtime.open(artefact, threads=1).metadata.model
+    one = with_props(artefact, tmp_path / "one.onnx", classes='["cat"]')
+    with pytest.raises(UserError, match="1 class names for a model of 10 classes"):
+        vitrm.runtime.open(one)
+    classes = {"classes": json.dumps(["cat", "dog"]), "model": json.dumps({**model, "classes": 2})}
+    two = with_props(artefact, tmp_path / "two.onnx", **classes)
+    with pytest.raises(
+        UserError, match=r"logits is float32 \[batch, 10\] in the graph, and float32 \[batch, 2\] after"
+    ):
+        vitrm.runtime.open(two)
+    large = with_props(artefact, tmp_path / "large.onnx", model=json.dumps({**model, "image_size": 64}))
+    with pytest.raises(
+        UserError, match=r"pixel_values is float32 \[batch, 3, 32, 32\] in the graph.*3, 64, 64\] after"
+    ):
+        vitrm.runtime.open(large)
+    (tmp_path / "parts").mkdir()
+    for part in ("embed", "step", "heads"):
+        with_props(stepwise / f"{part}.onnx", tmp_path / "parts" / f"{part}.onnx", **classes)
+    with pytest.raises(UserError, match=r"heads\.onnx: logits is float32 \[batch, 10\]"):
+        vitrm.runtime.open(tmp_path / "parts")
 
 
 def test_opens_and_runs_without_torch(artefact: Path) -> None:

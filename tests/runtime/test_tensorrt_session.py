@@ -20,7 +20,7 @@ from small_models import clear_threshold
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
-from vitrm import data
+from vitrm import data, strict_json
 from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.engine import EngineOptions, build_engine, toolchain
@@ -83,11 +83,12 @@ def plan(built: Path, tmp_path: Path) -> Path:
 
 
 def alter(plan: Path, **changes: object) -> None:
-    """Other values in the side-car's engine section."""
+    """Other values in the side-car's engine section, and the digest that goes with them."""
     path = sidecar_path(plan)
     values = json.loads(path.read_text())
+    del values["sha256"]
     values["engine"] |= changes
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**values, "sha256": strict_json.digest(values)}))
 
 
 # The side-car -------------------------------------------------------------------------------------
@@ -139,6 +140,10 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         (lambda p: sidecar_path(p).write_text("{}"), "its engine section is NoneType"),
         (lambda p: alter(p, flavour="tiny"), "values of other kinds"),
         (lambda p: alter(p, profiles=[[1, 2]]), "values of other kinds"),
+        (lambda p: alter(p, profiles=[[1, 2, 1 << 40]]), "values of other kinds"),
+        (lambda p: alter(p, version="²"), "values of other kinds"),
+        (lambda p: alter(p, gpu_name=7), "values of other kinds"),
+        (lambda p: alter(p, flags=["output=/etc/passwd"]), "values of other kinds"),
         (lambda p: alter(p, colour="red"), "colour"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"bytes, its side-car says \d+: it is not whole, .*vitrm-export"),
         (lambda p: p.write_bytes(b"x" + p.read_bytes()[1:]), r"SHA-256 .*was changed after it was built, so it is not opened"),

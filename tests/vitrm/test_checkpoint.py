@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +107,14 @@ def test_a_truncated_config_is_refused(run):
         checkpoint.load(run)
 
 
+def _edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes config.json as its owner may: without the checksums of what it was."""
+    config = json.loads((run / CONFIG_FILE).read_text())
+    del config["sha256"]
+    change(config)
+    (run / CONFIG_FILE).write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -110,16 +122,23 @@ def test_a_truncated_config_is_refused(run):
         (("model", "kind"), "mlp", "model kind is 'mlp'"),
         (("model", "depth"), 3, "unknown key depth"),
         (("model", "dim"), -1, "dim is -1"),
+        (("model", "dim"), 10**9, "dim is 1000000000, expected a whole number from 1 to 65,536"),
+        (("model", "dim"), 60_000, "would have [0-9,]+ parameters, at most 1,000,000,000"),
         (("data",), [], "must be JSON objects"),
+        (("training",), 3, "must be JSON objects"),
+        (("data", "classes"), ["cat"], "names 1 classes, the model knows 10"),
+        (("data", "classes"), [1] * 10, "expected a list of names"),
+        (("sha512",), {}, "unknown key 'sha512'"),
+        (("sha256",), {"config": "0" * 64}, "expected that of 'config' and of 'weights'"),
     ],
 )
 def test_a_config_of_something_else_is_refused(run, path, value, message):
-    config = json.loads((run / CONFIG_FILE).read_text())
-    place = config
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    (run / CONFIG_FILE).write_text(json.dumps(config))
+    def change(place: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+
+    _edit(run, change)
     with pytest.raises(UserError, match=message):
         checkpoint.load(run)
 
@@ -135,6 +154,7 @@ def _change(run: Path, how: str) -> None:
     else:
         weights["y0"][0, 0, 0] = float("nan")
     save_file(weights, run / WEIGHTS_FILE)
+    _edit(run, lambda config: None)
 
 
 @pytest.mark.parametrize("how", ["missing", "unexpected", "of another shape", "NaN"])
@@ -142,6 +162,157 @@ def test_weights_that_do_not_fit_are_refused(run, how):
     _change(run, how)
     with pytest.raises(UserError, match=how):
         checkpoint.load(run).build()
+
+
+def test_no_flipped_bit_is_loaded(run):
+    """Refused, or the same checkpoint (what was a space, or a newline, between two values)."""
+    before, dice = checkpoint.load(run), random.Random(0)
+    for file, count in ((WEIGHTS_FILE, 300), (CONFIG_FILE, 800)):
+        raw = (run / file).read_bytes()
+        accepted = set()
+        for bit in dice.sample(range(8 * min(len(raw), 4000)), count):
+            flipped = bytearray(raw)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (run / file).write_bytes(flipped)
+            try:
+                loaded = checkpoint.load(run)
+            except UserError:
+                continue
+            accepted.add(raw[bit // 8 : bit // 8 + 1])
+            assert (loaded.model, loaded.data, loaded.training) == (before.model, before.data, before.training)
+            assert loaded.weights_id == before.weights_id
+        assert accepted <= ({b" ", b"\n"} if file == CONFIG_FILE else set())
+        (run / file).write_bytes(raw)
+
+
+def test_damage_can_be_looked_at_by_whoever_asks_for_it(run):
+    raw = bytearray((run / WEIGHTS_FILE).read_bytes())
+    raw[-3] ^= 1
+    (run / WEIGHTS_FILE).write_bytes(raw)
+    with pytest.raises(UserError, match=r"is not the file that config\.json was written with \(SHA-256"):
+        checkpoint.load(run)
+    assert checkpoint.load(run, verify=False).weights_id != _checkpoint().weights_id
+
+
+def test_a_checkpoint_without_checksums_is_loaded_with_a_note(run):
+    assert checkpoint.load(run).note == ""
+    _edit(run, lambda config: None)
+    assert "without checksums" in checkpoint.load(run).note
+
+
+@pytest.mark.parametrize("name", checkpoint.bundled())
+def test_bundled_checkpoints_carry_their_checksums(name):
+    assert checkpoint.load(name).note == ""
+
+
+KILLED_SAVES = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_checkpoint import _checkpoint
+from vitrm import checkpoint
+real, new = os.replace, _checkpoint(1)
+for folder in sys.argv[1:]:
+    left = int(folder[-1])
+    def replace(source, target):
+        global left
+        left -= 1
+        os._exit(9) if left < 0 else real(source, target)
+    if not os.fork():
+        os.replace = replace
+        checkpoint.save(folder, new)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_config_and_weights_stay_a_pair_whenever_a_save_is_killed(run, tmp_path):
+    """Killed before its first, second and third rename, and not at all; the second one gives the weights their name."""
+    made = [(earlier, renames) for earlier in ("none", "with checksums", "without") for renames in range(4)]
+    folders = [tmp_path / f"{earlier} {renames}" for earlier, renames in made]
+    for folder, (earlier, _) in zip(folders, made, strict=True):
+        if earlier != "none":
+            shutil.copytree(run, folder)
+        if earlier == "without":
+            _edit(folder, lambda config: None)
+    code = KILLED_SAVES.format(tests=str(Path(__file__).parent))
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, folders)], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["9", "9", "9", "0"] * 3
+    for folder, (earlier, renames) in zip(folders, made, strict=True):
+        if earlier == "none" and renames < 2:
+            with pytest.raises(UserError, match="does not exist"):
+                checkpoint.load(folder)
+        else:
+            loaded, seed = checkpoint.load(folder), int(renames >= 2)
+            assert (loaded.training, loaded.weights_id) == ({"seed": seed}, _checkpoint(seed).weights_id)
+        checkpoint.save(folder, _checkpoint(2))
+        assert checkpoint.load(folder).training == {"seed": 2}
+        assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_a_reader_beside_a_writer_gets_one_save_whole(run):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_checkpoint import _checkpoint; from vitrm import checkpoint\n"
+        "made = [_checkpoint(seed) for seed in (0, 1)]; print('ready', flush=True)\n"
+        "while True:\n    for one in made: checkpoint.save(sys.argv[1], one)"
+    )
+    ids = [_checkpoint(seed).weights_id for seed in (0, 1)]
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout.readline() == "ready\n"
+            for _ in range(100):
+                loaded = checkpoint.load(run)
+                assert loaded.weights_id == ids[loaded.training["seed"]]
+        finally:
+            writer.kill()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_what_is_no_file_is_not_opened(run, kind, file):
+    (run / file).unlink()
+    if kind == "fifo":
+        os.mkfifo(run / file)
+    elif kind == "folder":
+        (run / file).mkdir()
+    else:
+        (run / file).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="expected a regular file"):
+        checkpoint.load(run)
+
+
+def _lying(header: dict[str, Any], held: int = 0) -> bytes:
+    raw = json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + bytes(held)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        (10**9).to_bytes(8, "little") + b"{}",
+        _lying({"y0": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 2**62]}}),
+        _lying({"y0": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, 4),
+        _lying({"y0": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, 4),
+        _lying({"y0": {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]}}, 4),
+        _lying({"y0": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 4),
+        _lying({"y0": []}),
+        (50_000).to_bytes(8, "little") + b"[" * 50_000,
+    ],
+)
+def test_a_header_that_promises_too_much_is_refused(run, content):
+    (run / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        checkpoint.load(run)
+
+
+def test_more_weights_than_the_model_can_have_are_not_read(run):
+    with open(run / WEIGHTS_FILE, "wb") as file:
+        file.write(_lying({"y0": {"dtype": "U8", "shape": [50 << 30], "data_offsets": [0, 50 << 30]}}))
+        file.truncate(file.tell() + (50 << 30))  # a hole: it takes no space on the disk
+    with pytest.raises(UserError, match="too many for the model of"):
+        checkpoint.load(run)
 
 
 SAVE_ANOTHER = """

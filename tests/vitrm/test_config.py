@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitrm.checkpoint import build_model
-from vitrm.config import PRESETS, from_dict, preset, to_dict
+from vitrm.config import PRESETS, ModelConfig, ResNetConfig, ViTConfig, ViTRMConfig, from_dict, preset, to_dict
 from vitrm.errors import UserError
 
 
@@ -57,13 +58,13 @@ def test_configs_survive_json(name):
     [
         ({"dim": 65}, "dim 65 is not a multiple of heads 2"),
         ({"image_size": 30}, "image_size 30 is not a multiple"),
-        ({"classes": 1}, "at least 2"),
+        ({"classes": 1}, "classes is 1, expected a whole number from 2 to"),
         ({"latents": 0}, "latents is 0"),
         ({"n": 1.5}, "n is 1.5"),
         ({"ffn": "relu"}, "expected 'gelu' or 'swiglu'"),
         ({"tokenizer": "fft"}, "expected 'patch' or 'conv'"),
         ({"dropout": 1.0}, "dropout"),
-        ({"std": [0.1, 0.0, 0.1]}, "positive"),
+        ({"std": [0.1, 0.0, 0.1]}, r"std is \[0\.1, 0\.0, 0\.1\], expected three numbers, each in \[1e-06, 1e\+06\]"),
         ({"mean": 0.5}, "three numbers"),
         ({"conv_layers": 2, "tokenizer": "conv"}, "conv_layers is 2, expected at least 3"),
         ({"depth": 3}, "unknown key depth"),
@@ -72,6 +73,59 @@ def test_configs_survive_json(name):
 def test_impossible_values_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         preset("tiny", **changes)
+
+
+ODD: list[ModelConfig] = [
+    ViTRMConfig(ffn="swiglu", dim=60, heads=5, latents=7, layers=2, classes=3, image_size=48, patch_size=6),
+    ViTRMConfig(tokenizer="conv", patch_size=8, conv_width=5, conv_layers=5, conv_norm=True, ffn_hidden=11),
+    ViTRMConfig(tokenizer="conv", patch_size=2, conv_width=9),
+    ViTConfig(dim=40, heads=2, mlp=7, layers=3, patch_size=16, classes=2),
+    ResNetConfig(depth=50, stem="cifar", classes=33),
+]
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), *ODD])
+def test_parameters_are_counted_without_the_model(config):
+    with torch.device("meta"):
+        assert config.parameters == sum(p.numel() for p in build_model(config).parameters())
+
+
+@pytest.mark.parametrize("config", [c for c in (*PRESETS.values(), *ODD) if c.parameters < 25e6])
+def test_activations_are_counted_without_the_model(config):
+    """At least the largest tensor that one image takes, and not twice that."""
+    model = build_model(config).eval()
+    with LargestTensor() as largest, torch.no_grad():
+        images = torch.zeros(1, 3, config.image_size, config.image_size)
+        model(images, 1) if model.recursive else model(images)
+    assert largest.values <= config.activation <= 2 * largest.values
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most values that an operator run inside gives."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        if isinstance(outputs, torch.Tensor) and outputs.dim() >= 3:
+            self.values = max(self.values, outputs.numel())
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nano", {"dim": 60_000, "heads": 1}, "parameters, at most 1,000,000,000 are allowed"),
+        ("vit-large", {"layers": 1000}, "parameters, at most"),
+        ("nano", {"image_size": 4096}, "one image of 4096 pixels would fill a tensor of [0-9,]+ values"),
+        ("paper", {"image_size": 2048}, "a larger patch_size"),
+        ("tiny", {"n": 1000, "layers": 10}, "a step would compute 10,010 layers"),
+        ("tiny", {"recursions": 1024, "n": 1024}, "layers after each other"),
+    ],
+)
+def test_what_no_machine_could_hold_is_refused(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        preset(name, **changes)
 
 
 def test_unknown_presets_are_refused_with_the_known_ones():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import random
+import struct
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import little_memory, refused_or_read
+from PIL import Image
 
 from vitrm import data
 from vitrm.errors import UserError
@@ -147,3 +154,90 @@ def test_cifar_parts_are_disjoint(name):
     assert all(len(np.unique(p.labels)) == len(p.classes) for p in parts)
     found = parts[0].floats(slice(0, 20_000)).mean((0, 2, 3))
     assert found == pytest.approx(np.array(data.normalisation(parts[0]).mean), abs=0.01)
+
+
+def _png(width: int, height: int) -> bytes:
+    """A black picture of that size, in black and white: a few kilobytes for gigapixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + (width + 7) // 8)) for _ in range(min(height, 20_000))) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+BOMBS = {
+    "png": _png(14_000, 14_000),
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 10**6, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "ppm": b"P6 100000 100000 255\n" + bytes(100),
+    "pgm": b"P5 " + b"9" * 5000 + b" 2 255\n",
+    "gif": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b";",
+}
+
+
+@pytest.mark.parametrize("suffix", BOMBS)
+def test_a_picture_of_gigapixels_is_named_and_not_decoded(photos, suffix):
+    root = photos()
+    (root / "cat" / f"bomb.{suffix}").write_bytes(BOMBS[suffix])
+    with little_memory(128), refused_or_read(suffix, seconds=2) as said:
+        data.load(str(root), "train", size=16)
+    assert f"cat/bomb.{suffix} cannot be read as an image" in said[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_damaged_picture_raises_anything_else(photos, monkeypatch):
+    """Cut, with a few bytes changed in its head, or anywhere; in every format."""
+    root, dice = photos(4), random.Random(0)
+    picture = Image.open(root / "cat" / "0.png").resize((40, 40))
+    formats = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "tif": "TIFF", "ppm": "PPM"}
+    # Damaged sizes below the limit are decoded, and take their time.
+    monkeypatch.setattr(data, "MAX_PIXELS", 4_000_000)
+    raised = Counter()
+    for suffix, name in formats.items():
+        packed = io.BytesIO()
+        picture.save(packed, name, **({"compression": "tiff_lzw"} if name == "TIFF" else {}))
+        whole = packed.getvalue()
+        for i in range(120):
+            damaged = bytearray(whole[: dice.randrange(8, len(whole))] if i % 3 == 0 else whole)
+            for _ in range(0 if i % 3 == 0 else dice.randrange(1, 30)):
+                damaged[dice.randrange(min(len(damaged), 200 if i % 3 == 1 else len(damaged)))] = dice.randrange(256)
+            file = root / "cat" / f"damaged.{suffix}"
+            file.write_bytes(damaged)
+            with refused_or_read(f"{suffix} {i}") as said:
+                assert data._decoded(file).shape[2] == 3
+            raised[suffix] += bool(said)
+            assert all(str(file) in text for text in said)
+    assert min(raised.values()) >= 10, raised
+
+
+def test_no_program_is_started_for_a_picture(photos):
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    root = photos()
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+    (root / "cat" / "0.png").write_bytes(postscript)
+    with pytest.raises(UserError, match=r"cat/0\.png cannot be read as an image \(cannot identify"):
+        data.load(str(root), "train")
+
+
+def test_what_is_no_file_is_not_opened(photos):
+    root = photos()
+    os.mkfifo(root / "cat" / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is a FIFO"):
+        data.load(str(root), "train")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_what_can_be_no_folder_is_no_data_set(name):
+    with pytest.raises(UserError, match="unknown data set"):
+        data.load(name, "train")
+
+
+def test_more_than_the_memory_is_not_begun(monkeypatch):
+    pages = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    with pytest.raises(
+        UserError, match=r"1,797 images of digits at 4096 × 4096 pixels take 84 GiB, this machine has 4"
+    ):
+        data.load("digits", "train", size=4096)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from vitrm import files
+from vitrm import files, locks
 from vitrm.errors import UserError
 from vitrm.files import atomic_files, atomic_folder, write_text
 
@@ -129,3 +133,121 @@ def test_files_that_belong_together_fail_together(tmp_path, monkeypatch, when):
     with pytest.raises(UserError):
         write()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.plan": "old plan", "a.json": "old"}
+
+
+def test_a_pid_that_is_free_here_may_live_in_another_container(tmp_path):
+    """Seen from here, a container's process has another number, which here is nobody's, or anybody's."""
+    code = (
+        "import sys; from vitrm.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as a: print(a.parent.parent, flush=True); sys.stdin.read()"
+    )
+    file = tmp_path / "file.txt"
+    argv = [sys.executable, "-c", code, str(file)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        own = Path(process.stdout.readline().strip())
+        theirs = own.rename(own.with_name(own.name.replace(f"-{process.pid}-", "-4194305-")))
+        assert theirs != own
+        write_text(file, "mine")
+        assert theirs.is_dir()
+        process.kill()
+    write_text(file, "mine again")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_what_another_machine_may_still_write_stays(tmp_path, monkeypatch):
+    """On a network's file system a lock that is free here proves nothing of other machines."""
+    left = tmp_path / ".file.txt.0123abcd-7-abcdefgh.part"
+    (left / "new").mkdir(parents=True)
+    (left / "old").mkdir()
+    (left / "lock").touch()
+    monkeypatch.setattr(locks, "is_local", lambda folder: False)
+    write_text(tmp_path / "file.txt", "mine")
+    assert left.is_dir()
+    monkeypatch.undo()
+    assert locks.is_local(tmp_path), "the tests' folder is on a disk of this machine"
+    write_text(tmp_path / "file.txt", "mine")
+    assert not left.exists()
+
+
+def test_an_exchange_killed_half_way_is_taken_back(tmp_path, monkeypatch):
+    """Where names cannot be swapped, a kill between the two renames leaves the old folder in the temporary one."""
+    code = (
+        "import os, sys; from pathlib import Path; from vitrm import files\n"
+        "files._exchange = lambda one, other: False\n"
+        "real = Path.rename\n"
+        "Path.rename = lambda self, to: (real(self, to), os.kill(os.getpid(), 9))\n"
+        "with files.atomic_folder(sys.argv[1]) as new: (new / 'b').write_text('new')"
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == -9
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="no"), atomic_folder(folder):
+        raise ValueError("no")
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("a", "old")]
+    with atomic_folder(folder) as new:
+        (new / "c").write_text("c")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("name", ["lock", "new", "old"])
+def test_any_name_can_be_written(tmp_path, name):
+    write_text(tmp_path / "a" / name, name)
+    with atomic_folder(tmp_path / name) as new:
+        (new / name).write_text("x")
+    with atomic_files(tmp_path / "c", [name, "other"]) as new:
+        (new / name).write_text("y")
+        (new / "other").write_text("y")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a", name, "c"])
+    assert (tmp_path / "a" / name).read_text() == name
+
+
+def test_files_that_belong_together_are_of_one_writer(tmp_path, monkeypatch):
+    """Two commands that end at the same time: one's renames do not come in between the other's."""
+    move, names = os.replace, ["a.plan", "a.plan.json"]
+
+    first_moved = threading.Event()
+
+    def replace(source, target):
+        move(source, target)
+        if Path(target).parent == tmp_path and Path(target).read_text() == "one" and not first_moved.is_set():
+            first_moved.set()
+            time.sleep(0.5)  # for the other to come in between
+
+    monkeypatch.setattr(os, "replace", replace)
+
+    def write(text: str) -> None:
+        with atomic_files(tmp_path, names) as new:
+            for name in names:
+                (new / name).write_text(text)
+            if text == "two":
+                assert first_moved.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ["one", "two"]))
+    found = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert sorted(found) == names
+    assert len(set(found.values())) == 1
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "fifo-link").symlink_to("fifo")
+    for name in ("file", "link"):
+        files.check_regular(tmp_path / name, "artifact")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path, what in [
+            (tmp_path / "fifo", "a FIFO"),
+            (tmp_path / "fifo-link", "a FIFO"),
+            (tmp_path / "socket", "a socket"),
+            (Path("/dev/zero"), "a device"),
+            (tmp_path, "a folder"),
+            (tmp_path / "none", "does not exist"),
+            (tmp_path / "file" / "below", "does not exist"),
+        ]:
+            with pytest.raises(UserError, match=rf"artifact: .*{what}"):
+                files.check_regular(path, "artifact")

@@ -56,7 +56,7 @@ def test_a_mistyped_axis_is_refused(text, message):
 
 def test_a_value_that_a_model_cannot_have_is_refused_before_anything_runs(tmp_path, capsys):
     assert cli.main(["--sweep", "n=1,0", *SMALL, "--out", str(tmp_path / "s")]) == 2
-    assert "n is 0, expected a whole number of at least 1" in capsys.readouterr().err
+    assert "n is 0, expected a whole number from 1 to 1,024" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -197,6 +197,17 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, 
     assert not list(folder.glob(".*"))
 
 
+def test_too_little_memory_within_a_run_keeps_its_state(few, model, short, whole, tmp_path):
+    def full(epoch: int, batch: int, losses: list[float]) -> None:
+        if (epoch, batch) == (1, 2):
+            raise MemoryError
+
+    with pytest.raises(UserError, match="out of memory: free some, and --resume goes on from the state saved last"):
+        train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, on_batch=full, seed=5)
+    continued = train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, seed=5, resume=True)
+    assert continued.test_accuracy == whole[0].test_accuracy
+
+
 def test_early_stopping_keeps_the_best_epoch(few, model, tmp_path):
     # A learning rate this small changes no answer: nothing is gained after the first epochs.
     stuck = recipe("fast", epochs=30, batch_size=64, lr=1e-12, final_lr=0.0, patience=2, ema_decay=0.0)

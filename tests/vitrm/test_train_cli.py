@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +182,148 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     checkpoint.load(out).build()
 
 
+def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
+    """Also where both start at once; that a killed holder leaves the folder free is seen in the tests of kills."""
+    out = tmp_path / "run"
+    pair = [_start(out), _start(out)]
+    try:
+        while all(process.poll() is None for process in pair):
+            time.sleep(0.05)
+        refused, running = sorted(pair, key=lambda process: process.poll() is None)
+        said = refused.communicate()[1]
+        assert refused.returncode == 2
+        assert said.count("\n") == 1
+        assert f"{out} is in use by process {running.pid} on {socket.gethostname()}, since 20" in said
+        assert "wait for it, stop it, or name another folder with --out" in said
+        _wait_for_epoch(out, 1)
+        assert f"in use by process {running.pid}" in _error(capsys, ["--resume", "--out", str(out)])
+        assert "in use by process" in _error(capsys, ["--sweep", "seed=1,2", *SMALL, "--out", str(out)])
+        assert running.poll() is None
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+
+
+def _kill_at_first_save(out: Path, *more: str) -> bool:
+    """Kills a run while its first state is being written; False if it was too quick."""
+    with _start(out, *more) as process:
+        while process.poll() is None:
+            if any(out.glob(".state.safetensors.*.part/new/*")):  # what safetensors writes
+                process.kill()
+            time.sleep(0.0005)
+        return process.returncode == -signal.SIGKILL and not (out / STATE_FILE).exists()
+
+
+def test_a_kill_in_the_very_first_save_locks_nobody_out(tmp_path, capsys):
+    # Large enough that writing takes a while.
+    large = ["--dim", "384", "--layers", "4"]
+    out = next(folder for folder in map(tmp_path.joinpath, "abcdef") if _kill_at_first_save(folder, *large))
+    assert list(out.glob(".state.*")), "the kill came before the save"
+    (out / ".tmpAb3dE9").touch()  # of safetensors, where version 0.1.0 was killed
+    (out / ".state.0a1b2c3d-77-abcdefgh.part.safetensors").touch()
+    for old in (out / ".tmpAb3dE9", out / ".state.0a1b2c3d-77-abcdefgh.part.safetensors"):
+        os.utime(old, (0, 0))
+    assert "start the run without --resume" in _error(capsys, ["--resume", "--out", str(out)])
+    assert main([*SMALL, "--epochs", "1", "--out", str(out)]) == 0
+    assert not list(out.glob(".*"))
+
+
+def _on_a_terminal(out: Path, errors: Path, hangup: signal.Handlers) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a run on a terminal of its own; gives it and the other end, whose closing hangs up."""
+    ours, theirs = os.openpty()
+
+    def control() -> None:
+        signal.signal(signal.SIGHUP, hangup)
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    argv = [*COMMAND, *SMALL, "--epochs", "30", "--save-every", "1e9", "--device", "cpu", "--out", str(out)]
+    with open(errors, "wb") as file:
+        process = subprocess.Popen(
+            argv, env={**ENVIRONMENT, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=file, preexec_fn=control
+        )
+    os.close(theirs)
+    return process, ours
+
+
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["ssh", "nohup"])
+def test_a_lost_terminal_costs_no_result(tmp_path, hangup):
+    out, errors = tmp_path / "run", tmp_path / "errors"
+    process, ours = _on_a_terminal(out, errors, hangup)
+    try:
+        shown = b""
+        while b"epoch 2/30" not in shown:
+            shown += os.read(ours, 4096)
+        os.close(ours)  # the kernel sends SIGHUP, and the terminal is gone
+        if hangup == signal.SIG_DFL:
+            process.send_signal(signal.SIGHUP)  # and so does the shell
+        process.wait(120)
+    finally:
+        process.kill()
+    said = errors.read_text()
+    assert "Traceback" not in said
+    header = read_header(out / STATE_FILE)
+    if hangup == signal.SIG_DFL:
+        assert process.returncode == 130, said
+        assert "the state is saved, --resume continues" in said
+        assert header["test_accuracy"] is None
+    else:
+        assert process.returncode == 141, said
+        assert len(header["test_accuracy"]) == 6
+    assert not list(out.glob(".*"))
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """A shell ignores SIGINT for what it starts in the background."""
+    code = (
+        "import os, signal, sys; from vitrm.errors import run_command; from vitrm.interrupt import Interruption\n"
+        "def command(argv):\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        with Interruption() as one:\n"
+        "            os.kill(os.getpid(), number)\n"
+        "        assert one.asked == 0\n"
+        "sys.exit(run_command(command))"
+    )
+
+    def ignore() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+    ended = subprocess.run([sys.executable, "-c", code], preexec_fn=ignore, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+# Memory is limited once all libraries are loaded: what is left is the run's own.
+LIMITED = """
+import re, resource, sys
+from pathlib import Path
+import matplotlib, torch, vitrm.supervision, vitrm.train
+from vitrm import data
+from vitrm.cli import main
+
+data.load("digits", "train")
+torch.ones(8, 8) @ torch.ones(8, 8)
+size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 + 400 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
+    out = tmp_path / "run"
+    argv = ["--model", "tiny", "--device", "cpu", "--threads", "1", "--batch-size", "1024", "--out", str(out)]
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "error: out of memory" in ended.stderr
+    assert "1024 images a batch are too many: try --batch-size 512" in ended.stderr
+    assert not out.exists(), "the same command with a smaller batch finds nothing in its way"
+
+
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     """The small version of benchmarks/kill_torture.py."""
     settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
@@ -222,7 +367,7 @@ def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     assert process.returncode == 2, error
     assert len(error.splitlines()) == 1
     assert "state.safetensors" in error
-    assert not list(out.iterdir())
+    assert not out.exists(), "nothing is left, the folder made for it included"
 
 
 @pytest.mark.parametrize("name", ["paper", "nano", "vit-small"])
