@@ -192,9 +192,11 @@ def _try_out(learner: Learner, part: int, images: torch.Tensor) -> None:
     label = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     batch = Batch(images, torch.full((len(images), classes), 1 / classes, device=images.device), label)
     taught = learner.ask(images)
-    # Twice: the first state, expanded from learned embeddings, is compiled apart from the later ones.
+    # The first state, expanded from learned embeddings, is compiled apart from later ones: those a second time, where any are met.
+    recipe = learner.recipe
+    later = recipe.free_steps > 0 or (recipe.supervision == "sequential" and recipe.n_sup > 1)
     state = None
-    for _ in range(2):
+    for _ in range(2 if later else 1):
         found = learner.compute(functions, Part(batch, taught, state))
         found.loss.backward()
         state = found.state

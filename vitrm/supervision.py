@@ -98,7 +98,7 @@ class Functions:
             logits, halt_logit = model.head_logits(state.y)
             loss, right = step_loss(logits, halt_logit, batch.target, batch.label, halt_weight, taught)
             total = total + weight * loss
-            losses.append(loss.detach())
+            losses.append(loss)
         halt = halt_logit.detach().float().sigmoid().mean()
         return Found(total / len(losses), losses, right.sum(), halt, State(state.y.detach(), state.z.detach()))
 
@@ -221,7 +221,9 @@ class Learner:
                 for _ in range(free_steps):
                     state = net.step(embedded, state)
         with self.autocast():
-            return net.supervise(x, state, batch, taught)
+            found = net.supervise(x, state, batch, taught)
+        # Not within: of a single step the total is the same tensor, and a compiler that returns it once would detach both.
+        return found._replace(losses=[loss.detach() for loss in found.losses])
 
     def ask(self, images: Tensor) -> Taught | None:
         """What the teacher says of `images`; None without a teacher."""

@@ -37,7 +37,7 @@ def test_what_was_written_is_read() -> None:
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Metadata)])
 def test_values_out_of_bounds_are_one_line_at_once(name: str) -> None:
     hostile = [DEEP, "NaN", "-Infinity", "1e999", "9" * 5000, "-1", "1" + "0" * 30, "true", '"' + "x" * 5000 + '"', "[1]", "[NaN]", "{", ""]  # fmt: skip
-    began = time.perf_counter()
+    began = time.process_time()
     for value in hostile:
         if (name, value) == ("exact_sums", "true"):
             continue
@@ -46,7 +46,7 @@ def test_values_out_of_bounds_are_one_line_at_once(name: str) -> None:
             Metadata.from_props(props, "a.onnx")
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

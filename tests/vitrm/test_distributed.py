@@ -68,6 +68,7 @@ def alone(tmp_path_factory):
         pytest.fail("halting decides nothing at any of these thresholds")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(alone, tmp_path):
     ended = _torchrun(SCRIPT, str(tmp_path / "run"))
     assert ended.returncode == 0, ended.stderr
@@ -76,6 +77,7 @@ def test_two_processes_learn_what_one_learns(alone, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["training"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_with_the_state_saved_and_one_process_goes_on(alone, tmp_path):
     ended = _torchrun(SCRIPT, str(tmp_path / "run"), "--send", "SIGTERM", "1", "1", "1")
     assert ended.returncode != 0
@@ -86,6 +88,7 @@ def test_a_signal_to_one_stops_both_with_the_state_saved_and_one_process_goes_on
     _assert_same(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_for_one_and_one_that_dies_takes_both_down(alone, tmp_path):
     class Killed(Exception):
         pass
@@ -114,6 +117,7 @@ def test_two_processes_go_on_for_one_and_one_that_dies_takes_both_down(alone, tm
     _assert_same(folder, alone)
 
 
+@pytest.mark.slow
 def test_the_command_trains_under_torchrun_and_speaks_once(tmp_path):
     out = str(tmp_path / "run")
     argv = ["-m", "vitrm.cli", "--model", "tiny", "--dim", "16", "--limit-train", "64", "--epochs", "1", "--out", out]

@@ -18,10 +18,12 @@ from vitrm.execution import compile_learner
 MODEL = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, tokenizer="conv", conv_norm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_compiled_learner_learns_what_an_eager_one_does():
+    # One step, as the paper's recipe has it; several are tested in lanes (test_lanes.py).
     said: list[str] = []
-    eager, compiled = make_learner(MODEL), make_learner(MODEL)
+    eager, compiled = (make_learner(MODEL, n_sup=1) for _ in range(2))
     assert compile_learner(compiled, 32, 8, said.append)
     assert not said
     for key, tensor in compiled.model.state_dict().items():

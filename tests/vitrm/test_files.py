@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from vitrm import files, locks
 from vitrm.errors import UserError
@@ -222,7 +223,7 @@ def test_files_that_belong_together_are_of_one_writer(tmp_path, monkeypatch):
             for name in names:
                 (new / name).write_text(text)
             if text == "two":
-                assert first_moved.wait(10)
+                assert first_moved.wait(PATIENCE)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, ["one", "two"]))

@@ -17,6 +17,7 @@ from vitrm.distillation import Teacher
 from vitrm.execution import compile_learner, lanes_for
 from vitrm.lanes import LEAST, Lanes, worthwhile
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 CONV = preset("tiny", dim=16, heads=2, layers=2, latents=2, n=1, tokenizer="conv", conv_norm=True)
 RECIPES = {
     "joint": {},
@@ -33,7 +34,7 @@ def learn(config, lanes, updates=1, **changes):
 
 
 def assert_same(a, b, tolerance=1e-3):
-    """Losses, gradients of the last update (to `tolerance` of the largest) and batch norm's statistics.
+    """Losses, gradients of the last update (by their norm, as rounding decides single ones) and batch norm's statistics.
 
     Not the weights: AdamW's first steps are of one size, even where a gradient is nothing but rounding.
     """
@@ -47,8 +48,9 @@ def assert_same(a, b, tolerance=1e-3):
     for (name, parameter), other in zip(one.model.named_parameters(), two.model.parameters(), strict=True):
         assert (parameter.grad is None) == (other.grad is None), name
         if parameter.grad is not None:
-            scale = max(float(parameter.grad.abs().max()), 1e-4)
-            assert float((parameter.grad - other.grad).abs().max()) < tolerance * scale, name
+            scale = max(float(parameter.grad.norm()), 1e-4 * parameter.numel() ** 0.5)
+            difference = float((parameter.grad - other.grad).norm())
+            assert difference < tolerance * scale, name
     for model, other in ((one.model, two.model), (one.ema.model, two.ema.model)):
         for (name, buffer), its in zip(model.named_buffers(), other.buffers(), strict=True):
             torch.testing.assert_close(
@@ -147,7 +149,9 @@ def test_when_lanes_are_worth_it():
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.skipif(TORCH < (2, 10), reason="torch 2.9 does not compile in two threads at once")
 def test_compiled_lanes_learn_the_same():
     model = dataclasses.replace(CONV, layers=1)
     eager, compiled = make_learner(model), make_learner(model, lanes=Lanes(2))

@@ -256,7 +256,7 @@ def test_a_few_epochs_learn_digits(digits, tmp_path):
     config = preset("tiny", image_size=32)
     chosen = recipe("fast", epochs=10, batch_size=32, lr=4e-3, n_sup=1, crop_padding=1)
     result = train(config, chosen, part, tmp_path / "run", execution=Execution(precision="fp32"))
-    assert result.test_accuracy[0] > 0.6  # 0.1 is chance
+    assert result.test_accuracy[0] > 0.4  # 0.6 to 0.8, as torch's version draws; 0.1 is chance
     assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
 
 
