@@ -182,6 +182,7 @@ def external(path: Path, rng: random.Random) -> Done:
             "parent",
             "link",
             "link folder",
+            "link inside",
             "folder",
             "missing",
             "offset",
@@ -202,11 +203,11 @@ def external(path: Path, rng: random.Random) -> Done:
     elif kind == "link":
         where = outside
         (path.parent / location).symlink_to(outside)
-    elif kind == "link folder":
+    elif kind in ("link folder", "link inside"):
         (path.parent / "real").mkdir()
         where = path.parent / "real" / "w"
         (path.parent / "sub").symlink_to("real")
-        location = "sub/../../" + path.parent.name + "/real/w" if rng.random() < 0.5 else "sub/w"
+        location = "sub/../../" + path.parent.name + "/real/w" if kind == "link folder" else "sub/w"
     elif kind == "folder":
         location = "sub/weights.data"
         where = path.parent / location
@@ -227,6 +228,6 @@ def external(path: Path, rng: random.Random) -> Done:
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         weight.external_data.add(key=key, value=str(value))
     path.write_bytes(model.SerializeToString())
-    strange = kind not in ("beside", "folder", "offset", "length", "hard")
+    strange = kind not in ("beside", "folder", "offset", "length", "hard", "link inside")
     shown = "…" if location.startswith("/tmp") else location
     return Done(f"{path.name}: weights {kind} ({shown}, offset {offset}, length {length})", refuse=strange)

@@ -35,6 +35,7 @@ from .children import MIB, address_space
 
 if TYPE_CHECKING:
     from .formats import Format
+    from .mutations import Done
 
 CPU_LIMIT = 20.0  # seconds of CPU time for one input
 IDLE_LIMIT = 12.0  # seconds asleep without using any
@@ -178,7 +179,7 @@ def _case(fmt: Format, index: int, seed: int, subjects: Path, whole: Answers, wr
         mutation = done.what[:200]
         os.write(writing, (json.dumps({"index": index, "mutation": mutation}) + "\n").encode())
         before, cpu = _reset_peak(), time.process_time()
-        outcome, detail = _outcome(fmt, scratch, whole, done.refuse)
+        outcome, detail = _outcome(fmt, scratch, whole, done)
         used, grown = time.process_time() - cpu, _peak() - before
         if outcome in ("same", "altered", "refused") and grown > RSS_LIMIT:
             outcome, detail = "memory", f"{grown // MIB} MiB more, then {outcome} {detail}"
@@ -195,7 +196,7 @@ def _case(fmt: Format, index: int, seed: int, subjects: Path, whole: Answers, wr
     }
 
 
-def _outcome(fmt: Format, scratch: Path, whole: Answers, must_refuse: bool) -> tuple[str, str]:
+def _outcome(fmt: Format, scratch: Path, whole: Answers, done: Done) -> tuple[str, str]:
     try:
         found = fmt.read(scratch)
     except UserError as error:
@@ -208,11 +209,11 @@ def _outcome(fmt: Format, scratch: Path, whole: Answers, must_refuse: bool) -> t
     except BaseException as error:
         return "traceback", f"{type(error).__name__} at {_where(error)}: {' '.join(str(error).split())[:200]}"
     changed = [k for k in whole if k not in found or not _equal(whole[k], found[k])]
-    if must_refuse:
+    if done.refuse:
         return "contract", "accepted"
     if not changed:
         return "same", ""
-    sealed = [k for k in changed if k in fmt.sealed]
+    sealed = [k for k in changed if k in fmt.sealed and not done.resealed]
     return ("damage", f"accepted with other {', '.join(sealed)}") if sealed else ("altered", ", ".join(changed))
 
 
