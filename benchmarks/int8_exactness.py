@@ -2,9 +2,10 @@
 
     python benchmarks/int8_exactness.py [RUN] [--steps 6] [--data-dir DIR] [--limit 10000]
 
-Exports RUN in int8 for a CPU, unrolled and as a loop, and answers the test images with each file, with a copy of it whose
-weights are unsigned (which ONNX Runtime multiplies in 32 bits on any processor), and with PyTorch in float32.  Where the
-file's own sums are exact the copy gives the same logits to the last bit.
+Exports RUN in int8, unrolled and as a loop, and answers the test images with each file and with PyTorch in float32.  The
+files for a CPU run in ONNX Runtime, beside a copy whose weights are unsigned, which ONNX Runtime multiplies in 32 bits on any
+processor: where a file's own sums are exact, its copy gives the same logits to the last bit.  The files for TensorRT run in
+OpenVINO, where that is installed.
 
 Writes benchmarks/records/int8_exactness-RUN-CPU.json, with every image's answer as a digit string, and compares it with the
 records of other processors: flips are images that another processor answered otherwise.
@@ -13,7 +14,9 @@ records of other processors: flips are images that another processor answered ot
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,11 @@ from vitrm.export import export
 from vitrm.files import read_json, write_json
 from vitrm.runtime.accuracy import predict
 from vitrm.runtime.eager_session import EagerSession
+from vitrm.runtime.openvino_session import OpenVinoSession
 from vitrm.runtime.saturation import integer_products
 
 GRAPHS = ("unrolled", "loop")
+TARGETS = ("cpu", "tensorrt")
 
 
 def main() -> None:
@@ -46,27 +51,34 @@ def main() -> None:
     pixels, labels = test.pixels[: args.limit], test.labels[: args.limit]
     exact = predict(EagerSession(checkpoint, steps=args.steps), pixels)
     name = Path(args.run).name
-    record = made(
-        "int8 files for a CPU: the same answers with integer sums that cannot saturate?", ("vitrm", "onnxruntime")
-    )
+    packages = ("vitrm", "onnxruntime", "openvino")
+    record = made("int8 files: the same answers on every CPU, and what int8 costs", packages)
     record |= {"run": name, "steps": args.steps, "images": len(pixels)}
     record |= {"float32_accuracy": float((exact.top1 == labels).mean()), "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         calibration = Path(folder) / "ranges.json"
-        for graph in GRAPHS:
-            path = Path(folder) / f"{graph}.onnx"
-            settings: dict[str, Any] = {"precision": "int8", "target": "cpu", "calibration": calibration}
+        for target, graph in itertools.product(TARGETS, GRAPHS):
+            if target == "tensorrt" and find_spec("openvino") is None:
+                print("no OpenVINO here: the files for TensorRT are left out", flush=True)
+                break
+            path = Path(folder) / f"{graph}-{target}.onnx"
+            settings: dict[str, Any] = {"precision": "int8", "target": target, "calibration": calibration}
             export(checkpoint, path, steps=args.steps, graph=graph, data_dir=args.data_dir, **settings)
             products = integer_products(onnx.load(path).graph)
-            found = predict(vitrm.runtime.open(path), pixels)
-            wide = predict(vitrm.runtime.open(widened(path), verify=False), pixels)
+            session = vitrm.runtime.open(path) if target == "cpu" else OpenVinoSession(path)
+            found = predict(session, pixels)
+            wide = predict(vitrm.runtime.open(widened(path), verify=False), pixels) if target == "cpu" else None
             row = {
                 "graph": graph,
+                "target": target,
+                "backend": session.backend,
                 "int8_weights": len(products.exact | products.saturating),
                 "that_could_saturate": len(products.saturating),
                 "accuracy": float((found.top1 == labels).mean()),
                 "agreement_with_float32": float((found.top1 == exact.top1).mean()),
-                "largest_difference_from_32_bit_sums": float(np.abs(found.logits - wide.logits).max()),
+                "largest_difference_from_32_bit_sums": float(np.abs(found.logits - wide.logits).max())
+                if wide
+                else None,
                 "answers": "".join(map(str, found.top1)) if checkpoint.model.classes <= 10 else found.top1.tolist(),
             }
             record["rows"].append(row)
@@ -106,13 +118,13 @@ def integer_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def flips(one: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
-    """Images that two records answer otherwise, by graph."""
-    answers = {row["graph"]: row["answers"] for row in other["rows"]}
-    return {
-        row["graph"]: sum(a != b for a, b in zip(row["answers"], answers[row["graph"]], strict=True))
-        for row in one["rows"]
-        if row["graph"] in answers
-    }
+    """Images that two records answer otherwise, by file."""
+
+    def answers(record: dict[str, Any]) -> dict[str, Any]:
+        return {f"{row['graph']} for {row['target']}": row["answers"] for row in record["rows"]}
+
+    ours, theirs = answers(one), answers(other)
+    return {name: sum(a != b for a, b in zip(ours[name], theirs[name], strict=True)) for name in ours if name in theirs}
 
 
 if __name__ == "__main__":

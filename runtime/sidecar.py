@@ -5,13 +5,12 @@ everything is compared before TensorRT sees the file: that it is the file that w
 machine is one it was made for.  The plan itself stays raw, so that trtexec reads it too.
 
 What the side-car says decides about answers as well (depth, threshold, classes) and about where the plan is opened, so it
-holds a SHA-256 of itself: `sha256`, over its other values as JSON with sorted keys and without spaces.
+holds a SHA-256 of itself: `sha256`, of its other values (vitrm.strict_json.digest).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 import re
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrm import strict_json
 from vitrm.errors import UserError, explain_os_error
 from vitrm.files import check_regular, read_json, sha256_of
 from vitrm.runtime.gpus import Gpus
@@ -65,18 +65,12 @@ class Sidecar:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values: the metadata's fields, `engine` and the digest of both."""
         values = {**dataclasses.asdict(self.metadata), "engine": dataclasses.asdict(self.engine)}
-        return values if self.metadata.format < DIGEST_SINCE else {**values, _DIGEST: digest(values)}
+        return values if self.metadata.format < DIGEST_SINCE else {**values, _DIGEST: strict_json.digest(values)}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user of it should know."""
         return () if self.metadata.format >= DIGEST_SINCE else (NOT_CHECKED,)
-
-
-def digest(values: dict[str, Any]) -> str:
-    """The SHA-256 of a side-car's values without their digest."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sidecar_path(plan: Path) -> Path:
@@ -105,11 +99,10 @@ def read_sidecar(plan: Path) -> Sidecar:
             f"{plan} has no side-car {path.name}, which says what is inside and where it may run: copy it along, or build "
             "the plan with vitrm-export (trtexec runs plans without one)"
         )
-    check_regular(path, "side-car")
     check_regular(plan, "plan")
     values = read_json(path, "side-car")
     told = values.pop(_DIGEST, None)
-    if told is not None and told != _digest_of(values, path):
+    if told is not None and told != strict_json.digest(values):
         raise UserError(
             f"{path} is damaged, or was changed after the plan was built (its SHA-256 is another than it says), so {plan} is not "
             "opened: copy both files again, or build the plan again"
@@ -143,13 +136,6 @@ def read_sidecar(plan: Path) -> Sidecar:
             "was built, so it is not opened (a plan is code); build it again: " + rebuild(sidecar, plan)
         )
     return sidecar
-
-
-def _digest_of(values: dict[str, Any], path: Path) -> str:
-    try:
-        return digest(values)
-    except (ValueError, RecursionError) as error:  # NaN, or nested beyond all measure
-        raise UserError(f"{path}: damaged side-car ({error}): build the plan again") from None
 
 
 def read_weights(plan: Path, metadata: Metadata) -> Path:

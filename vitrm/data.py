@@ -233,7 +233,8 @@ def _read_folder(root: Path, part: Path, classes_of: Path, split: str, size: int
     )
     if extra:
         raise UserError(f"{part} has classes that {classes_of} has not: {', '.join(extra[:5])}")
-    pixels, labels = [], []
+    pixels: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
         files = sorted(p for p in (part / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if len(files) < (3 if part == classes_of else 1):

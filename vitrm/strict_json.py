@@ -70,7 +70,7 @@ def _check_values(values: Collection[Any]) -> list[Any]:
             return [v for v in values if type(v) in (dict, list)] + _check_values(
                 [v for v in values if type(v) not in (dict, list)]
             )
-        of_kind = [v for v in values if type(v) is kind]
+        of_kind: list[Any] = [v for v in values if type(v) is kind]
         if kind is str:
             _check_texts(of_kind)
         elif kind is int and not -(2**63) <= min(of_kind) <= max(of_kind) < 2**63:

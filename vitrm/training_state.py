@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,31 +152,27 @@ def _check_header(header: dict[str, Any], path: str | os.PathLike[str]) -> None:
             checked(f"{path}: {name}", value, rule)
         elif not isinstance(value, rule):
             raise _damaged(path, f"its {name} is {shown(value)}")
-    numbers = {"epoch": float, "accuracy": float, "loss": float}
-    if header["best"] is not None and not _holds(header["best"], numbers):
+    if header["best"] is not None and not _holds_numbers(header["best"], ("epoch", "accuracy", "loss")):
         raise _damaged(path, f"its best result is {shown(header['best'])}")
     if not all(_is_number(a) for a in header["test_accuracy"] or ()):
         raise _damaged(path, f"its test accuracy is {shown(header['test_accuracy'])}")
     for line in header["history"]:
-        if not isinstance(line, dict) or not _holds(line, _HISTORY):
+        if not isinstance(line, dict) or not _is_history(line):
             raise _damaged(path, f"a line of its history is {shown(line)}")
     if len({len(line["validation_accuracy"]) for line in header["history"]}) > 1:
         raise _damaged(path, "its history has lines of several depths")
 
 
-_HISTORY: dict[str, type] = {  # what is read of a line of metrics.jsonl: a number, or one per depth
-    **dict.fromkeys(("epoch", "train_loss", "train_accuracy", "lr", "seconds"), float),
-    **dict.fromkeys(("validation_accuracy", "validation_loss"), list),
-}
+def _is_history(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics.jsonl holds what is read of it: numbers, and such of every depth."""
+    if not _holds_numbers(line, ("epoch", "train_loss", "train_accuracy", "lr", "seconds")):
+        return False
+    by_depth = [line.get(key) for key in ("validation_accuracy", "validation_loss")]
+    return all(isinstance(values, list) and values and all(map(_is_number, values)) for values in by_depth)
 
 
-def _holds(values: dict[str, Any], wanted: dict[str, type]) -> bool:
-    return all(
-        (isinstance(values.get(k), list) and values[k] and all(map(_is_number, values[k])))
-        if kind is list
-        else _is_number(values.get(k))
-        for k, kind in wanted.items()
-    )
+def _holds_numbers(values: dict[str, Any], names: Sequence[str]) -> bool:
+    return all(_is_number(values.get(name)) for name in names)
 
 
 def _is_number(value: Any) -> bool:

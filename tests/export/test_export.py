@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import resource
 import shutil
@@ -318,6 +319,14 @@ def test_a_baseline_has_no_steps(tmp_path, capsys):
     assert "a resnet has no recursion: leave out --steps" in capsys.readouterr().err
 
 
+def _edit(folder, old, new, unseal=False):
+    """Changes a run's config; `unseal` takes its checksums out, as whoever means the change does."""
+    config = json.loads((folder / "config.json").read_text().replace(old, new))
+    if unseal:
+        del config["sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -328,28 +337,11 @@ def test_a_baseline_has_no_steps(tmp_path, capsys):
         (lambda f: (f / "config.json").write_text((f / "config.json").read_text()[:50]), "truncated"),
         (lambda f: (f / "config.json").write_text("[]"), "expected an object"),
         (lambda f: (f / "config.json").write_text('{"format": 99}'), "format is 99"),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"latents": 8', '"latents": 9')
-            ),
-            "of another shape",
-        ),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"layers": 2', '"layers": 3')
-            ),
-            "missing",
-        ),
-        (
-            lambda f: (f / "config.json").write_text(
-                (f / "config.json").read_text().replace('"layers": 2', '"layers": 1')
-            ),
-            "unexpected",
-        ),
-        (
-            lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"vitrm"', '"mlp"')),
-            "model kind is 'mlp'",
-        ),
+        (lambda f: _edit(f, '"latents": 8', '"latents": 9'), "was changed after it was written"),
+        (lambda f: _edit(f, '"latents": 8', '"latents": 9', unseal=True), "of another shape"),
+        (lambda f: _edit(f, '"layers": 2', '"layers": 3', unseal=True), "missing"),
+        (lambda f: _edit(f, '"layers": 2', '"layers": 1', unseal=True), "unexpected"),
+        (lambda f: _edit(f, '"vitrm"', '"mlp"', unseal=True), "model kind is 'mlp'"),
     ],
 )
 def test_damaged_runs_are_refused(run, tmp_path, capsys, damage, message):

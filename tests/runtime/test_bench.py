@@ -209,6 +209,7 @@ def test_run_of_another_kind_or_other_weights_is_refused(
     same_weights = shutil.copytree(run, tmp_path / "other-n")
     config = json.loads((same_weights / "config.json").read_text())
     config["model"]["n"] = 5
+    del config["sha256"]
     (same_weights / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"other settings \(n 5, the artefact 2\)"):
         bench([artefact], run=str(same_weights), **QUICK)

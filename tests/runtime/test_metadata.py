@@ -36,7 +36,7 @@ def test_what_was_written_is_read() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Metadata)])
 def test_values_out_of_bounds_are_one_line_at_once(name: str) -> None:
-    hostile = [DEEP, "NaN", "-Infinity", "1e999", "9" * 5000, "-1", "1" + "0" * 30, "true", '{"a": {"b": [[[[[]]]]]}}', '"' + "x" * 5000 + '"', "[1]", "[NaN]", "{", ""]  # fmt: skip
+    hostile = [DEEP, "NaN", "-Infinity", "1e999", "9" * 5000, "-1", "1" + "0" * 30, "true", '"' + "x" * 5000 + '"', "[1]", "[NaN]", "{", ""]  # fmt: skip
     began = time.perf_counter()
     for value in hostile:
         if (name, value) == ("exact_sums", "true"):

@@ -20,7 +20,7 @@ from small_models import clear_threshold
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
-from vitrm import data
+from vitrm import data, strict_json
 from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.engine import EngineOptions, build_engine, toolchain
@@ -29,7 +29,7 @@ from vitrm.runtime.cuda import Cuda, CudaError
 from vitrm.runtime.eager_session import EagerSession
 from vitrm.runtime.gpus import Gpu, Gpus, find_gpus
 from vitrm.runtime.session import Session
-from vitrm.runtime.sidecar import check_here, digest, read_sidecar, rebuild, sidecar_path, write_sidecar
+from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.stored_threshold import store_threshold
 from vitrm.runtime.tensorrt_api import installed
 from vitrm.runtime.tensorrt_plan import choose_profile
@@ -88,7 +88,7 @@ def alter(plan: Path, **changes: object) -> None:
     values = json.loads(path.read_text())
     del values["sha256"]
     values["engine"] |= changes
-    path.write_text(json.dumps({**values, "sha256": digest(values)}))
+    path.write_text(json.dumps({**values, "sha256": strict_json.digest(values)}))
 
 
 # The side-car -------------------------------------------------------------------------------------

@@ -186,6 +186,7 @@ def test_a_picture_of_gigapixels_is_named_and_not_decoded(photos, suffix):
     assert f"cat/bomb.{suffix} cannot be read as an image" in said[0]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_no_damaged_picture_raises_anything_else(photos, monkeypatch):
     """Cut, with a few bytes changed in its head, or anywhere; in every format."""
     root, dice = photos(4), random.Random(0)
