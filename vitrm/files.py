@@ -29,6 +29,7 @@ from vitrm import locks, strict_json
 from vitrm.errors import UserError, explain_os_error
 
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
+_LOCK_MADE = "lock.made"  # what the lock is called until it is held
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kernel>[0-9a-f]{8})-\d+-\w{8}\.part(\.\w+)?")
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")  # its own temporary, where version 0.1.0 let it write
 _FORSAKEN = 86_400  # seconds: a temporary without a lock, as of version 0.1.0, is removed when untouched for so long
@@ -175,7 +176,10 @@ def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
     try:
         for part in (_NEW, _OLD):
             (scratch / part).mkdir()
-        return scratch, locks.acquire(scratch / _LOCK)
+        # It gets its name once it is locked: another process that finds it free takes the folder for one that was left.
+        descriptor = locks.acquire(scratch / _LOCK_MADE)
+        os.rename(scratch / _LOCK_MADE, scratch / _LOCK)
+        return scratch, descriptor
     except OSError as error:
         if error.errno == locks.NO_LOCKS:
             return scratch, None

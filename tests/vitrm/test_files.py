@@ -16,7 +16,7 @@ import pytest
 
 from vitrm import files, locks
 from vitrm.errors import UserError
-from vitrm.files import atomic_files, atomic_folder, write_text
+from vitrm.files import atomic_files, atomic_folder, remove_leftovers, write_text
 
 
 @pytest.fixture
@@ -167,6 +167,21 @@ def test_what_another_machine_may_still_write_stays(tmp_path, monkeypatch):
     assert locks.is_local(tmp_path), "the tests' folder is on a disk of this machine"
     write_text(tmp_path / "file.txt", "mine")
     assert not left.exists()
+
+
+def test_a_temporary_is_locked_from_its_first_moment(tmp_path, monkeypatch):
+    """Between the making of a lock file and its locking, others would take the folder for one that a kill has left."""
+    real = locks.acquire
+
+    def acquire(path, *, create=True):
+        if create and path.parent.suffix == ".part":
+            path.touch()  # as far as the system's own open() has come
+            remove_leftovers(tmp_path, "a")  # and then comes another writer of the same file
+        return real(path, create=create)
+
+    monkeypatch.setattr(locks, "acquire", acquire)
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text"
 
 
 def test_an_exchange_killed_half_way_is_taken_back(tmp_path, monkeypatch):
