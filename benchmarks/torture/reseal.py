@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from vitrm import strict_json
 from vitrm.calib import calibration
@@ -19,7 +20,17 @@ from vitrm.files import sha256_of
 from vitrm.runtime import onnx_file
 from vitrm.runtime.metadata import DIGEST
 
-_TOO_BROKEN = (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError, struct.error)
+_TOO_BROKEN = (
+    DecodeError,
+    UserError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    OSError,
+    struct.error,
+)
 
 
 def run(home: Path) -> None:
