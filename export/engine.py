@@ -22,6 +22,7 @@ from pathlib import Path
 from vitrm.errors import UserError
 from vitrm.export.engine_builder import FLAGS, Request, to_json
 from vitrm.export.engine_checks import check_graph
+from vitrm.fields import Whole, checked, shown
 from vitrm.files import atomic_files, atomic_folder, sha256_of, write_text
 from vitrm.outputs import check_outputs
 from vitrm.runtime.gpus import Gpus, find_gpus
@@ -40,6 +41,8 @@ from vitrm.runtime.sidecar import (
 from vitrm.runtime.tensorrt_api import ERRORS, FULL, INSTALL, NAMES, RTX, TensorRT, installed, load_tensorrt
 
 BATCHES = (1, 8, 64)  # of the one profile that is made where none is asked for
+MAX_BATCH = 1 << 20  # of a profile
+MAX_WORKSPACE = 1 << 20  # MiB: a tebibyte
 _OLDEST_PORTABLE = 80  # TensorRT for RTX has no float32 products on older ones, and the heads are float32
 # What the builder says, and what to do about it.
 _HINTS = (
@@ -120,10 +123,12 @@ def toolchain(options: EngineOptions, gpus: Gpus | None = None) -> Toolchain:
     present = gpus.found[0] if gpus.found else None
     wanted = list(dict.fromkeys(normal_gpu(g) for g in options.gpus))
     for profile in options.profiles:
-        if len(profile) != 3 or not 1 <= profile[0] <= profile[1] <= profile[2]:
-            raise UserError(f"batch sizes are {list(profile)}, expected MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX")
-    if options.workspace_mib is not None and options.workspace_mib < 1:
-        raise UserError(f"workspace is {options.workspace_mib} MiB, expected at least 1")
+        if len(profile) != 3 or not 1 <= profile[0] <= profile[1] <= profile[2] <= MAX_BATCH:
+            raise UserError(
+                f"batch sizes are {shown(list(profile))}, expected MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX ≤ {MAX_BATCH:,}"
+            )
+    if options.workspace_mib is not None:
+        checked("workspace, in MiB,", options.workspace_mib, Whole(1, MAX_WORKSPACE))
     if options.strip_weights and options.refit:
         raise UserError("a plan without weights is refitted whenever it is opened: leave out --refit")
     api = load_tensorrt(_flavour(options, wanted, present.sm if present else None))

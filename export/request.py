@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vitrm.runtime.metadata import PARTS
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_STEPS = 256  # each adds nodes to an unrolled file
+MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
 NEVER = 2.0  # a halt_threshold no probability exceeds
 
 
@@ -92,9 +92,9 @@ class Request:
             raise UserError(
                 f"max drop is {self.max_drop} at {self.precision}, expected 0 to 100 percentage points, at int8"
             )
-        if not 0 < self.halt_threshold < math.inf:
+        if not 0 < self.halt_threshold <= MAX_THRESHOLD:
             raise UserError(
-                f"halt threshold is {self.halt_threshold}, expected a number above 0 (1 or more never halts)"
+                f"halt threshold is {self.halt_threshold}, expected a number above 0, at most {MAX_THRESHOLD} (1 or more never halts)"
             )
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps is {self.steps}, expected 1 to {MAX_STEPS}")

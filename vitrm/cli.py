@@ -17,6 +17,7 @@ from vitrm.data import DATASETS
 from vitrm.errors import UserError, run_command
 from vitrm.execution import start_anew_tuned
 from vitrm.fields import shown
+from vitrm.files import check_name
 from vitrm.memory import shortage_explained
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.run_config import MODEL_KEYS, RunConfig, parse, read
@@ -269,6 +270,7 @@ def command(argv: Sequence[str] | None) -> int | None:
     if axes and args.resume:
         raise UserError("a sweep goes on where it was stopped by itself: leave out --resume")
     out = Path(args.out) if args.out else default_out(settings, "sweep-" if axes else "")
+    check_name(out, "--out")
     if not args.resume:
         for cell in wanted:
             resolve(cell.settings)  # a mistyped setting should not wait for torch

@@ -27,6 +27,7 @@ from typing import Any
 
 from vitrm import locks, strict_json
 from vitrm.errors import UserError, explain_os_error
+from vitrm.fields import shown
 
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
 _LOCK_MADE = "lock.made"  # what the lock is called until it is held
@@ -277,6 +278,17 @@ _KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
+
+
+def check_name(path: str | os.PathLike[str], what: str) -> None:
+    """Raises `UserError` for a path that cannot be looked for, such as one that is too long; it need not exist."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{what}: {shown(os.fspath(path))} cannot be used ({reason}): name another place") from None
 
 
 def read_text(path: str | os.PathLike[str], what: str, limit: int) -> str:

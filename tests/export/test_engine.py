@@ -270,7 +270,13 @@ def test_a_stopped_build_leaves_nothing(run, tmp_path, halting_builder):
         ({"strip_weights": True}, NO_GPU, "--strip-weights: .* on a machine with a GPU alone"),
         ({"refit": True}, NO_GPU, "--refit: .* on a machine with a GPU alone"),
         ({"profiles": ((8, 1, 64),)}, NO_GPU, r"batch sizes are \[8, 1, 64\]"),
-        ({"workspace_mib": 0}, NO_GPU, "workspace is 0 MiB"),
+        (
+            {"profiles": ((1, 8, 10**9),)},
+            NO_GPU,
+            r"batch sizes are \[1, 8, 1000000000\], expected .* ≤ MAX ≤ 1,048,576",
+        ),
+        ({"workspace_mib": 0}, NO_GPU, "workspace, in MiB, is 0, expected a whole number from 1 to 1,048,576"),
+        ({"workspace_mib": 2**63}, NO_GPU, "workspace, in MiB, is 9223372036854775808"),
         (
             {},
             Gpus((Gpu("NVIDIA H100", "sm90", 1),), "13.0"),

@@ -266,6 +266,7 @@ def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):
         (["-o", "/proc/nowhere/a.onnx"], r"writing /proc/nowhere"),
         (["--halt-threshold", "0"], r"above 0"),
         (["--halt-threshold", "nan"], r"above 0"),
+        (["--halt-threshold", "inf"], r"halt threshold is inf, expected a number above 0, at most 1000"),
         (["--data-dir", "{tmp}/none", "--steps", "1"], None),
     ],
 )

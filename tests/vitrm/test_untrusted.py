@@ -270,3 +270,19 @@ def test_any_number_on_the_command_line_trains_or_is_one_line(tmp_path, capsys, 
                 assert error.count("\n") == 1
     torch.set_num_threads(1)
     assert began > 50
+
+
+@pytest.mark.parametrize(
+    "flag", ["--out", "--data", "--data-dir", "--init", "--teacher", "--config", "--sweep", "--device"]
+)
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "/dev/zero", "n=" + "9" * 5000, "n=" + "[" * 5000])
+def test_any_name_on_the_command_line_trains_or_is_one_line(flag, name, tmp_path, capsys, monkeypatch):
+    def begins(*args: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitrm.train.train", begins)
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(["--model", "tiny", "--device", "cpu", f"{flag}={name}"])
+    error = capsys.readouterr().err
+    assert code == 2 or (code, flag) == (130, "--data-dir"), "digits need no folder"
+    assert code == 130 or (error.startswith("error: ") and error.count("\n") == 1)
