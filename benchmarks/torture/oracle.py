@@ -82,7 +82,7 @@ def judge(fmt: Format, indices: list[int], seed: int, subjects: Path) -> Iterato
 
 def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
     """What the worker says; a last verdict for the case that it did not survive."""
-    buffer, current, mutation = b"", -1, ""
+    buffer, current, mutation, remade = b"", -1, "", False
     cpu = last = _cpu(pid)
     awake = time.monotonic()  # when it last used CPU time, or wanted to
     hung = ""
@@ -100,7 +100,7 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
                     yield Verdict(**said)
                     current = -1
                 else:
-                    current, mutation = said["index"], said["mutation"]
+                    current, mutation, remade = said["index"], said["mutation"], said["remade"]
                     cpu, awake = _cpu(pid), time.monotonic()
         now = _cpu(pid)
         if now != last or _state(pid) != "S":
@@ -119,7 +119,7 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
         yield Verdict(current_hung, "hang", mutation, hung)
     elif current >= 0:
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-        yield Verdict(current, "crash", mutation, f"the process ended by {how}")
+        yield Verdict(current, "backend" if remade else "crash", mutation, f"the process ended by {how}")
     elif os.WIFSIGNALED(status) or os.WEXITSTATUS(status):
         raise RuntimeError(f"the worker ended between cases with status {status}")
 
@@ -176,8 +176,8 @@ def _case(fmt: Format, index: int, seed: int, subjects: Path, whole: Answers, wr
     try:
         fmt.prepare(subjects, scratch)
         done = fmt.mutate(scratch, random.Random(f"{seed}/{fmt.name}/{index}"))
-        mutation = done.what[:200]
-        os.write(writing, (json.dumps({"index": index, "mutation": mutation}) + "\n").encode())
+        mutation, remade = done.what[:200], done.resealed and fmt.name.startswith(("onnx", "stepwise"))
+        os.write(writing, (json.dumps({"index": index, "mutation": mutation, "remade": remade}) + "\n").encode())
         before, cpu = _reset_peak(), time.process_time()
         outcome, detail = _outcome(fmt, scratch, whole, done)
         used, grown = time.process_time() - cpu, _peak() - before
