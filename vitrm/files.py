@@ -30,9 +30,11 @@ from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import shown
 
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
+_LOCK_MADE = "lock.made"  # what the lock is called until it is held
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kernel>[0-9a-f]{8})-\d+-\w{8}\.part(\.\w+)?")
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")  # its own temporary, where version 0.1.0 let it write
 _FORSAKEN = 86_400  # seconds: a temporary without a lock, as of version 0.1.0, is removed when untouched for so long
+_MAKING = 60  # seconds: one of this machine without a lock is removed then
 _COMMIT_WAIT = 60.0  # seconds for another command's renames of the same files, which take milliseconds
 MAX_JSON = 8 << 20  # bytes: the names of a hundred thousand classes
 
@@ -176,7 +178,10 @@ def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
     try:
         for part in (_NEW, _OLD):
             (scratch / part).mkdir()
-        return scratch, locks.acquire(scratch / _LOCK)
+        # It gets its name once it is locked: another process that finds it free takes the folder for one that was left.
+        descriptor = locks.acquire(scratch / _LOCK_MADE)
+        os.rename(scratch / _LOCK_MADE, scratch / _LOCK)
+        return scratch, descriptor
     except OSError as error:
         if error.errno == locks.NO_LOCKS:
             return scratch, None
@@ -186,14 +191,23 @@ def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
 
 def _remove_if_dead(left: Path, found: re.Match[str] | None) -> None:
     """Removes a temporary if its writer lives no more."""
-    if found is None or not (left / _LOCK).exists():
-        if time.time() - left.stat().st_mtime > _FORSAKEN:
+    lock, age = left / _LOCK, time.time() - left.stat().st_mtime
+    if found is None or (found["kernel"] != _kernel() and not lock.exists()):
+        if age > _FORSAKEN:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return
+    if not lock.exists():
+        # Its maker is about to lock it, which takes milliseconds, or was killed before that.
+        if age <= _MAKING:
+            return
+        lock = left / _LOCK_MADE
+        if not lock.exists():
+            shutil.rmtree(left)
+            return
     # A lock that is free proves nothing where another machine may hold it and the file system does not say so.
     if found["kernel"] != _kernel() and not locks.is_local(left):
         return
-    descriptor = locks.acquire(left / _LOCK, create=False)
+    descriptor = locks.acquire(lock, create=False)
     if descriptor is None:
         return
     try:

@@ -11,7 +11,7 @@ from vitrm.errors import UserError
 # torch has a type of its own for CUDA's memory alone; on a CPU, and from the libraries below, it is a RuntimeError.
 _SAID = re.compile(
     r"DefaultCPUAllocator|not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc"
-    r"|could not create a memory|ALLOC_FAILED",
+    r"|could not create a memory|ALLOC_FAILED|Resource temporarily unavailable",  # the last: of a thread's stack
     re.IGNORECASE,
 )
 _SIZE = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)")

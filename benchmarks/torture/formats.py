@@ -25,7 +25,7 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError
 
-from . import mutations, onnx_mutations, subjects
+from . import mutations, onnx_mutations, reseal, subjects
 from .mutations import Done
 from .oracle import Answers, Violation, unclean
 
@@ -89,6 +89,24 @@ def _kind(*names: str) -> Callable[[Path, random.Random], Done]:
 
 def _json(name: str) -> Callable[[Path, random.Random], Done]:
     return lambda home, rng: mutations.rewrite(home / name, lambda data, r: mutations.json_text(data.decode(), r), rng)
+
+
+def _resealed(
+    way: Callable[[Path, random.Random], Done], seal: Callable[[Path], None]
+) -> Callable[[Path, random.Random], Done]:
+    """`way`, and digests that fit again."""
+
+    def mutate(home: Path, rng: random.Random) -> Done:
+        done = way(home, rng)
+        seal(home)
+        return dataclasses.replace(done, what=f"{done.what}; resealed", resealed=True)
+
+    return mutate
+
+
+def _artifacts(home: Path) -> None:
+    for path in home.rglob("*.onnx"):
+        reseal.artifact(path)
 
 
 def _on(change: Callable[[Path, random.Random], Done], *names: str) -> Callable[[Path, random.Random], Done]:
@@ -180,6 +198,11 @@ def _toml_keys() -> tuple[str, ...]:
     from vitrm.run_config import DATA_KEYS, MODEL_KEYS, RECIPE_KEYS
 
     return (*MODEL_KEYS, *RECIPE_KEYS, *DATA_KEYS, "preset", "seed", "teacher", "classes", "x")
+
+
+def _kind_of_toml(home: Path, rng: random.Random) -> Done:
+    done = mutations.disguise(home / "run.toml", rng)
+    return dataclasses.replace(done, refuse=done.refuse and not done.what.endswith(("empty", "newlines")))  # valid TOML
 
 
 def _read_toml(home: Path) -> Answers:
@@ -424,7 +447,7 @@ def _strange_photo(home: Path, rng: random.Random) -> Done:
     if kind == "file":
         return dataclasses.replace(mutations.disguise(_a_photo(home, rng), rng), refuse=False)
     if kind == "bomb":
-        side = rng.choice((3000, 9000, 20_000))
+        side = rng.choice((3000, 6000, 20_000))
         (photos / "cat" / "bomb.png").write_bytes(_bomb(side))
         return Done(f"a PNG of {side} × {side}")
     if kind == "class":
@@ -470,15 +493,25 @@ FORMATS: tuple[Format, ...] = (
         "config",
         500,
         ("run",),
-        _one_of((6, _json("run/config.json")), (3, _bytes("run/config.json")), (1, _kind("run/config.json"))),
+        _one_of(
+            (2, _json("run/config.json")),
+            (4, _resealed(_json("run/config.json"), reseal.run)),
+            (3, _bytes("run/config.json")),
+            (1, _kind("run/config.json")),
+        ),
         _read_run,
-        sealed=("weights",),
+        sealed=("weights", "config"),
     ),
     Format(
         "weights",
         500,
         ("run",),
-        _one_of((4, _bytes("run/model.safetensors")), (4, _damage_weights), (1, _kind("run/model.safetensors"))),
+        _one_of(
+            (4, _bytes("run/model.safetensors")),
+            (4, _damage_weights),
+            (3, _resealed(_damage_weights, reseal.run)),
+            (1, _kind("run/model.safetensors")),
+        ),
         _read_run,
         sealed=("logits", "weights"),
     ),
@@ -486,7 +519,9 @@ FORMATS: tuple[Format, ...] = (
         "state",
         500,
         ("run",),
-        _one_of((4, _bytes(_STATE)), (5, _damage_state), (1, _kind(_STATE))),
+        _one_of(
+            (4, _bytes(_STATE)), (3, _damage_state), (4, _resealed(_damage_state, reseal.state)), (1, _kind(_STATE))
+        ),
         _read_state,
         sealed=_Everything(),
     ),
@@ -496,9 +531,10 @@ FORMATS: tuple[Format, ...] = (
         ("run",),
         _one_of(
             (2, _bytes(_STATE)),
-            (6, _damage_state),
+            (2, _damage_state),
+            (5, _resealed(_damage_state, reseal.state)),
             (1, _kind(_STATE, "run/config.json")),
-            (2, _json("run/config.json")),
+            (2, _resealed(_json("run/config.json"), reseal.run)),
             (1, _bytes("run/metrics.jsonl", "run/config.json", "run/model.safetensors")),
         ),
         _resume,
@@ -519,7 +555,12 @@ FORMATS: tuple[Format, ...] = (
         "calibration",
         500,
         ("run", "ranges.json"),
-        _one_of((6, _json("ranges.json")), (3, _bytes("ranges.json")), (1, _kind("ranges.json"))),
+        _one_of(
+            (3, _json("ranges.json")),
+            (3, _resealed(_json("ranges.json"), reseal.ranges)),
+            (3, _bytes("ranges.json")),
+            (1, _kind("ranges.json")),
+        ),
         _read_ranges,
         sealed=("ranges", "id"),
     ),
@@ -535,18 +576,21 @@ FORMATS: tuple[Format, ...] = (
                 ),
             ),
             (2, _bytes("run.toml")),
-            (1, _kind("run.toml")),
+            (1, _kind_of_toml),
         ),
         _read_toml,
     ),
-    _artifact("unrolled", 500, (2, _on(onnx_mutations.graph, "unrolled.onnx")), (1, _kind("unrolled.onnx"))),
-    _artifact("loop", 400, (3, _on(onnx_mutations.graph, "loop.onnx")), (1, _kind("loop.onnx"))),
-    _artifact("int8", 300, (3, _on(onnx_mutations.graph, "int8.onnx")), (1, _kind("int8.onnx"))),
+    _artifact("unrolled", 500, (2, _resealed(_bytes("unrolled.onnx"), _artifacts)), (1, _kind("unrolled.onnx"))),
+    _artifact("loop", 400, (3, _resealed(_on(onnx_mutations.graph, "loop.onnx"), _artifacts)), (1, _kind("loop.onnx"))),
+    _artifact("int8", 300, (3, _resealed(_on(onnx_mutations.graph, "int8.onnx"), _artifacts)), (1, _kind("int8.onnx"))),
     Format(
         "onnx-graph",
         500,
         ("unrolled.onnx",),
-        _on(onnx_mutations.graph, "unrolled.onnx"),
+        _one_of(
+            (1, _on(onnx_mutations.graph, "unrolled.onnx")),
+            (3, _resealed(_on(onnx_mutations.graph, "unrolled.onnx"), _artifacts)),
+        ),
         _read_artifact("unrolled.onnx"),
         sealed=_ANSWERS,
     ),
@@ -554,7 +598,10 @@ FORMATS: tuple[Format, ...] = (
         "onnx-metadata",
         600,
         ("unrolled.onnx",),
-        _on(onnx_mutations.metadata, "unrolled.onnx"),
+        _one_of(
+            (1, _on(onnx_mutations.metadata, "unrolled.onnx")),
+            (5, _resealed(_on(onnx_mutations.metadata, "unrolled.onnx"), _artifacts)),
+        ),
         _read_and_pass_on,
         sealed=_ANSWERS,
     ),
@@ -562,7 +609,7 @@ FORMATS: tuple[Format, ...] = (
         "onnx-external",
         120,
         ("unrolled.onnx",),
-        _on(onnx_mutations.external, "unrolled.onnx"),
+        _resealed(_on(onnx_mutations.external, "unrolled.onnx"), _artifacts),
         _read_and_pass_on,
         sealed=_ANSWERS,
     ),
@@ -572,8 +619,9 @@ FORMATS: tuple[Format, ...] = (
         ("stepwise", "loop.onnx"),
         _one_of(
             (4, _bytes(*_PARTS)),
-            (3, _on(onnx_mutations.graph, *_PARTS)),
-            (3, _on(onnx_mutations.metadata, *_PARTS)),
+            (1, _on(onnx_mutations.graph, *_PARTS)),
+            (3, _resealed(_on(onnx_mutations.graph, *_PARTS), _artifacts)),
+            (3, _resealed(_on(onnx_mutations.metadata, *_PARTS), _artifacts)),
             (1, _kind(*_PARTS)),
             (1, _mix_parts),
         ),

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.startswith(".") or ".tmp" in p.name)
 
 
+def age(folder: Path) -> None:
+    """Makes what a kill left look minutes old: what has no lock yet may be another writer's that is just being made."""
+    then = time.time() - 120
+    for path in folder.rglob(".*"):
+        with suppress(OSError):
+            os.utime(path, (then, then), follow_symlinks=False)
+
+
 def ends_well(ended: Ended, found: Found, case: str) -> bool:
     """Whether a command ended with 0; a finding if not."""
     if ended.code == 0 and not ended.tracebacks:
@@ -188,6 +197,7 @@ def _training(killer: Killer, wanted: int, made: Path, folder: Path, found: Foun
                 here = here.rename(folder / f"moved{runs}")
         if not here.exists():
             continue
+        age(here)
         last = children.run(children.command("vitrm-train", "--resume", "--threads", "1", "--out", here))
         if (here / STATE_FILE).exists() and ends_well(last, found, f"--resume after being killed {', '.join(deaths)}"):
             equal = fingerprint(here)
@@ -259,6 +269,7 @@ def _disturbed(
                 found("different", f"killed {how}", why)
         except (UserError, OSError, ValueError) as error:
             found("lost", f"killed {how}", f"{type(error).__name__}: {error}")
+    age(target.parent)
     if ends_well(children.run(work), found, "after the kills") and (left := leftovers(target.parent)):
         found("lost", "after a whole run that followed the kills", f"left behind: {left}")
     return killed
@@ -407,6 +418,7 @@ def _reading(killer: Killer, wanted: int, made: Path, folder: Path, found: Found
         writer.kill()
         writer.wait(10)
         say(f"{number + 1} of {wanted}")
+    age(target.parent)
     store_threshold(target, 0.25, 2, {})
     if left := leftovers(target.parent):
         found("lost", "after a writer was killed", f"left behind: {left}")

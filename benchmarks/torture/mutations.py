@@ -101,6 +101,7 @@ class Done:
 
     what: str
     refuse: bool = False
+    resealed: bool = False  # its digests are right again, so that it is another file rather than a damaged one
 
 
 def damage(data: bytes, rng: random.Random) -> tuple[str, bytes]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from vitrm.runtime.metadata import DIGEST
+
 from .mutations import JSON_VALUES, Done, json_text
 
 # What class names and run names come with: configuration, terminal codes, markup, paths.
@@ -38,7 +40,7 @@ def metadata(path: Path, rng: random.Random) -> Done:
     """One of the file's own fields altered."""
     model = onnx.load(str(path))
     props = {p.key: p for p in model.metadata_props}
-    keys = sorted(k for k in props if k.startswith("vitrm."))
+    keys = sorted(k for k in props if k.startswith("vitrm.") and k != DIGEST)
     key = rng.choice(keys)
     kind = rng.choice(("json", "json", "json", "whole", "whole", "name", "name", "drop", "add", "raw", "double"))
     if kind == "json" and isinstance(json.loads(props[key].value), (dict, list)) and json.loads(props[key].value):
@@ -182,6 +184,7 @@ def external(path: Path, rng: random.Random) -> Done:
             "parent",
             "link",
             "link folder",
+            "link inside",
             "folder",
             "missing",
             "offset",
@@ -202,11 +205,11 @@ def external(path: Path, rng: random.Random) -> Done:
     elif kind == "link":
         where = outside
         (path.parent / location).symlink_to(outside)
-    elif kind == "link folder":
+    elif kind in ("link folder", "link inside"):
         (path.parent / "real").mkdir()
         where = path.parent / "real" / "w"
         (path.parent / "sub").symlink_to("real")
-        location = "sub/../../" + path.parent.name + "/real/w" if rng.random() < 0.5 else "sub/w"
+        location = "sub/../../" + path.parent.name + "/real/w" if kind == "link folder" else "sub/w"
     elif kind == "folder":
         location = "sub/weights.data"
         where = path.parent / location
@@ -227,6 +230,6 @@ def external(path: Path, rng: random.Random) -> Done:
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         weight.external_data.add(key=key, value=str(value))
     path.write_bytes(model.SerializeToString())
-    strange = kind not in ("beside", "folder", "offset", "length", "hard")
+    strange = kind not in ("beside", "folder", "offset", "length", "hard", "link inside")
     shown = "…" if location.startswith("/tmp") else location
     return Done(f"{path.name}: weights {kind} ({shown}, offset {offset}, length {length})", refuse=strange)

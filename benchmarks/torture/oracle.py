@@ -35,6 +35,7 @@ from .children import MIB, address_space
 
 if TYPE_CHECKING:
     from .formats import Format
+    from .mutations import Done
 
 CPU_LIMIT = 20.0  # seconds of CPU time for one input
 IDLE_LIMIT = 12.0  # seconds asleep without using any
@@ -81,7 +82,7 @@ def judge(fmt: Format, indices: list[int], seed: int, subjects: Path) -> Iterato
 
 def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
     """What the worker says; a last verdict for the case that it did not survive."""
-    buffer, current, mutation = b"", -1, ""
+    buffer, current, mutation, remade = b"", -1, "", False
     cpu = last = _cpu(pid)
     awake = time.monotonic()  # when it last used CPU time, or wanted to
     hung = ""
@@ -99,7 +100,7 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
                     yield Verdict(**said)
                     current = -1
                 else:
-                    current, mutation = said["index"], said["mutation"]
+                    current, mutation, remade = said["index"], said["mutation"], said["remade"]
                     cpu, awake = _cpu(pid), time.monotonic()
         now = _cpu(pid)
         if now != last or _state(pid) != "S":
@@ -118,7 +119,7 @@ def _watch(pid: int, reading: int, indices: list[int]) -> Iterator[Verdict]:
         yield Verdict(current_hung, "hang", mutation, hung)
     elif current >= 0:
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-        yield Verdict(current, "crash", mutation, f"the process ended by {how}")
+        yield Verdict(current, "backend" if remade else "crash", mutation, f"the process ended by {how}")
     elif os.WIFSIGNALED(status) or os.WEXITSTATUS(status):
         raise RuntimeError(f"the worker ended between cases with status {status}")
 
@@ -175,10 +176,10 @@ def _case(fmt: Format, index: int, seed: int, subjects: Path, whole: Answers, wr
     try:
         fmt.prepare(subjects, scratch)
         done = fmt.mutate(scratch, random.Random(f"{seed}/{fmt.name}/{index}"))
-        mutation = done.what[:200]
-        os.write(writing, (json.dumps({"index": index, "mutation": mutation}) + "\n").encode())
+        mutation, remade = done.what[:200], done.resealed and fmt.name.startswith(("onnx", "stepwise"))
+        os.write(writing, (json.dumps({"index": index, "mutation": mutation, "remade": remade}) + "\n").encode())
         before, cpu = _reset_peak(), time.process_time()
-        outcome, detail = _outcome(fmt, scratch, whole, done.refuse)
+        outcome, detail = _outcome(fmt, scratch, whole, done)
         used, grown = time.process_time() - cpu, _peak() - before
         if outcome in ("same", "altered", "refused") and grown > RSS_LIMIT:
             outcome, detail = "memory", f"{grown // MIB} MiB more, then {outcome} {detail}"
@@ -195,7 +196,7 @@ def _case(fmt: Format, index: int, seed: int, subjects: Path, whole: Answers, wr
     }
 
 
-def _outcome(fmt: Format, scratch: Path, whole: Answers, must_refuse: bool) -> tuple[str, str]:
+def _outcome(fmt: Format, scratch: Path, whole: Answers, done: Done) -> tuple[str, str]:
     try:
         found = fmt.read(scratch)
     except UserError as error:
@@ -208,11 +209,11 @@ def _outcome(fmt: Format, scratch: Path, whole: Answers, must_refuse: bool) -> t
     except BaseException as error:
         return "traceback", f"{type(error).__name__} at {_where(error)}: {' '.join(str(error).split())[:200]}"
     changed = [k for k in whole if k not in found or not _equal(whole[k], found[k])]
-    if must_refuse:
+    if done.refuse:
         return "contract", "accepted"
     if not changed:
         return "same", ""
-    sealed = [k for k in changed if k in fmt.sealed]
+    sealed = [k for k in changed if k in fmt.sealed and not done.resealed]
     return ("damage", f"accepted with other {', '.join(sealed)}") if sealed else ("altered", ", ".join(changed))
 
 

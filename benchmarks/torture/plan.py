@@ -9,7 +9,7 @@ from pathlib import Path
 from .concurrency import concurrency
 from .disk import disk
 from .environment import environment
-from .findings import Finding, Part
+from .findings import GOOD, Finding, Part
 from .formats import FORMATS
 from .halting import halting
 from .kills import kills
@@ -46,6 +46,7 @@ def formats(budget: Budget, progress: Progress) -> Part:
     """Damaged files of every kind."""
     part = Part("formats")
     by_format: dict[str, dict[str, object]] = {}
+    died: list[str] = []  # ONNX Runtime itself
     for fmt in FORMATS:
         if budget.format not in (None, fmt.name):
             continue
@@ -59,8 +60,10 @@ def formats(budget: Budget, progress: Progress) -> Part:
         for verdict in judge(fmt, indices, budget.seed, budget.subjects):
             outcomes[verdict.outcome] = outcomes.get(verdict.outcome, 0) + 1
             slowest, largest = max(slowest, verdict.cpu), max(largest, verdict.grown)
-            if verdict.outcome in ("same", "altered", "refused"):
+            if verdict.outcome in GOOD:
                 part.count(verdict.outcome)
+                if verdict.outcome == "backend":
+                    died.append(f"{fmt.name} case {verdict.index}: {verdict.mutation}: {verdict.detail}")
             else:
                 again = budget.repeat(f"--part formats --format {fmt.name} --case {verdict.index}")
                 part.found(Finding("formats", fmt.name, verdict.outcome, verdict.mutation, verdict.detail, again))
@@ -75,7 +78,7 @@ def formats(budget: Budget, progress: Progress) -> Part:
             "slowest_cpu_s": round(slowest, 2),
             "largest_mib": largest // MIB,
         }
-    part.figures = {"formats": by_format}
+    part.figures = {"formats": by_format, "onnxruntime died of": died}
     return part
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 from processes import PATIENCE
+from torture import children
+from torture.kills import before_operation
 
 from vitrm import files, locks
 from vitrm.errors import UserError
-from vitrm.files import atomic_files, atomic_folder, write_text
+from vitrm.files import atomic_files, atomic_folder, remove_leftovers, write_text
 
 
 @pytest.fixture
@@ -168,6 +170,41 @@ def test_what_another_machine_may_still_write_stays(tmp_path, monkeypatch):
     assert locks.is_local(tmp_path), "the tests' folder is on a disk of this machine"
     write_text(tmp_path / "file.txt", "mine")
     assert not left.exists()
+
+
+def test_a_temporary_is_locked_from_its_first_moment(tmp_path, monkeypatch):
+    """Between the making of a lock file and its locking, others would take the folder for one that a kill has left."""
+    real = locks.acquire
+
+    def acquire(path, *, create=True):
+        if create and path.parent.suffix == ".part":
+            path.touch()  # as far as the system's own open() has come
+            remove_leftovers(tmp_path, "a")  # and then comes another writer of the same file
+        return real(path, create=create)
+
+    monkeypatch.setattr(locks, "acquire", acquire)
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text"
+
+
+@pytest.mark.parametrize("operation", range(1, 7))
+def test_a_kill_before_the_lock_leaves_nothing_for_longer_than_a_minute(tmp_path, operation):
+    """Of the folder itself, its two parts and its lock: whichever the kill came before."""
+
+    def write() -> int:
+        write_text(tmp_path / "a", "text")
+        return 0
+
+    children.run(write, before=before_operation(tmp_path, operation))
+    left = [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    for folder in left:
+        lockless = not (folder / "lock").exists()
+        write_text(tmp_path / "a", "again")
+        assert folder.exists() == lockless, "it may be just being made"
+        if lockless:
+            os.utime(folder, (time.time() - 61,) * 2)
+    write_text(tmp_path / "a", "again")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_exchange_killed_half_way_is_taken_back(tmp_path, monkeypatch):

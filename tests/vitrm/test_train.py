@@ -197,10 +197,11 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, 
     assert not list(folder.glob(".*"))
 
 
-def test_too_little_memory_within_a_run_keeps_its_state(few, model, short, whole, tmp_path):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Resource temporarily unavailable")])  # a thread's stack
+def test_too_little_memory_within_a_run_keeps_its_state(few, model, short, whole, tmp_path, error):
     def full(epoch: int, batch: int, losses: list[float]) -> None:
         if (epoch, batch) == (1, 2):
-            raise MemoryError
+            raise error
 
     with pytest.raises(UserError, match="out of memory: free some, and --resume goes on from the state saved last"):
         train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, on_batch=full, seed=5)
