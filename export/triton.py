@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 
 import vitrm.runtime
-from vitrm.errors import UserError, explain_os_error
-from vitrm.files import atomic_folder
+from vitrm.errors import UserError
+from vitrm.files import atomic_folder, read_text
 from vitrm.locks import lock
 from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
 from vitrm.runtime.onnx_file import inspect, write_metadata
@@ -47,6 +47,7 @@ LABELS_FILE = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
 _ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
 MAX_BATCH = 64  # that the server may form of requests, where the artefact does not bound it
+_MAX_TEXT = 8 << 20  # bytes of a configuration or of labels: a hundred thousand class names
 _INTERFACE = "# interface "  # begins the line that says whether a later export may become a version of this model
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, line and paragraph separators
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -270,12 +271,7 @@ def _interface_of(config: str) -> str | None:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return ""
-    except OSError as error:
-        raise explain_os_error(error, f"reading {path}") from error
+    return read_text(path, "Triton's repository", _MAX_TEXT) if path.exists() else ""
 
 
 def _versions(model: Path) -> list[int]:

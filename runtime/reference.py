@@ -5,6 +5,7 @@ Torch is needed to find it (the weights' hash is taken over tensors), so it is i
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,9 @@ def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
     if path is not None:
         beside = path.absolute().parent
         folders += [beside, beside.parent, beside / metadata.run, beside / RUNS / metadata.run]
-    there = [str(folder) for folder in dict.fromkeys(folders) if (folder / CONFIG_FILE).is_file()]
+    there = [
+        str(folder) for folder in dict.fromkeys(folders) if os.path.isfile(folder / CONFIG_FILE)
+    ]  # False too for a name that no file can have
     return [*there, metadata.run, None]
 
 

@@ -375,12 +375,14 @@ def _read_repository(home: Path) -> Answers:
     return {"version": version.name}
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.is_symlink()
-    }
+def _contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Size and beginning of every regular file."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                found[str(path.relative_to(folder))] = path.stat().st_size, file.read(1 << 20)
+    return found
 
 
 def _damage_repository(home: Path, rng: random.Random) -> Done:

@@ -310,6 +310,20 @@ def test_a_model_with_another_interface_is_not_touched(tmp_path, files, change):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["config.pbtxt", "labels.txt"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+def test_what_is_no_small_file_in_a_repository_is_not_read(tmp_path, files, name, kind):
+    metadata = metadata_of(files["unrolled"])
+    file = triton.add_model(tmp_path, "model", files["unrolled"], metadata).parent / name
+    if kind == "huge":
+        os.truncate(file, 40 << 30)
+    else:
+        file.unlink()
+        os.mkfifo(file) if kind == "fifo" else file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name} (is a |has )"):
+        triton.add_model(tmp_path, "model", files["unrolled"], metadata)
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path, files, monkeypatch):
     metadata = metadata_of(files["unrolled"])
     triton.add_model(tmp_path, "kept", files["unrolled"], metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.runtime.bench import bench
+from vitrm.runtime.reference import find_reference
 from vitrm.runtime.results import BenchResult, Row
 from vitrm.runtime.session import open_session
 
@@ -233,6 +235,12 @@ def test_reference_is_found_from_elsewhere(
     inside = shutil.copy(artefact, tmp_path / "runs" / "run" / "inside.onnx")
     monkeypatch.chdir("/")
     assert bench([inside], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # inside its run folder
+
+
+def test_a_run_called_what_no_folder_can_be_called_is_not_found(artefact: Path) -> None:
+    metadata = replace(open_session(artefact).metadata, run="é" * 300, weights_sha256="0" * 64)
+    with pytest.raises(UserError, match="no eager model to compare"):
+        find_reference(metadata, artefact)
 
 
 def test_retrained_run_of_the_same_name_is_not_compared_with(
