@@ -94,11 +94,15 @@ def test_unrolled_equals_eager(open_shape, trajectory, images, steps, batch, see
 
 @pytest.mark.parametrize("name", ["loop.onnx", "stepwise"])
 def test_a_sample_does_not_depend_on_its_batch_mates(open_shape, trajectory, images, name):
-    threshold = float(np.median(trajectory[1][:6].max(0)))  # half of the samples halt at some step
+    halts = trajectory[1][:6]
+    # One at which samples halt at as many different steps as they can, of a model that torch's version drew.
+    thresholds = [float(np.quantile(halts, q)) for q in np.arange(0.05, 1, 0.05)]
+    threshold = max(thresholds, key=lambda t: len(np.unique(np.where((halts > t).any(0), (halts > t).argmax(0), 5))))
     session, generator = open_shape(name), np.random.default_rng(0)
     together = session.infer(images, steps=6, halt_threshold=threshold)
     assert len(set(together.steps_used.tolist())) > 2
-    for i in generator.permutation(len(images))[:12]:
+    clear = np.flatnonzero((np.abs(halts - threshold) > FINE).all(0))
+    for i in generator.permutation(clear)[:12]:
         alone = session.infer(images[i : i + 1], steps=6, halt_threshold=threshold)
         mates = generator.permutation(len(images))[:30]
         position = int(generator.integers(len(mates)))
