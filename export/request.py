@@ -72,6 +72,10 @@ class Request:
 
     def check(self, path: Path, *, sensitivity: bool, calibration: bool) -> None:
         """Raises `UserError` for what cannot be exported, or not to `path`, or not with what is given beside it."""
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{path}: its name is not UTF-8, and ONNX Runtime opens no other: name another") from None
         if self.graph not in GRAPHS:
             raise UserError(f"graph is {self.graph!r}, expected one of {', '.join(GRAPHS)}")
         if self.graph == "stepwise":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import resource
 import shutil
@@ -264,6 +265,8 @@ def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):
         (["-o", "{tmp}/model.pt"], r"ending in \.onnx"),
         (["-o", "{tmp}"], r"ending in \.onnx"),
         (["-o", "/proc/nowhere/a.onnx"], r"writing /proc/nowhere"),
+        (["-o", "{tmp}/" + 300 * "a" + ".onnx"], r"File name too long"),
+        (["-o", "{tmp}/" + os.fsdecode(b"\xff") + ".onnx"], r"its name is not UTF-8"),
         (["--halt-threshold", "0"], r"above 0"),
         (["--halt-threshold", "nan"], r"above 0"),
         (["--halt-threshold", "inf"], r"halt threshold is inf, expected a number above 0, at most 1000"),
