@@ -11,7 +11,8 @@ from vitrm.errors import UserError
 # torch has a type of its own for CUDA's memory alone; on a CPU, and from the libraries below, it is a RuntimeError.
 _SAID = re.compile(
     r"DefaultCPUAllocator|not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc"
-    r"|could not create a memory|ALLOC_FAILED|Resource temporarily unavailable",  # the last: of a thread's stack
+    r"|could not create a memory|ALLOC_FAILED|Resource temporarily unavailable"  # of a thread's stack
+    r"|failed to map segment",  # of a library that is loaded only now
     re.IGNORECASE,
 )
 _SIZE = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)")
@@ -26,7 +27,7 @@ def shortage_explained(way_out: Callable[[], str]) -> Iterator[None]:
     """A context in which running out of memory raises `OutOfMemory`, which ends with the `way_out`."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not _SAID.search(str(error)):
             raise
         size = _SIZE.search(str(error))

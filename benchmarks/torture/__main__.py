@@ -20,7 +20,7 @@ from vitrm.runtime.machine import cpu_name
 
 from . import children, subjects
 from .findings import Finding, Part, grouped
-from .plan import PARTS, Budget
+from .plan import PARTS, SMALL, Budget
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def main() -> int:
     work = args.work or Path(tempfile.gettempdir()) / f"vitrm-torture-{os.getuid()}"
     work.mkdir(parents=True, exist_ok=True)
     children.warm()
-    missing = subjects.make(work / "subjects")
+    missing = subjects.make(work / "subjects", small=args.budget < SMALL)
     if any(name in (args.part or PARTS) for name in ("kills", "disk", "environment", "concurrency")):
         children.trace(work / "subjects" / "run")
     budget = Budget(args.seed, args.budget, work, args.format, args.case)

@@ -156,6 +156,8 @@ def start(work: Callable[[], int | None], before: Callable[[], object] | None = 
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # nohup's children ignore the latter
         if before:
             before()
         code = work() or 0

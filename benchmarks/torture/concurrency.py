@@ -71,7 +71,7 @@ def _open(made: Path, name: str, threads: int = 1) -> Session:
 
 def _threads(part: Part, made: Path, name: str, each: int, found: Found) -> int:
     session = _open(made, name)
-    batches = [subjects.images(48)[i : i + 1 + i % 5] for i in range(40)]
+    batches = [subjects.images(48)[i : i + 1 + i % 5] for i in range(each)]
     expected = [session.infer(b) for b in batches]
     wrong: list[str] = []
     barrier = threading.Barrier(THREADS)

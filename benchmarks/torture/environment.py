@@ -105,7 +105,6 @@ def acts() -> list[Act]:
             Act("umask 777", name, lambda: os.umask(0o777)),
             Act("umask 0", name, lambda: os.umask(0)),
             Act("a working folder that is gone", name, _nowhere, must="either"),
-            Act("16 file descriptors", name, children.limit(resource.RLIMIT_NOFILE, 16), must="either"),
             Act("24 file descriptors", name, children.limit(resource.RLIMIT_NOFILE, 24), must="either"),
             Act("20 MiB of memory more", name, _space(20), must="either"),
             Act("120 MiB of memory more", name, _space(120), must="either"),

@@ -33,6 +33,7 @@ def halting(
     """Decisions by the hundred thousand; wrong ones go to `part`."""
     made = work / "subjects"
     images = np.concatenate([load("digits", split).floats() for split in ("test", "validation")])
+    images = images[: max(60, round(len(images) * share))]
     run = checkpoint.load(made / "run")
     threshold = vitrm.runtime.open(made / "unrolled.onnx").metadata.halt_threshold
     sessions: dict[str, Session] = {

@@ -12,11 +12,14 @@ from .environment import environment
 from .findings import GOOD, Finding, Part
 from .formats import FORMATS
 from .halting import halting
-from .kills import kills
+from .kills import SMALL, kills
 from .oracle import MIB, judge
 
 Progress = Callable[[str], None]
 """Called with a few words on how far a part is."""
+
+
+__all__ = ["PARTS", "SMALL", "Budget"]
 
 
 @dataclass(frozen=True)

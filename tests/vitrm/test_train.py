@@ -197,7 +197,14 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, 
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Resource temporarily unavailable")])  # a thread's stack
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Resource temporarily unavailable"),  # a thread's stack
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+)
 def test_too_little_memory_within_a_run_keeps_its_state(few, model, short, whole, tmp_path, error):
     def full(epoch: int, batch: int, losses: list[float]) -> None:
         if (epoch, batch) == (1, 2):

@@ -325,7 +325,7 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
 
 
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
-    """The small version of benchmarks/kill_torture.py."""
+    """The small version of benchmarks/torture/kills.py."""
     settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
     assert main([*settings, "--out", str(tmp_path / "whole")]) == 0
     out, dice = tmp_path / "run", random.Random(0)
