@@ -1,7 +1,8 @@
 """The error a user can mend, and how a command ends.
 
 A `UserError` says what was found, what was expected and what to do about it; commands print it
-as one line and exit with 2.  Every other exception is a bug and keeps its traceback (exit 1).
+as one line and exit with 2, as they do for what the system refuses (a full disk, a name too long).  Every other exception is
+a bug and keeps its traceback (exit 1).
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Callable, Sequence
 
 from vitrm.streams import forgiving
 from vitrm.terminal import neutral_line, say
+
+# What is the machine's or a name's fault, wherever it comes up; a file that is not there may be ours.
+_SURROUNDINGS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_SURROUNDINGS |= {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
 
 
 class UserError(Exception):
@@ -59,15 +64,23 @@ def _outcome(command: Callable[[Sequence[str] | None], int | None], argv: Sequen
         with shortage_explained(lambda: "free some, or run this on a machine with more"):
             return command(argv) or 0
     except UserError as error:
-        # Processes beside each other (torchrun) write to one terminal: say whose error it is.
-        rank = os.environ.get("RANK", "0")
-        say(neutral_line(f"error{'' if rank == '0' else f' (process {rank})'}: {error}"), error=True)
-        return 2
+        return _refuse(error)
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        return _refuse(explain_os_error(error, "running this command"))
     except KeyboardInterrupt as error:
         detail = str(error)
         if os.environ.get("RANK", "0") == "0":
             say(neutral_line(f"interrupted{': ' + detail if detail else ''}"), error=True)
         return 130
+
+
+def _refuse(error: UserError) -> int:
+    # Processes beside each other (torchrun) write to one terminal: say whose error it is.
+    rank = os.environ.get("RANK", "0")
+    say(neutral_line(f"error{'' if rank == '0' else f' (process {rank})'}: {error}"), error=True)
+    return 2
 
 
 def _interrupt(signum: int, frame: object) -> None:

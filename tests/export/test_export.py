@@ -29,6 +29,7 @@ from vitrm.export.verification import verify
 from vitrm.recipe import recipe
 from vitrm.runtime import cli as bench_cli
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.onnx_file import inspect, write_metadata
 
 
 def test_fp32_file_describes_itself(run, model, digits, tmp_path):
@@ -232,6 +233,7 @@ def test_a_graph_that_differs_on_a_few_images_is_found_among_all(run, model, dig
     )
     proto.graph.node.insert(0, onnx.helper.make_node("Clip", ["pixel_values", "low", "top"], ["dim"]))
     onnx.save(proto, path)
+    write_metadata(path, path, inspect(path, verify=False).metadata)
     images = digits[:64].copy()
     images[:7] *= 0.5
     settings = {"steps": 2, "halt_threshold": 2.0, "precision": "fp32"}

@@ -106,6 +106,7 @@ def test_a_plan_is_exported_in_one_go(run, tmp_path, digits):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["engine.plan", "engine.plan.json"]
     values = json.loads(sidecar_path(made.path).read_text())
     engine = values.pop("engine")
+    assert len(values.pop("sha256")) == 64
     assert Metadata.from_dict(values, "") == made.metadata
     assert engine["sha256"] == read_sidecar(made.path).engine.sha256
     assert engine["source"] == str(run)

@@ -1,0 +1,53 @@
+"""What the surroundings refuse ends a command in one line; what may be our own mistake keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from vitrm import cli as training
+from vitrm.errors import run_command
+from vitrm.export import cli as exporting
+from vitrm.runtime import cli as benching
+
+LONG = "a" * 300  # longer than any file system's names
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (benching.main, [f"{LONG}.onnx"]),
+        (benching.main, [f"{LONG}/step.plan"]),
+        (exporting.main, [LONG]),
+        (exporting.main, ["nano-digits", "--steps", "1", "--calibration", LONG, "--int8", "-o", "a.onnx"]),
+        (training.main, ["--data", LONG]),
+        (training.main, ["--config", f"{LONG}.toml"]),
+        (training.main, ["--data", "digits", "--model", "tiny", "--resume", "--out", LONG]),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_line(main, argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.EIO])
+def test_what_the_machine_refuses_is_one_line(number, capsys):
+    def fail(argv: object) -> int:
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    assert run_command(fail, []) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_should_have_been_there_is_a_bug():
+    def fail(argv: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "template.html")
+
+    with pytest.raises(FileNotFoundError):
+        run_command(fail, [])
