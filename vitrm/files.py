@@ -4,9 +4,10 @@ Everything the toolkit writes goes to a temporary neighbour first and gets its n
 rename, so a killed command or a full disk leaves neither a half-written file nor a damaged old one.
 Of two commands that write the same file at once, the one that ends last wins, whole.
 
-The neighbour is in a folder of its own, `.NAME.KERNEL-PID-XXXXXXXX.part`, with a file `lock` that its writer holds: what
+The neighbour is in a folder of its own, `.NAME.SYSTEM-PID-XXXXXXXX.part`, with a file `lock` that its writer holds: what
 the libraries below leave beside it (safetensors' `.tmp…`) goes with it.  What `kill -9` leaves is removed when the same
-name is written the next time: the lock is free then, whichever container the writer was in.
+name is written the next time: the lock is free then, whichever container the writer was in.  A kill between the making
+of the folder and of its lock is told by the PID, where that is of the same PID namespace, or else by time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vitrm.fields import shown
 
 _LOCK, _NEW, _OLD = "lock", "new", "old"  # in such a folder: held by its writer, what it writes, and what it replaces
 _LOCK_MADE = "lock.made"  # what the lock is called until it is held
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<kernel>[0-9a-f]{8})-\d+-\w{8}\.part(\.\w+)?")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<system>[0-9a-f]{8})-(?P<pid>\d+)-\w{8}\.part(\.\w+)?")
 _SAFETENSORS = re.compile(r"\.tmp\w{6}")  # its own temporary, where version 0.1.0 let it write
 _FORSAKEN = 86_400  # seconds: a temporary without a lock, as of version 0.1.0, is removed when untouched for so long
 _MAKING = 60  # seconds: one of this machine without a lock is removed then
@@ -158,7 +159,7 @@ def _workspace(folder: Path, name: str) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder, name)
-        scratch, descriptor = _make_workspace(folder, f".{name}.{_kernel()}-{os.getpid()}-")
+        scratch, descriptor = _make_workspace(folder, f".{name}.{_system()}-{os.getpid()}-")
         yield scratch
     except OSError as error:
         raise explain_os_error(error, doing) from error
@@ -192,20 +193,20 @@ def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
 def _remove_if_dead(left: Path, found: re.Match[str] | None) -> None:
     """Removes a temporary if its writer lives no more."""
     lock, age = left / _LOCK, time.time() - left.stat().st_mtime
-    if found is None or (found["kernel"] != _kernel() and not lock.exists()):
+    if found is None or (found["system"] != _system() and not lock.exists()):
         if age > _FORSAKEN:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return
     if not lock.exists():
         # Its maker is about to lock it, which takes milliseconds, or was killed before that.
-        if age <= _MAKING:
+        if age <= _MAKING and _may_live(int(found["pid"])):
             return
         lock = left / _LOCK_MADE
         if not lock.exists():
             shutil.rmtree(left)
             return
     # A lock that is free proves nothing where another machine may hold it and the file system does not say so.
-    if found["kernel"] != _kernel() and not locks.is_local(left):
+    if found["system"] != _system() and not locks.is_local(left):
         return
     descriptor = locks.acquire(lock, create=False)
     if descriptor is None:
@@ -236,9 +237,22 @@ def _flush(file: Path, *, rights: bool = True) -> None:
             os.fchmod(opened.fileno(), 0o666 & ~umask)
 
 
-def _kernel() -> str:
-    """In a temporary name: which machine, since which start of it, writes it."""
-    return hashlib.sha256(locks.kernel().encode()).hexdigest()[:8]
+def _system() -> str:
+    """In a temporary name: where its writer's PID means something, one PID namespace on one machine since its start."""
+    return hashlib.sha256(f"{locks.kernel()} {locks.pid_namespace()}".encode()).hexdigest()[:8]
+
+
+def _may_live(pid: int) -> bool:
+    """Whether a process of this system may have that PID."""
+    if not locks.pid_namespace():
+        return True  # unknown: another container's processes cannot be seen
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

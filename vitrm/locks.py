@@ -45,7 +45,7 @@ class Holder:
     pids: str  # the namespace that `pid` belongs to
 
     def __str__(self) -> str:
-        container = " in another container" if self.kernel == kernel() and self.pids != _pids() else ""
+        container = " in another container" if self.kernel == kernel() and self.pids != pid_namespace() else ""
         return f"process {self.pid}{container} on {self.host}, since {self.since}"
 
 
@@ -64,6 +64,14 @@ def kernel() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return socket.gethostname()
+
+
+def pid_namespace() -> str:
+    """Name the PID namespace of this process; "" where the system does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def is_local(folder: Path) -> bool:
@@ -170,16 +178,9 @@ def _acquire_within(path: Path, wait: float) -> int | None:
         time.sleep(_POLL)
 
 
-def _pids() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
 def _write_holder(descriptor: int) -> None:
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-    own = Holder(os.getpid(), socket.gethostname(), since, kernel(), _pids())
+    own = Holder(os.getpid(), socket.gethostname(), since, kernel(), pid_namespace())
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(own)).encode(), 0)
