@@ -36,7 +36,12 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d, exchange: Exchange) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias
+        if isinstance(norm.weight, nn.Parameter):
+            self.weight = norm.weight
+        else:  # a fixed scale
+            del self._parameters["weight"]
+            self.register_buffer("weight", norm.weight, persistent=False)
+        self.bias = norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self.exchange = exchange

@@ -87,18 +87,18 @@ def simulated(checkpoint, calibration, images, target, shared):
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
     embedded = model.embed(torch.from_numpy(images))
-    y, z = model.initial_state(len(images))
+    y, z = model.y0.expand(len(images), -1, -1), model.z0.expand(len(images), -1, -1)
     place[:] = 1, "project_latents"
-    of_z = model.project(z)
+    of_z = model.project_latents(z)
     for step in range(1, STEPS + 1):
         for _ in range(model.config.recursions):
             place[:] = step, "project_answer"
-            of_y = model.project(y)
+            of_y = model.project_answer(y)
             for _ in range(model.config.n):
                 place[:] = step, "latents"
                 z = model.update_latents(embedded, y, of_y, z, of_z)
                 place[:] = step, "project_latents"
-                of_z = model.project(z)
+                of_z = model.project_latents(z)
             place[:] = step, "answer"
             y = model.update_answer(y, of_y, z, of_z)
     return model.heads(y)[0].numpy()
