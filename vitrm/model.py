@@ -47,7 +47,6 @@ from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
 
-
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
 Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`
 Rows = Literal["x", "y", "z", "yz", "xyz"]  # which tokens a tensor [B, tokens, D] holds, in this order
@@ -588,7 +587,7 @@ def _tell_nobody(role: str) -> None:
 
 
 def _layer(config: ViTRMConfig, last: bool) -> Layer | TokenMLP:
-    shared: dict[str, Any] = dict(dim=config.dim, ffn=config.ffn, hidden=config.hidden, dropout=config.dropout)
+    shared: dict[str, Any] = {"dim": config.dim, "ffn": config.ffn, "hidden": config.hidden, "dropout": config.dropout}
     if config.token_mixer == "attention":
         return Layer(heads=config.heads, **shared)
     return TokenMLP(

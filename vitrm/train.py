@@ -226,7 +226,9 @@ class Run:
         self.part = world.part(self.batch_size)
         self.share = (self.part.stop - self.part.start) / self.batch_size
         self.flip = recipe.flips(data.train.name)
-        self._mirrored = np.random.default_rng(seed).random(len(data.train)) < 0.5  # in the first epoch, where epochs alternate
+        self._mirrored = (
+            np.random.default_rng(seed).random(len(data.train)) < 0.5
+        )  # in the first epoch, where epochs alternate
         self.identity: dict[str, Any] = {
             "model": to_dict(self.config),
             "recipe": dataclasses.asdict(recipe),

@@ -8,8 +8,8 @@ from small_learners import make_batch, make_learner
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
 from vitrm.ema import EMA, decay_at
-from vitrm.recipe import recipe
 from vitrm.optimizers import make_optimizers
+from vitrm.recipe import recipe
 from vitrm.supervision import Learner, step_loss
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
