@@ -352,10 +352,15 @@ class WhitenedTokenizer(nn.Module):
 
     @torch.no_grad()
     def whiten(self, images: Tensor, floor: float = 5e-4) -> None:
-        """Sets the filters for normalized images [n, 3, H, W]; `floor` is added to variances, as noise has some too."""
+        """Sets the filters for normalized images [n, 3, H, W]; `floor` is added to variances, as noise has some too.
+
+        A direction in which the images do not differ at all, as grey ones do not in color, gets no filter: what it let
+        through would be rounding errors, which batch norms then make as large as everything else.
+        """
         patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, WHITENED // 2).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        rows = (vectors / (values + floor).sqrt()).T.flip(0)
+        scales = torch.where(values > 1e-6 * values[-1], (values + floor).rsqrt(), 0.0)
+        rows = (vectors * scales).T.flip(0)
         # An eigenvector's sign is anybody's: here its largest entry is positive, on every machine.
         largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
         self._set((rows * largest.sign()).float().view(-1, 3, 2, 2))

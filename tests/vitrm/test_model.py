@@ -64,6 +64,13 @@ def test_whitened_patches_are_white():
     torch.testing.assert_close(patches[12:], -patches[:12])
 
 
+def test_colors_that_grey_images_lack_have_no_filter():
+    tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
+    grey = torch.randn(50, 1, 32, 32).expand(-1, 3, -1, -1)
+    tokenizer.whiten(grey)
+    assert [bool(f.any()) for f in tokenizer.filters[:12]] == [True] * 4 + [False] * 8
+
+
 @pytest.mark.parametrize("conv_layers", [2, 3])
 def test_a_convolutional_tokenizer_keeps_tokens_in_their_places(conv_layers):
     model = make(patch_size=4, tokenizer="conv", conv_width=4, conv_layers=conv_layers)
