@@ -38,11 +38,6 @@ class Corruption:
     # (images [n, 3, H, W] in [0, 1], severity, a generator for each image) → images that may leave [0, 1]
     apply: Callable[[Floats, int, Generators], Floats]
 
-    @property
-    def words(self) -> str:
-        """The name as prose has it."""
-        return self.name.replace("_", " ").replace("jpeg", "JPEG")
-
 
 def corrupt(
     pixels: NDArray[np.uint8],
@@ -186,9 +181,7 @@ def _elastic_transform(images: Floats, severity: int, generators: Generators) ->
     y, x = (np.arange(extent, dtype=np.float32) - (extent - 1) / 2 for extent in (height, width))
     third = max(1.0, min(height, width) / 3)  # the corners' distance from the centre, along each axis
     first, second, last = (moved[:, i, :, None, None] for i in range(3))  # at (+, +), (+, −) and (−, −)
-    whole = (
-        (first + last) / 2 + (second - last) / 2 * (y[:, None] / third) + (first - second) / 2 * (x[None] / third)
-    )
+    whole = (first + last) / 2 + (second - last) / 2 * (y[:, None] / third) + (first - second) / 2 * (x[None] / third)
     field = field + whole
     return _displaced(images, field[:, 0] + np.arange(height)[:, None], field[:, 1] + np.arange(width))
 
