@@ -21,10 +21,10 @@ def title(found: Robustness) -> str:
     """Whose table it is, and at which setting."""
     if found.steps is None:
         return found.name
-    halting = "never halting"
+    steps = f"{found.steps} step{'s' * (found.steps > 1)}"
     if found.halt_threshold is not None and found.halt_threshold < 1:
-        halting = f"halting above {found.halt_threshold:g}"
-    return f"{found.name}, at most {found.steps} step{'s' * (found.steps > 1)}, {halting}"
+        return f"{found.name}, at most {steps}, halting above {found.halt_threshold:g}"
+    return f"{found.name}, {steps}, never halting"
 
 
 def head(found: Robustness) -> list[str]:
@@ -186,6 +186,7 @@ def print_corruptions(found: Sequence[Robustness], console: Console) -> None:
             title_justify="left",
             title_style="bold",
             pad_edge=False,
+            collapse_padding=True,
         )
         # A narrow terminal gets the worst severity for the accuracy alone.
         whole = len(head(one)) if console.width >= _WIDE else 3

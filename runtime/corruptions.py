@@ -145,7 +145,7 @@ def _snow(images: Floats, severity: int, generators: Generators) -> Floats:
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     angles = _each(generators, lambda g: g.uniform(-3 * np.pi / 4, -np.pi / 4))
     flakes = _convolve(flakes, _trails(angles, trail * scale))
-    grey = np.tensordot(np.float32([0.299, 0.587, 0.114]), images, ([0], [1]))[:, None]
+    grey = np.tensordot(np.asarray([0.299, 0.587, 0.114], np.float32), images, ([0], [1]))[:, None]
     pale = np.maximum(images, grey * 1.5 + 0.5)
     return kept * images + (1 - kept) * pale + flakes + flakes[:, :, ::-1, ::-1]
 
