@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from record import RECORDS, made, processor
 
 from vitrm.checkpoint import load
-from vitrm.files import atomic_path, read_json, write_json
-from vitrm.train import METRICS_FILE
-from vitrm.training_state import STATE_FILE
+from vitrm.system.files import atomic_path, read_json, write_json
+from vitrm.training.loop import METRICS_FILE
+from vitrm.training.state import STATE_FILE
 
 PASSES = {
     "nano": ["--epochs", "3"],
@@ -48,7 +48,7 @@ def trained(name: str, run: Path, data: list[str], threads: int) -> list[str]:
     """Trains one model, or goes on, or does nothing; the settings of its run."""
     settings = ["--recipe", "fast", *PASSES[name], "--seed", "0"]
     asked = ["--resume"] if (run / STATE_FILE).exists() else ["--data", "cifar10", *data, "--model", name, *settings]
-    command("vitrm.cli", *asked, "--threads", str(threads), "--out", str(run))
+    command("vitrm.training.cli", *asked, "--threads", str(threads), "--out", str(run))
     return settings
 
 
@@ -111,7 +111,7 @@ def main() -> None:
 
     found = args.runs / "bench.json"
     command(
-        "vitrm.runtime.cli", *map(str, files), "--data", "cifar10", *data, "--batch", "1", "--threads", str(args.threads),
+        "vitrm.runtime.bench.cli", *map(str, files), "--data", "cifar10", *data, "--batch", "1", "--threads", str(args.threads),
         "--limit", str(args.limit), "--no-eager", "--seconds", "10", "--json", str(found),
     )  # fmt: skip
     bench = read_json(found, "bench")

@@ -23,12 +23,12 @@ from typing import Any
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError, run_command
 from vitrm.export import export
-from vitrm.export.engine import EngineOptions, build_engine, toolchain
-from vitrm.files import read_json, write_json
-from vitrm.runtime.bench import bench
-from vitrm.runtime.gpus import find_gpus
-from vitrm.runtime.machine import cpu_name
-from vitrm.runtime.metadata import PARTS
+from vitrm.export.tensorrt.build import EngineOptions, build_engine, toolchain
+from vitrm.runtime.artifact.metadata import PARTS
+from vitrm.runtime.bench.run import bench
+from vitrm.runtime.system.gpus import find_gpus
+from vitrm.runtime.system.machine import cpu_name
+from vitrm.system.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("unrolled", "loop", "stepwise")

@@ -29,11 +29,11 @@ import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.data import load
 from vitrm.export import export
-from vitrm.files import read_json, write_json
-from vitrm.runtime.accuracy import predict
-from vitrm.runtime.eager_session import EagerSession
-from vitrm.runtime.openvino_session import OpenVinoSession
-from vitrm.runtime.saturation import integer_products
+from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.backends.eager import EagerSession
+from vitrm.runtime.backends.openvino import OpenVinoSession
+from vitrm.runtime.bench.accuracy import predict
+from vitrm.system.files import read_json, write_json
 
 GRAPHS = ("unrolled", "loop")
 TARGETS = ("cpu", "tensorrt")

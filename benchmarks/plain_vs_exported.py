@@ -35,7 +35,7 @@ from vitrm.checkpoint import Checkpoint, build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import Images, photo_crops  # noqa: E402
 from vitrm.export import export  # noqa: E402
-from vitrm.files import write_json  # noqa: E402
+from vitrm.system.files import write_json  # noqa: E402
 
 WARM_UP = 3
 

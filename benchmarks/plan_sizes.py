@@ -25,9 +25,9 @@ from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.errors import run_command
 from vitrm.export import export
-from vitrm.export.engine import EngineOptions, build_engine, normal_gpu, toolchain
-from vitrm.files import read_json, write_json
-from vitrm.runtime.machine import cpu_name, versions
+from vitrm.export.tensorrt.build import EngineOptions, build_engine, normal_gpu, toolchain
+from vitrm.runtime.system.machine import cpu_name, versions
+from vitrm.system.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("unrolled", "loop", "stepwise")

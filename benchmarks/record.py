@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrm.runtime.machine import cpu_features, cpu_name, versions
+from vitrm.runtime.system.machine import cpu_features, cpu_name, versions
 
 RECORDS = Path(__file__).resolve().parent / "records"
 _KINDS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp", "asimd")  # the best first

@@ -36,16 +36,16 @@ import reference  # noqa: E402
 from PIL import Image  # noqa: E402
 from record import RECORDS, made, processor  # noqa: E402
 
-from vitrm.augment import augment  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import photo_crops  # noqa: E402
-from vitrm.distributed import join  # noqa: E402
-from vitrm.execution import Execution, compile_learner, keep_freed_memory, lanes_for  # noqa: E402
-from vitrm.files import write_json  # noqa: E402
-from vitrm.recipe import recipe  # noqa: E402
-from vitrm.runtime.machine import physical_cores  # noqa: E402
-from vitrm.supervision import Learner, step_loss  # noqa: E402
+from vitrm.runtime.system.machine import physical_cores  # noqa: E402
+from vitrm.system.files import write_json  # noqa: E402
+from vitrm.training.augment import augment  # noqa: E402
+from vitrm.training.parallel.device import Execution, compile_learner, keep_freed_memory, lanes_for  # noqa: E402
+from vitrm.training.parallel.distributed import join  # noqa: E402
+from vitrm.training.recipe import recipe  # noqa: E402
+from vitrm.training.supervision import Learner, step_loss  # noqa: E402
 
 IMAGES = 4096
 CLASSES = 10

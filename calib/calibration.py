@@ -23,7 +23,7 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.fields import shown
-from vitrm.files import read_json, write_json
+from vitrm.system.files import read_json, write_json
 
 FORMAT = 2
 IMAGES = 512

@@ -20,8 +20,8 @@ from vitrm.calib.calibration import Calibration
 from vitrm.calib.simulation import Int8
 from vitrm.calib.sites import ROLES, Site, Start, run_watched
 from vitrm.checkpoint import Checkpoint
-from vitrm.files import atomic_path, write_json
 from vitrm.model import State, ViTRM
+from vitrm.system.files import atomic_path, write_json
 
 IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.quantisation import LEVELS, affine_scale, quantise_weight, symmetric_scale
+from vitrm.calib.quantize import LEVELS, affine_scale, quantise_weight, symmetric_scale
 from vitrm.calib.ranges import Range
 from vitrm.calib.sites import ROLES, Site, run_watched
 from vitrm.checkpoint import Checkpoint
-from vitrm.files import atomic_path
 from vitrm.model import ViTRM
+from vitrm.system.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 from vitrm import __version__
 from vitrm.errors import run_command
-from vitrm.export import engine_cli
-from vitrm.terminal import console, neutral_line, say
+from vitrm.export.tensorrt import options as engine_cli
+from vitrm.system.terminal import console, neutral_line, say
 
 EXAMPLES = """examples:
   vitrm-export --steps 6 --fp16                      the run trained last, or the bundled default
@@ -206,11 +206,11 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     plan = engine_cli.wants_plan(args)
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
-    from vitrm.export import huggingface, triton
-    from vitrm.export.artefact import export
-    from vitrm.export.request import MAX_STEPS, NEVER, default_steps
-    from vitrm.files import atomic_files
-    from vitrm.training_state import STATE_FILE
+    from vitrm.export.pipeline import export
+    from vitrm.export.settings import MAX_STEPS, NEVER, default_steps
+    from vitrm.export.targets import huggingface, triton
+    from vitrm.system.files import atomic_files
+    from vitrm.training.state import STATE_FILE
 
     if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
@@ -247,7 +247,7 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
         model = args.triton_name or f"{name}{depth}-{precision}"
         triton.check_place(args.triton, model, graph=args.graph, every_step=args.every_step)
         if plan:
-            from vitrm.export.engine import toolchain
+            from vitrm.export.tensorrt.build import toolchain
 
             triton.check_flavour(toolchain(engine_cli.options(args)).api.flavour, "what is built here")
         path, shown = Path(scratch) / f"{model}{suffix}", args.triton / model
@@ -338,7 +338,7 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
 def _add_to_repository(args: argparse.Namespace) -> int:
     """Adds a file that was exported before to a model repository of Triton Inference Server."""
     from vitrm.errors import UserError
-    from vitrm.export import triton
+    from vitrm.export.targets import triton
 
     source = Path(args.run)
     if args.output or args.hf or args.precision != "fp32" or args.graph != "unrolled" or args.steps:

@@ -12,11 +12,11 @@ from importlib import metadata as packages
 
 from vitrm import __version__
 from vitrm.errors import UserError
-from vitrm.runtime import machine
-from vitrm.runtime.gpus import Gpus, find_gpus
-from vitrm.runtime.sidecar import this_system
-from vitrm.runtime.tensorrt_api import FULL, INSTALL, NAMES, RTX, load_tensorrt
-from vitrm.terminal import say
+from vitrm.runtime.artifact.sidecar import this_system
+from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, NAMES, RTX, load_tensorrt
+from vitrm.runtime.system import machine
+from vitrm.runtime.system.gpus import Gpus, find_gpus
+from vitrm.system.terminal import say
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _torch(gpus: Gpus) -> str:
 
 
 def _onnxruntime() -> str:
-    from vitrm.runtime.onnxruntime_session import load_onnxruntime
+    from vitrm.runtime.backends.onnxruntime.session import load_onnxruntime
 
     providers = load_onnxruntime().get_available_providers()
     names = ", ".join(p.removesuffix("ExecutionProvider") for p in providers)

@@ -12,14 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitrm.runtime.metadata import Metadata
+    from vitrm.runtime.artifact.metadata import Metadata
     from vitrm.runtime.session import Result, Session
 
 __all__ = ["Metadata", "Result", "Session", "open"]
 
 # Loaded when first asked for, so that a command can answer `--help` before numpy is there.
 _LAZY = {
-    "Metadata": "vitrm.runtime.metadata",
+    "Metadata": "vitrm.runtime.artifact.metadata",
     "Result": "vitrm.runtime.session",
     "Session": "vitrm.runtime.session",
 }

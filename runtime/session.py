@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.runtime.metadata import MAX_STEPS, PARTS, Metadata
+from vitrm.runtime.artifact.metadata import MAX_STEPS, PARTS, Metadata
 
 DEVICES = ("cpu", "cuda", "auto")
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalised pixels do by far more.
@@ -180,7 +180,7 @@ def open_session(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
     if provider is not None:
-        from vitrm.runtime.providers import check_provider
+        from vitrm.runtime.backends.onnxruntime.providers import check_provider
 
         check_provider(device, provider)
     file = Path(path)
@@ -188,11 +188,11 @@ def open_session(
         if (file / "model.safetensors").exists():
             raise UserError(f"{file} is a run folder, expected an exported file: export it with vitrm-export {file}")
         if any((file / f"{part}.onnx").exists() for part in PARTS):
-            from vitrm.runtime.stepwise_session import StepwiseSession
+            from vitrm.runtime.backends.onnxruntime.stepwise import StepwiseSession
 
             return StepwiseSession(file, device=device, threads=threads, provider=provider, verify=verify)
         if any((file / f"{part}.plan").exists() for part in PARTS):
-            from vitrm.runtime.tensorrt_stepwise import TensorRTStepwiseSession
+            from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession
 
             return TensorRTStepwiseSession(file, threads=threads)
         raise UserError(
@@ -203,11 +203,11 @@ def open_session(
         raise UserError(f"{file} does not exist: make it with vitrm-export, or check the path")
     suffix = file.suffix.lower()
     if suffix == ".onnx":
-        from vitrm.runtime.onnxruntime_session import OnnxRuntimeSession
+        from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 
         return OnnxRuntimeSession(file, device=device, threads=threads, provider=provider, verify=verify)
     if suffix in (".plan", ".engine"):
-        from vitrm.runtime.tensorrt_session import TensorRTSession
+        from vitrm.runtime.backends.tensorrt.session import TensorRTSession
 
         return TensorRTSession(file, threads=threads)
     if suffix in (".safetensors", ".pt", ".pth", ".ckpt"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.quantisation import quantise_weight
+from vitrm.calib.quantize import quantise_weight
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 

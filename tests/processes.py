@@ -8,6 +8,15 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+# Put before a program: no module of torch can be imported in it.
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ImportError(f"{name} is refused")
+sys.meta_path.insert(0, Refuse())
+"""
 PATIENCE = 600  # seconds until a process that should have ended is given up: for a hang, not for a busy machine
 
 

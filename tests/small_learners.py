@@ -7,13 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vitrm.augment import Batch
 from vitrm.checkpoint import build_model
 from vitrm.config import ModelConfig
-from vitrm.distillation import Teacher
-from vitrm.lanes import Lanes
-from vitrm.recipe import recipe
-from vitrm.supervision import Learner
+from vitrm.training.augment import Batch
+from vitrm.training.distillation import Teacher
+from vitrm.training.parallel.cpu_workers import Lanes
+from vitrm.training.recipe import recipe
+from vitrm.training.supervision import Learner
 
 
 def make_learner(

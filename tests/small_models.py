@@ -89,7 +89,7 @@ def with_props(source: Path, target: Path, /, **changes: str | None) -> Path:
 
 
 def digest_of(model: onnx.ModelProto, props: dict[str, str]) -> str:
-    """The digest of a model without metadata_props and external weights, as vitrm.runtime.onnx_file defines it."""
+    """The digest of a model without metadata_props and external weights, as vitrm.runtime.artifact.onnx_file defines it."""
     described = sorted((k, v) for k, v in props.items() if k.startswith("vitrm.") and k != "vitrm.sha256")
     pieces = [model.SerializeToString(), *(text.encode() for pair in described for text in pair)]
     return hashlib.sha256(b"".join(len(piece).to_bytes(8, "little") + piece for piece in pieces)).hexdigest()

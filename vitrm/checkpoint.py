@@ -20,12 +20,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrm import strict_json, tensor_file
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import shown
-from vitrm.files import atomic_path, check_regular, read_json, sha256_of, write_json
-from vitrm.recipe import from_dict as recipe_from_dict
+from vitrm.system import strict_json, tensor_file
+from vitrm.system.files import atomic_path, check_regular, read_json, sha256_of, write_json
+from vitrm.training.recipe import from_dict as recipe_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.fields import shown
-from vitrm.files import check_regular
+from vitrm.system.files import check_regular
 
 DATASETS = ("digits", "cifar10", "cifar100")
 SPLITS = ("train", "validation", "test")

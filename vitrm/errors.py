@@ -12,8 +12,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from vitrm.streams import forgiving
-from vitrm.terminal import neutral_line, say
+from vitrm.system.streams import forgiving
+from vitrm.system.terminal import neutral_line, say
 
 # What is the machine's or a name's fault, wherever it comes up; a file that is not there may be ours.
 _SURROUNDINGS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -58,7 +58,7 @@ def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Seq
 
 def _outcome(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     """The exit code of a command's body, whose errors are printed."""
-    from vitrm.memory import shortage_explained  # which raises the error above
+    from vitrm.system.memory import shortage_explained  # which raises the error above
 
     try:
         with shortage_explained(lambda: "free some, or run this on a machine with more"):

@@ -15,8 +15,8 @@ os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", MPLBACKEND="agg"
 
 from record import RECORDS, made, slug
 
-from vitrm.files import write_json
-from vitrm.runtime.machine import cpu_name
+from vitrm.runtime.system.machine import cpu_name
+from vitrm.system.files import write_json
 
 from . import children, subjects
 from .findings import Finding, Part, grouped

@@ -22,13 +22,13 @@ from typing import IO
 MIB = 1 << 20
 # What commands load while they run, besides themselves.
 _WARM = (
-    "vitrm.cli",
+    "vitrm.training.cli",
     "vitrm.export.cli",
-    "vitrm.runtime.cli",
-    "vitrm.runtime.bench",
-    "vitrm.runtime.report",
-    "vitrm.export.triton",
-    "vitrm.train",
+    "vitrm.runtime.bench.cli",
+    "vitrm.runtime.bench.run",
+    "vitrm.runtime.bench.report.page",
+    "vitrm.export.targets.triton",
+    "vitrm.training.loop",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -59,9 +59,9 @@ def warm() -> None:
         import_module(module)
     import torch
 
-    import vitrm.export.artefact as artefact
+    import vitrm.export.pipeline as artefact
     from vitrm.checkpoint import Checkpoint
-    from vitrm.export.fragments import Fragments
+    from vitrm.export.graph.fragments import Fragments
     from vitrm.model import ViTRM
 
     torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def warm() -> None:
 
 def trace(run: Path) -> None:
     """Traces a run's model here, so that no child has to."""
-    import vitrm.export.artefact as artefact
+    import vitrm.export.pipeline as artefact
     from vitrm import checkpoint
 
     artefact.trace_vitrm(checkpoint.load(run).build())  # type: ignore[arg-type]
@@ -92,14 +92,14 @@ def command(*argv: object) -> Callable[[], int]:
     name, *words = map(str, argv)
 
     def work() -> int:
-        import vitrm.cli
         import vitrm.export.cli
-        import vitrm.runtime.cli
+        import vitrm.runtime.bench.cli
+        import vitrm.training.cli
 
         mains = {
-            "vitrm-train": vitrm.cli.main,
+            "vitrm-train": vitrm.training.cli.main,
             "vitrm-export": vitrm.export.cli.main,
-            "vitrm-bench": vitrm.runtime.cli.main,
+            "vitrm-bench": vitrm.runtime.bench.cli.main,
         }
         sys.argv = [name, *words]
         return mains[name](words)

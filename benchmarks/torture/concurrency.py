@@ -19,9 +19,9 @@ from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate, load_calibration
 from vitrm.data import load
 from vitrm.errors import UserError
-from vitrm.runtime.eager_session import EagerSession
+from vitrm.runtime.backends.eager import EagerSession
+from vitrm.runtime.halting.store import store_threshold
 from vitrm.runtime.session import Session
-from vitrm.runtime.stored_threshold import store_threshold
 
 from . import children, subjects
 from .children import Ended

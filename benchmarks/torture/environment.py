@@ -164,9 +164,11 @@ def _do(act: Act, made: Path, out: Path) -> Ended:
 
 def anew(words: list[str], environment: dict[str, str], before: Callable[[], object] = lambda: None) -> Ended:
     """A command in a process of its own."""
-    module = {"vitrm-train": "vitrm.cli", "vitrm-export": "vitrm.export.cli", "vitrm-bench": "vitrm.runtime.cli"}[
-        words[0]
-    ]
+    module = {
+        "vitrm-train": "vitrm.training.cli",
+        "vitrm-export": "vitrm.export.cli",
+        "vitrm-bench": "vitrm.runtime.bench.cli",
+    }[words[0]]
     began = time.monotonic()
     with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
         process = subprocess.Popen(

@@ -150,7 +150,7 @@ _STATE = "run/state.safetensors"
 
 
 def _read_state(home: Path) -> Answers:
-    from vitrm import training_state
+    from vitrm.training import state as training_state
 
     header = training_state.read_header(home / _STATE)
     header, tensors = training_state.read(home / _STATE, header["identity"])
@@ -171,7 +171,7 @@ def _damage_state(home: Path, rng: random.Random) -> Done:
 
 
 def _resume(home: Path) -> Answers:
-    from vitrm.cli import command
+    from vitrm.training.cli import command
 
     with redirect_stdout(StringIO()) as said:
         command(["--resume", "--out", str(home / "run"), "--device", "cpu", "--threads", "1"])
@@ -195,7 +195,7 @@ def _read_ranges(home: Path) -> Answers:
 
 
 def _toml_keys() -> tuple[str, ...]:
-    from vitrm.run_config import DATA_KEYS, MODEL_KEYS, RECIPE_KEYS
+    from vitrm.training.run_config import DATA_KEYS, MODEL_KEYS, RECIPE_KEYS
 
     return (*MODEL_KEYS, *RECIPE_KEYS, *DATA_KEYS, "preset", "seed", "teacher", "classes", "x")
 
@@ -207,9 +207,9 @@ def _kind_of_toml(home: Path, rng: random.Random) -> Done:
 
 def _read_toml(home: Path) -> Answers:
     from vitrm.checkpoint import build_model, load
-    from vitrm.cli import load_data, resolve
     from vitrm.config import to_dict
-    from vitrm.run_config import read
+    from vitrm.training.cli import load_data, resolve
+    from vitrm.training.run_config import read
 
     settings = read(home / "run.toml")
     model, recipe = resolve(settings)
@@ -245,9 +245,9 @@ def _read_artifact(name: str) -> Callable[[Path], Answers]:
 
 def _read_and_pass_on(home: Path) -> Answers:
     """Opens an artifact and hands its metadata to everyone who writes or looks something up from it."""
-    from vitrm.export import huggingface, triton
-    from vitrm.runtime.reference import find_reference
-    from vitrm.runtime.samples import load_sample
+    from vitrm.export.targets import huggingface, triton
+    from vitrm.runtime.bench.images import load_sample
+    from vitrm.runtime.bench.reference import find_reference
 
     path = home / "unrolled.onnx"
     answers = _infer(path)
@@ -340,8 +340,8 @@ def _mix_parts(home: Path, rng: random.Random) -> Done:
 
 
 def _read_sidecar(home: Path) -> Answers:
-    from vitrm.runtime.gpus import Gpus
-    from vitrm.runtime.sidecar import check_here, read_sidecar, rebuild
+    from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild
+    from vitrm.runtime.system.gpus import Gpus
 
     plan = home / "noise.plan"
     found = read_sidecar(plan)
@@ -359,7 +359,7 @@ def _read_sidecar(home: Path) -> Answers:
 
 
 def _read_repository(home: Path) -> Answers:
-    from vitrm.export import triton
+    from vitrm.export.targets import triton
 
     model = home / "triton" / "model"
     before = _contents(model)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import vitrm.runtime
 from vitrm import checkpoint
 from vitrm.data import load
-from vitrm.runtime.eager_session import EagerSession
+from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.session import Session
 
 from .findings import Finding, Part

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 
 import vitrm.runtime
-from vitrm import checkpoint, training_state
+from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate, load_calibration
 from vitrm.data import load
 from vitrm.errors import UserError
-from vitrm.files import atomic_files
-from vitrm.runtime.sidecar import read_sidecar
-from vitrm.runtime.stored_threshold import store_threshold
-from vitrm.training_state import STATE_FILE
+from vitrm.runtime.artifact.sidecar import read_sidecar
+from vitrm.runtime.halting.store import store_threshold
+from vitrm.system.files import atomic_files
+from vitrm.training import state as training_state
+from vitrm.training.state import STATE_FILE
 
 from . import children, subjects
 from .children import Ended
@@ -438,7 +439,10 @@ def _processes(killer: Killer, wanted: int, made: Path, folder: Path, found: Fou
             else [*TRAIN, "--epochs", "2", "--out", str(out)]
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "vitrm.cli", *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "vitrm.training.cli", *argv],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         if number % 2:
             assert process.stdout is not None

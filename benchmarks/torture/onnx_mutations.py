@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from vitrm.runtime.metadata import DIGEST
+from vitrm.runtime.artifact.metadata import DIGEST
 
 from .mutations import JSON_VALUES, Done, json_text
 

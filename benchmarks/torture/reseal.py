@@ -13,12 +13,12 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from vitrm import strict_json
 from vitrm.calib import calibration
 from vitrm.errors import UserError
-from vitrm.files import sha256_of
-from vitrm.runtime import onnx_file
-from vitrm.runtime.metadata import DIGEST
+from vitrm.runtime.artifact import onnx_file
+from vitrm.runtime.artifact.metadata import DIGEST
+from vitrm.system import strict_json
+from vitrm.system.files import sha256_of
 
 _TOO_BROKEN = (
     DecodeError,

@@ -13,8 +13,8 @@ import vitrm.runtime
 from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate
 from vitrm.data import load
-from vitrm.files import sha256_of
-from vitrm.runtime.sidecar import Engine, Sidecar, sidecar_path, this_system, write_sidecar
+from vitrm.runtime.artifact.sidecar import Engine, Sidecar, sidecar_path, this_system, write_sidecar
+from vitrm.system.files import sha256_of
 
 from . import children
 

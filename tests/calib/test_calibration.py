@@ -22,7 +22,7 @@ from vitrm.calib.calibration import (
     check_calibration,
     load_calibration,
 )
-from vitrm.calib.quantisation import affine_scale, symmetric_scale
+from vitrm.calib.quantize import affine_scale, symmetric_scale
 from vitrm.calib.ranges import BINS, Histogram, Range, collect, estimate
 from vitrm.calib.simulation import draw, state_error
 from vitrm.calib.sites import Site

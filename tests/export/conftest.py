@@ -10,9 +10,9 @@ import torch
 from vitrm import checkpoint as checkpoints
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import load
-from vitrm.export import artefact
-from vitrm.export.fragments import Fragments, trace_vitrm
-from vitrm.export.shapes import Recursion
+from vitrm.export import pipeline as artefact
+from vitrm.export.graph.fragments import Fragments, trace_vitrm
+from vitrm.export.graph.layouts import Recursion
 from vitrm.model import ViTRM
 
 

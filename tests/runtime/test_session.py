@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import WITHOUT_TORCH
 from small_models import STEPS, with_props
 
 import vitrm.runtime
@@ -18,17 +19,8 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.config import preset, to_dict
 from vitrm.errors import UserError
-from vitrm.runtime.eager_session import EagerSession
-from vitrm.runtime.metadata import Metadata
-
-WITHOUT_TORCH = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision"):
-            raise ImportError(f"{name} is refused")
-sys.meta_path.insert(0, Refuse())
-"""
+from vitrm.runtime.artifact.metadata import Metadata
+from vitrm.runtime.backends.eager import EagerSession
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +269,7 @@ def test_missing_onnxruntime_names_the_extra(artefact: Path, tmp_path: Path) -> 
         "    if name.startswith('onnxruntime'): raise m.PackageNotFoundError(name)\n"
         "    return find(name)\n"
         "m.version = version\n"
-        "from vitrm.runtime.cli import main\n"
+        "from vitrm.runtime.bench.cli import main\n"
         f"sys.exit(main([{str(artefact)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

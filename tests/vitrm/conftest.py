@@ -12,8 +12,8 @@ from PIL import Image
 
 from vitrm import data
 from vitrm.config import ModelConfig, preset
-from vitrm.recipe import Recipe, recipe
-from vitrm.train import Splits
+from vitrm.training.loop import Splits
+from vitrm.training.recipe import Recipe, recipe
 
 torch.set_num_threads(1)
 

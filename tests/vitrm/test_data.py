@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitrm import data
 from vitrm.errors import UserError
-from vitrm.train import limited
+from vitrm.training.loop import limited
 
 
 def _keys(images: data.Images) -> set[bytes]:

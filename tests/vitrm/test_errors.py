@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from vitrm import cli as training
 from vitrm.errors import run_command
 from vitrm.export import cli as exporting
-from vitrm.runtime import cli as benching
+from vitrm.runtime.bench import cli as benching
+from vitrm.training import cli as training
 
 LONG = "a" * 300  # longer than any file system's names
 

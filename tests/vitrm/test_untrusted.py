@@ -15,16 +15,19 @@ from hostile import NUMBERS, RAW, little_memory, mutants, refused_or_read
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vitrm import checkpoint, cli, data, strict_json, training_state
+from vitrm import checkpoint, data
 from vitrm.checkpoint import CONFIG_FILE, Checkpoint, build_model
 from vitrm.config import PRESETS, from_dict, to_dict
-from vitrm.curves import draw
 from vitrm.errors import UserError
-from vitrm.files import read_json
-from vitrm.recipe import recipe
-from vitrm.run_config import MODEL_KEYS, RECIPE_KEYS, parse, read
-from vitrm.supervision import Learner
-from vitrm.training_state import Progress
+from vitrm.system import strict_json
+from vitrm.system.files import read_json
+from vitrm.training import cli
+from vitrm.training import state as training_state
+from vitrm.training.curves import draw
+from vitrm.training.recipe import recipe
+from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, parse, read
+from vitrm.training.state import Progress
+from vitrm.training.supervision import Learner
 
 
 @pytest.fixture
@@ -251,7 +254,7 @@ def test_any_number_on_the_command_line_trains_or_is_one_line(tmp_path, capsys, 
     def begins(*args: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitrm.train.train", begins)
+    monkeypatch.setattr("vitrm.training.loop.train", begins)
     monkeypatch.setattr("vitrm.data.load", functools.cache(data.load))
     began = 0
     for flag in _NUMBER_FLAGS:
@@ -280,7 +283,7 @@ def test_any_name_on_the_command_line_trains_or_is_one_line(flag, name, tmp_path
     def begins(*args: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitrm.train.train", begins)
+    monkeypatch.setattr("vitrm.training.loop.train", begins)
     monkeypatch.chdir(tmp_path)
     code = cli.main(["--model", "tiny", "--device", "cpu", f"{flag}={name}"])
     error = capsys.readouterr().err

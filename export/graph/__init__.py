@@ -1,0 +1,1 @@
+"""The recursion in ONNX: fragments traced once, layouts assembled from them."""

@@ -1,0 +1,1 @@
+"""Fragments at another precision: float16, int8, and what that costs."""

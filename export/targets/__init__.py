@@ -1,0 +1,1 @@
+"""What an artifact is packed for: a Hugging Face folder, a Triton model repository."""

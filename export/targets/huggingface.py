@@ -1,0 +1,59 @@
+"""A folder that Hugging Face's libraries open: model.onnx with the two JSON files that say how to use it.
+
+    ORTModelForImageClassification.from_pretrained(folder)          optimum
+    pipeline("image-classification", model=…, image_processor=…)    transformers
+
+The pixels' normalisation is inside the graph, so the processor only resizes and divides by 255.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitrm.runtime.artifact.metadata import Metadata
+from vitrm.system.files import write_json
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+FILES = (MODEL_FILE, CONFIG_FILE, PROCESSOR_FILE)
+_BILINEAR = 2  # PIL's number for it
+
+
+def write_configs(folder: Path, metadata: Metadata) -> None:
+    """Writes config.json and preprocessor_config.json beside the model.onnx of `metadata` in `folder`."""
+    write_json(folder / CONFIG_FILE, model_config(metadata))
+    write_json(folder / PROCESSOR_FILE, processor_config(metadata))
+
+
+def model_config(metadata: Metadata) -> dict[str, Any]:
+    """What transformers must know of the model.
+
+    It has no ViTRM, and needs none to run an ONNX file: a ViT's config says all that counts, images in and classes out.
+    """
+    m = metadata
+    names = m.classes or [str(i) for i in range(int(m.model["classes"]))]
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "image_size": m.image_size,
+        "num_channels": 3,
+        "patch_size": m.model.get("patch_size", 1),
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "vitrm": {"run": m.run, "steps": m.steps, "precision": m.precision, "weights_sha256": m.weights_sha256},
+    }
+
+
+def processor_config(metadata: Metadata) -> dict[str, Any]:
+    """What transformers must do with an image: size × size, float32, divided by 255."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": metadata.image_size, "width": metadata.image_size},
+        "resample": _BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    }

@@ -1,0 +1,1 @@
+"""The engines that run an artifact, one module or package each."""

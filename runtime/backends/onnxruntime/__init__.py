@@ -1,0 +1,1 @@
+"""ONNX Runtime: unrolled, loop and stepwise files, on a CPU or a GPU."""

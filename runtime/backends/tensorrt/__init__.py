@@ -1,0 +1,1 @@
+"""TensorRT plans, run through CUDA's own bindings."""

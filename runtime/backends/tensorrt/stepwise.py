@@ -1,0 +1,278 @@
+"""A folder of three plans: the recursion driven from the host, its state on the GPU.
+
+A lane holds room for one batch: what embed makes, the state, and the state one step later.  Samples lie in slots.  Those
+that go on are moved to the front by swapping slots, and a step runs on a prefix: 1, 2, 4, … slots, whichever holds them
+all.  The slots behind compute for nothing, and their results are not kept, so a halted sample's state stays as it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.errors import UserError
+from vitrm.runtime.artifact.interface import CarriedTensors
+from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
+from vitrm.runtime.artifact.sidecar import weights_path
+from vitrm.runtime.backends.tensorrt.cuda import Graph
+from vitrm.runtime.backends.tensorrt.plan import Context, Plan, choose_profile
+from vitrm.runtime.backends.tensorrt.session import Lanes, TensorRTBase, _joined, _notes, _where, capture_or_none
+from vitrm.runtime.session import Result
+from vitrm.runtime.stepping import Stepping, SteppingSession
+
+_GRAPHS = 8  # of a lane, for the depths used last
+
+
+def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The pairs of slots to exchange so that the samples `rows` lie in the first slots; `order` says which sample each
+    slot holds, and is changed along.
+    """
+    goes_on = np.zeros(len(order), bool)
+    goes_on[rows] = True
+    front = goes_on[order]
+    holes = np.flatnonzero(~front[: len(rows)])
+    strays = len(rows) + np.flatnonzero(front[len(rows) :])
+    pairs = [(int(a), int(b)) for a, b in zip(holes, strays, strict=True)]
+    for a, b in pairs:
+        order[a], order[b] = order[b], order[a]
+    return pairs
+
+
+def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
+    """How many slots a step of `rows` samples runs on: the next power of two, as far as the lane and the plan go."""
+    wanted = min(1 << (rows - 1).bit_length(), capacity)
+    return choose_profile(profiles, wanted)[1]
+
+
+class StepwiseLane:
+    """Room for one batch, and the contexts that work in it."""
+
+    def __init__(self, plans: dict[str, Plan], carried: CarriedTensors, batch: int, cuda_graphs: bool) -> None:
+        self.plans, self.carried, self.batch, self._cuda_graphs = plans, carried, batch, cuda_graphs
+        self.cuda = plans["step"].cuda
+        self.stream = self.cuda.stream()
+        tensors = {t.name: t for plan in plans.values() for t in plan.tensors.values()}
+        self.row_bytes = {n: int(np.prod(t.at(1))) * t.dtype.itemsize for n, t in tensors.items()}
+        self.device = {n: self.cuda.allocate(size * batch) for n, size in self.row_bytes.items()}
+        self._spare = self.cuda.allocate(max(self.row_bytes.values()))
+        self.pixels = self.cuda.pinned(tensors[PIXELS].at(batch), np.float32)
+        self.logits = self.cuda.pinned(tensors[LOGITS].at(batch), np.float32)
+        self.halt_prob = self.cuda.pinned(tensors[HALT_PROB].at(batch), np.float32)
+        self._contexts: dict[tuple[str, int], Context] = {}
+        self._graphs: dict[tuple[str, int], Graph | None] = {}
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory on the GPU: the buffers and the contexts so far."""
+        contexts = sum(self.plans[part].context_bytes for part, _ in self._contexts)
+        return contexts + self._spare.size + sum(m.size for m in self.device.values())
+
+    def embed(self, images: NDArray[np.float32]) -> None:
+        """Puts the images into the first slots, embedded and at depth 0."""
+        self._fill(images)
+        self._run("embed", self.batch, self._embed)
+
+    def step(self, count: int, rows: int) -> None:
+        """One step on `rows` slots, kept for the first `count`; their answers are in `logits` and `halt_prob` then."""
+        self._run("step", rows, lambda: self._step(rows))
+        self._keep(count)
+        for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
+            self.cuda.copy(host.address, self.device[name].address, self.row_bytes[name] * count, self.stream)
+        self.cuda.synchronize(self.stream)
+
+    def swap(self, pairs: list[tuple[int, int]]) -> None:
+        """Exchanges slots."""
+        spare = self._spare.address
+        for name in (*self.carried.embedded, *self.carried.state):
+            start, size = self.device[name].address, self.row_bytes[name]
+            for a, b in pairs:
+                for target, source in (
+                    (spare, start + a * size),
+                    (start + a * size, start + b * size),
+                    (start + b * size, spare),
+                ):
+                    self.cuda.copy(target, source, size, self.stream)
+
+    def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
+        """From images to the answer after `steps` steps, halting none: with a graph, one call."""
+        self._fill(images)
+        self._run("whole", steps, lambda: self._whole(steps))
+        self.cuda.synchronize(self.stream)
+
+    def device_times(self, steps: int, runs: int) -> NDArray[np.float64]:
+        """Milliseconds on the GPU's clock of `runs` whole runs on what lies in the slots, without copies to the host."""
+
+        def work() -> None:
+            self._context("embed", self.batch).enqueue(self.stream)
+            for _ in range(steps):
+                self._context("step", self.batch).enqueue(self.stream)
+                self._keep(self.batch)
+            self._context("heads", self.batch).enqueue(self.stream)
+
+        work()
+        graph = (
+            capture_or_none(self.cuda, self.stream, list(self._contexts.values()), work) if self._cuda_graphs else None
+        )
+        return self.cuda.times(
+            self.stream, work if graph is None else lambda: self.cuda.launch(graph, self.stream), runs
+        )
+
+    def _fill(self, images: NDArray[np.float32]) -> None:
+        self.pixels.array[: len(images)] = images
+        self.pixels.array[len(images) :] = images[-1]
+
+    def _run(self, what: str, size: int, work: Callable[[], None]) -> None:
+        """Does `work`, as a graph from the second time on where it can be captured."""
+        key = (what, size)
+        if key not in self._graphs:
+            work()  # what TensorRT does once for new shapes is not to be in the graph
+            self._graphs[key] = None
+            if self._cuda_graphs:
+                # The captured run is not executed: the work above was this call's.
+                contexts = list(self._contexts.values())
+                self._graphs[key] = capture_or_none(self.cuda, self.stream, contexts, work)
+            depths = [k for k in self._graphs if k[0] == "whole"]
+            if len(depths) > _GRAPHS:
+                del self._graphs[depths[0]]
+            return
+        graph = self._graphs[key]
+        if graph is None:
+            work()
+        else:
+            self.cuda.launch(graph, self.stream)
+
+    def _embed(self) -> None:
+        self.cuda.copy(self.device[PIXELS].address, self.pixels.address, self.pixels.size, self.stream)
+        self._context("embed", self.batch).enqueue(self.stream)
+
+    def _step(self, rows: int) -> None:
+        self._context("step", rows).enqueue(self.stream)
+        self._context("heads", rows).enqueue(self.stream)
+
+    def _whole(self, steps: int) -> None:
+        self._embed()
+        for _ in range(steps):
+            self._context("step", self.batch).enqueue(self.stream)
+            self._keep(self.batch)
+        self._context("heads", self.batch).enqueue(self.stream)
+        for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
+            self.cuda.copy(host.address, self.device[name].address, host.size, self.stream)
+
+    def _keep(self, count: int) -> None:
+        """The state one step later becomes the state, in the first `count` slots."""
+        for name in self.carried.state:
+            size = self.row_bytes[name] * count
+            self.cuda.copy(self.device[name].address, self.device[name + NEXT_SUFFIX].address, size, self.stream)
+
+    def _context(self, part: str, rows: int) -> Context:
+        key = (part, rows)
+        if key not in self._contexts:
+            plan = self.plans[part]
+            addresses = {name: self.device[name].address for name in plan.tensors}
+            if part == "heads":
+                # A step's answer is read where the step wrote it.
+                addresses[ANSWER] = self.device[ANSWER + NEXT_SUFFIX].address
+            self._contexts[key] = plan.bind(rows, addresses, self.stream)
+        return self._contexts[key]
+
+
+class DeviceStepping(Stepping):
+    """A batch whose state is on the GPU."""
+
+    def __init__(self, session: TensorRTStepwiseSession, images: NDArray[np.float32]) -> None:
+        super().__init__(len(images), session.metadata.model["classes"])
+        lanes = session._lanes
+        self._profiles = session.profiles
+        self._lane = lanes.take(choose_profile(session.profiles, len(images))[1])
+        weakref.finalize(self, lanes.give_back, self._lane)
+        self._order = np.arange(len(images))
+        self._lane.embed(images)
+
+    def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        count = len(rows)
+        self._lane.swap(swaps(self._order, rows))
+        self._lane.step(count, prefix(count, self._lane.batch, self._profiles))
+        ascending = np.argsort(self._order[:count])
+        return self._lane.logits.array[ascending], self._lane.halt_prob.array[ascending]
+
+
+class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
+    """A folder of embed.plan, step.plan and heads.plan."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, cuda_graphs: bool = True) -> None:
+        """Opens the folder `path`; see `vitrm.runtime.open`.  `cuda_graphs` False never captures."""
+        missing = [f"{part}.plan" for part in PARTS if not (path / f"{part}.plan").is_file()]
+        if missing:
+            raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or build it again")
+        self.path = path
+        first = Plan(path / "step.plan")
+        plans = {part: first if part == "step" else Plan(path / f"{part}.plan", first.cuda) for part in PARTS}
+        self.metadata = first.sidecar.metadata
+        for part, plan in plans.items():
+            if plan.sidecar.metadata != self.metadata or plan.profiles != first.profiles:
+                raise UserError(
+                    f"{path / part}.plan and {path / 'step'}.plan are not of one export: build the folder again"
+                )
+        self.plans = plans
+        self.largest, self.profiles = first.largest, first.profiles
+        self.threads = threads or 1
+        self.backend, self.device_kind, self.device = _where(first)
+        self.size_bytes = sum(
+            p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
+        )
+        carried = CarriedTensors.between(path, {part: (plan.inputs, plan.outputs) for part, plan in plans.items()})
+        self._lanes = Lanes(lambda batch: StepwiseLane(plans, carried, batch, cuda_graphs))
+        self.notes = _notes(first.sidecar, self.device)
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(plan.sidecar.engine.bytes for plan in self.plans.values()) + self._lanes.device_bytes
+
+    def _begin(self, images: NDArray[np.float32]) -> DeviceStepping:
+        if len(images) > self.largest:
+            raise UserError(
+                f"{self.name} takes at most {self.largest} images in one state, got {len(images)}: start several, or build "
+                f"it again with --batch 1,{self.largest},{len(images)}"
+            )
+        return DeviceStepping(self, images)
+
+    def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
+        pieces = self._pieces(len(images))
+        halts = halt_threshold < 1
+
+        def run() -> Result:
+            found = [
+                self._halting(images[part], steps, halt_threshold)
+                if halts
+                else self._whole(images[part], padded, steps)
+                for part, padded in pieces
+            ]
+            return found[0] if len(found) == 1 else _joined(found)
+
+        return run
+
+    def _halting(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Result:
+        state = DeviceStepping(self, images)
+        for _ in range(steps):
+            if not state.step(halt_threshold):
+                break
+        return state.result
+
+    def _whole(self, images: NDArray[np.float32], padded: int, steps: int) -> Result:
+        count = len(images)
+        with self._lanes.one(padded) as lane:
+            lane.run_whole(images, steps)
+            logits, halt_prob = lane.logits.array[:count].copy(), lane.halt_prob.array[:count].copy()
+        return Result(logits, halt_prob, np.full(count, steps, np.int64))
+
+    def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
+        pieces = self._pieces(len(images))
+        if len(pieces) > 1 or self.metadata.halt_threshold < 1:
+            return None
+        with self._lanes.one(pieces[0][1]) as lane:
+            lane.embed(images)
+            return lane.device_times(self.metadata.steps, runs)

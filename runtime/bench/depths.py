@@ -1,0 +1,59 @@
+"""Accuracy and halting probability after each step of the recursion, from one eager run to the deepest.
+
+Where the curve is flat, an artefact with fewer steps answers as well and costs less.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vitrm.data import affordable
+from vitrm.runtime.backends.eager import EagerSession
+from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES, Predictions
+from vitrm.runtime.bench.images import Sample
+from vitrm.runtime.bench.rows import DepthCurve
+
+_BATCH = 100
+
+
+def depth_curve(
+    session: EagerSession,
+    sample: Sample,
+    depths: int,
+    *,
+    artefacts: Mapping[str, Predictions],
+    seconds: float = 20.0,
+    progress: Callable[[float], None] | None = None,
+) -> DepthCurve:
+    """The curve of a recursive model over depths 1 … `depths`, on as many labelled images as fit into `seconds`.
+
+    `artefacts` are answers to the whole sample; their points are taken on the same images as the curve.
+    """
+    assert sample.labels is not None
+    batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
+    order, start = sample.order(), time.perf_counter()
+    right, halt, seen = np.zeros(depths), np.zeros(depths), 0
+    while seen < len(order) and (seen == 0 or time.perf_counter() - start < seconds):
+        chosen = order[seen : seen + batch]
+        logits, halt_prob = session.trajectory(sample.pixels[chosen].astype(np.float32) / np.float32(255), depths)
+        right += (logits.argmax(2) == sample.labels[chosen]).sum(1)
+        halt += halt_prob.sum(1)
+        seen += len(chosen)
+        if progress:
+            progress(min(1.0, max(seen / len(order), (time.perf_counter() - start) / seconds)))
+    subset = order[:seen]
+    points = []
+    for name, predictions in artefacts.items():
+        if predictions.steps_used is not None:
+            share = float((predictions.top1 == sample.labels)[subset].mean())
+            points.append((name, float(predictions.steps_used[subset].mean()), share))
+    return DepthCurve(
+        run=session.metadata.run,
+        accuracy=tuple(float(v) for v in right / seen),
+        halt_prob=tuple(float(v) for v in halt / seen),
+        images=seen,
+        points=tuple(points),
+    )

@@ -1,0 +1,119 @@
+"""The images an artefact is measured on: its own data set's test part, or photographs where that is not at hand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm import data as datasets
+from vitrm.errors import UserError
+from vitrm.runtime.artifact.metadata import Metadata
+
+PHOTO_CROPS = 256  # images to compare on without a data set
+_MEBIBYTES = 1024  # of photographs, as float32
+_ORDER_SEED = 7  # of the order in which images are drawn, the same in every run
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images, with labels where they have some."""
+
+    pixels: NDArray[np.uint8]  # [n, 3, H, W]
+    labels: NDArray[np.int64] | None  # [n]
+    index: NDArray[np.int64]  # [n]: positions in the whole part
+    classes: tuple[str, ...]  # names, by label
+    name: str  # of the data set
+    split: str  # "test", or "" for images that belong to none
+    total: int  # images in the whole part
+    note: str | None = None  # why these are not the artefact's own test images, and what to do
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def order(self) -> NDArray[np.int64]:
+        """All positions in a fixed random order: a data set may be sorted by class, a part of it should not be."""
+        return np.random.default_rng(_ORDER_SEED).permutation(len(self))
+
+    def batch(self, size: int, number: int) -> NDArray[np.float32]:
+        """The `number`-th batch of `size` images in that order, starting over at the end: float32 [size, 3, H, W]."""
+        positions = self.order()[(np.arange(size) + size * number) % len(self)]
+        return self.pixels[positions].astype(np.float32) / np.float32(255)
+
+
+def load_sample(
+    metadata: Metadata,
+    where: str,
+    *,
+    data: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    split: str = "test",
+) -> Sample:
+    """The `split` images of `data` (default: the data set named in `metadata`), at most `limit` of them.
+
+    Without `data`, a data set that is not there is replaced by photographs, and the sample's note says so.
+    Raises `UserError` if `data` cannot be loaded or has other classes than the artefact `where` knows.
+    """
+    name = data or metadata.data.get("name")
+    try:
+        if not isinstance(name, str):
+            raise UserError(f"{where} does not say what it was trained on: name a data set with --data")
+        images = datasets.load(name, split, data_dir=data_dir, size=metadata.image_size)
+        _check_classes(images, metadata, where)
+    except (UserError, ImportError) as error:
+        if data is not None:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"data set {data} needs a package that is not installed ({error})") from None
+        return _photographs(metadata, str(error), limit)
+    sample = Sample(
+        pixels=images.pixels,
+        labels=images.labels,
+        index=np.arange(len(images)),
+        classes=images.classes,
+        name=images.name,
+        split=images.split,
+        total=len(images),
+    )
+    if limit is not None and limit < len(sample):
+        chosen = np.sort(sample.order()[:limit])
+        sample = replace(sample, pixels=images.pixels[chosen], labels=images.labels[chosen], index=chosen)
+    return sample
+
+
+def _check_classes(images: datasets.Images, metadata: Metadata, where: str) -> None:
+    known = tuple(metadata.classes) or tuple(str(i) for i in range(int(metadata.model["classes"])))
+    if len(images.classes) != len(known) or (metadata.classes and set(images.classes) != set(known)):
+        raise UserError(
+            f"data set {images.name} has {len(images.classes)} classes ({_few(images.classes)}), but {where} was trained on "
+            f"{len(known)} ({_few(known)}): name the data set it was trained on"
+        )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _photographs(metadata: Metadata, reason: str, limit: int | None) -> Sample:
+    size = metadata.image_size
+    count = datasets.affordable(min(PHOTO_CROPS, limit or PHOTO_CROPS), size, _MEBIBYTES)
+    try:
+        pixels = datasets.photo_crops(count, size)
+        name = "photo crops"
+    except ImportError:
+        # Latency does not depend on what the pixels show; agreement on noise still says whether two graphs compute the same.
+        pixels = np.random.default_rng(_ORDER_SEED).integers(0, 256, (count, 3, size, size), np.uint8)
+        name = "noise"
+    return Sample(
+        pixels=pixels,
+        labels=None,
+        index=np.arange(count),
+        classes=tuple(metadata.classes),
+        name=name,
+        split="",
+        total=count,
+        note=f"no accuracy: {reason}; agreement is measured on {count} unlabelled images ({name})",
+    )

@@ -1,0 +1,89 @@
+"""The checkpoint an artefact was exported from: what it is compared with must have the same weights.
+
+Torch is needed to find it (the weights' hash is taken over tensors), so it is imported inside.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrm.errors import UserError
+from vitrm.runtime.artifact.metadata import Metadata
+
+if TYPE_CHECKING:
+    from vitrm.checkpoint import Checkpoint
+
+
+def find_reference(metadata: Metadata, path: Path | None, run: str | None = None) -> Checkpoint:
+    """The checkpoint with the weights inside the artefact at `path`.
+
+    `run` names it; None looks where the artefact says it came from, beside the artefact, and at the run trained
+    last or the bundled default.  Raises `UserError` when torch is missing, when `run` is another model or has other
+    weights, or when none of the places has the right ones.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "torch is not installed, so there is no eager model to compare with: pip install torch"
+        ) from None
+    from vitrm import checkpoint as checkpoints
+
+    artefact = str(path) if path else "the artefact"
+    if run is not None:
+        checkpoint = checkpoints.load(run)
+        difference = _difference(metadata, checkpoint)
+        if difference:
+            raise UserError(
+                f"run {run} {difference}: {artefact} was exported from {metadata.run}; name that run, or export {run} anew"
+            )
+        return checkpoint
+    differing = []
+    for place in _places(metadata, path):
+        try:
+            checkpoint = checkpoints.load(place)
+        except UserError:
+            continue
+        difference = _difference(metadata, checkpoint)
+        if not difference:
+            return checkpoint
+        differing.append(f"{checkpoint.source} {difference}")
+    found = differing[0] if differing else f"no run {metadata.run!r} here, in {checkpoints.RUNS} or beside the file"
+    raise UserError(
+        f"no eager model to compare {artefact} with ({found}): name the run it was exported from with --run, or export it again"
+    )
+
+
+def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
+    """Where the artefact's run may be: an artefact knows its run's name, not its folder."""
+    from vitrm.checkpoint import CONFIG_FILE, RUNS
+
+    folders = [Path(metadata.run), RUNS / metadata.run]
+    if path is not None:
+        beside = path.absolute().parent
+        folders += [beside, beside.parent, beside / metadata.run, beside / RUNS / metadata.run]
+    there = [
+        str(folder) for folder in dict.fromkeys(folders) if os.path.isfile(folder / CONFIG_FILE)
+    ]  # False too for a name that no file can have
+    return [*there, metadata.run, None]
+
+
+def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:
+    """Why `checkpoint` is not the artefact's own model, as a phrase; None if it is."""
+    from vitrm.config import to_dict
+
+    theirs, ours = to_dict(checkpoint.model), metadata.model
+    if theirs["kind"] != ours.get("kind"):
+        return f"is a {theirs['kind']}, the artefact a {ours.get('kind')}"
+    if checkpoint.weights_id != metadata.weights_sha256:
+        return f"has other weights ({checkpoint.weights_id[:12]}, the artefact {metadata.weights_sha256[:12]})"
+    changed = [k for k in sorted(set(theirs) | set(ours)) if theirs.get(k) != ours.get(k) and k != "dropout"]
+    if changed:
+        return (
+            "has other settings ("
+            + ", ".join(f"{k} {theirs.get(k)!r}, the artefact {ours.get(k)!r}" for k in changed)
+            + ")"
+        )
+    return None

@@ -1,0 +1,240 @@
+"""A bench as text: one table where the terminal is wide enough for it, else one for speed and one for answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import TYPE_CHECKING
+
+from vitrm.runtime.bench.rows import BenchResult, Row
+from vitrm.runtime.halting.choose import HaltingChoice
+from vitrm.system.terminal import neutral_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Column = tuple[str, Callable[[Row], str]]  # its head, and its cell of a row
+_WIDE = 150  # columns that the one table needs
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
+    if share is None:
+        return "–"
+    text = f"{share * 100:.{digits}f}"
+    if share < 1 and float(text) >= 100:
+        text = f"{100 - 10.0**-digits:.{digits}f}"
+    return f"{text} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return "–"
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 1
+        else f"{value:.3f}"
+    )
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, as file managers and registries count."""
+    if count is None:
+        return "–"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def number(value: float | None) -> str:
+    """A count or rate, with thousands apart."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    return "–" if value is None else f"{value:.2f} ×"
+
+
+def difference(row: Row) -> str:
+    """The largest |Δlogit|, or why there is none."""
+    if row.max_logit_difference is None:
+        return "not finite" if row.agreement is not None else "–"
+    return f"{row.max_logit_difference:.1e}"
+
+
+def flips(row: Row) -> str:
+    """Gained and lost."""
+    return f"+{row.flips.gained} −{row.flips.lost}" if row.flips else "–"
+
+
+def depth(row: Row) -> str:
+    """Steps, and the mean that was used where samples halt."""
+    if row.steps is None:
+        return "–"
+    if row.halt_threshold is not None and row.halt_threshold < 1 and row.mean_steps_used is not None:
+        return f"{row.mean_steps_used:.1f} of {row.steps}"
+    return str(row.steps)
+
+
+def columns(result: BenchResult) -> list[Column]:
+    """The columns for `result`: those of energy only where some of it was measured."""
+    at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
+    metered = any(r.watts is not None for r in result.rows)
+    return [*COLUMNS[:at], *(ENERGY if metered else []), *COLUMNS[at:]]
+
+
+def print_result(result: BenchResult, console: Console) -> None:
+    """Prints the table and, below it, what it was measured on, to a `vitrm.system.terminal.console`."""
+    if console.width >= _WIDE:
+        console.print(_table(result, columns(result)))
+    else:
+        speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
+        console.print(_table(result, speed, title="Speed"))
+        console.print(_table(result, [c for c in COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
+    for line in footer(result):
+        console.print(line, style="dim" if not line.startswith("✗") else "red")
+
+
+def plain_text(result: BenchResult) -> str:
+    """The table and what it was measured on, in letters alone: for devices without `rich`."""
+    chosen = columns(result)
+    lines = aligned([[name for name, _ in chosen], *(_cells(row, chosen) for row in result.rows)], LEFT)
+    return "\n".join([*lines, "", *footer(result)])
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[str]) -> list[str]:
+    """Cells in columns, the first row their heads above a rule; those that `left` names to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for cell, width, name in zip(row, widths, rows[0], strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _cells(row: Row, chosen: list[Column]) -> list[str]:
+    cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in chosen]
+    cells[0] = row.name
+    if not row.ok:
+        cells[1] = "failed"
+    return [neutral_line(cell) for cell in cells]  # here, so that columns are as wide as what is shown
+
+
+COLUMNS: list[Column] = [
+    ("artefact", lambda r: r.name),
+    ("backend", lambda r: r.backend or "–"),
+    ("precision", lambda r: r.precision or "–"),
+    ("steps", depth),
+    ("batch", lambda r: str(r.batch)),
+    ("p50 ms", lambda r: milliseconds(r.latency_ms.p50 if r.latency_ms else None)),
+    ("p90 ms", lambda r: milliseconds(r.latency_ms.p90 if r.latency_ms else None)),
+    ("p99 ms", lambda r: milliseconds(r.latency_ms.p99 if r.latency_ms else None)),
+    ("images/s", lambda r: number(r.images_per_s)),
+    ("× eager", lambda r: times(r.speedup) if r.kind != "eager" else "1"),
+    ("accuracy", lambda r: percent(r.accuracy)),
+    ("agreement", lambda r: percent(r.agreement)),
+    ("flips", flips),
+    ("max Δlogit", difference),
+    ("size", lambda r: size(r.bytes)),
+]
+ENERGY: list[Column] = [
+    ("W", lambda r: milliseconds(r.watts)),
+    ("mJ/image", lambda r: milliseconds(None if r.joules_per_image is None else r.joules_per_image * 1e3)),
+    (
+        "mJ/correct",
+        lambda r: milliseconds(None if r.joules_per_correct_image is None else r.joules_per_correct_image * 1e3),
+    ),
+]
+_SPEED = {"artefact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
+_ANSWERS = {"artefact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
+LEFT = {"artefact", "backend", "precision"}
+
+
+def _table(result: BenchResult, columns: list[Column], title: str | None = None, once: bool = False) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "artefact", overflow="fold")
+    first = result.rows[0].batch if result.rows else None
+    rows = [r for r in result.rows if not once or r.batch == first]
+    for i, row in enumerate(rows):
+        cells = _cells(row, columns)
+        style = "red" if not row.ok else "dim" if row.kind != "artefact" else ""
+        last_of_batch = i + 1 < len(rows) and rows[i + 1].batch != row.batch
+        table.add_row(*(Text(c) for c in cells), style=style, end_section=last_of_batch)
+    return table
+
+
+def footer(result: BenchResult) -> list[str]:
+    """What the figures were measured on, one fact a line; a row that failed starts with ✗."""
+    lines = [
+        f"✗ {name}: {status}" for name, status in dict.fromkeys((r.name, r.status) for r in result.rows if not r.ok)
+    ]
+    devices = dict.fromkeys(r.device for r in result.rows if r.device)
+    counts = [r.latency_ms.n for r in result.rows if r.latency_ms]
+    lines.append(
+        f"{', '.join(d for d in devices if d)} · {result.threads} thread{'s' if result.threads > 1 else ''} · "
+        + " · ".join(f"{k} {v}" for k, v in result.versions.items())
+    )
+    if counts:
+        low, high = min(counts), max(counts)
+        line = (
+            f"latency: {low if low == high else f'{low}–{high}'} timed runs a row in {result.rounds} interleaved rounds, after at "
+            f"least {result.warm_up} to warm up; host to host"
+        )
+        if any(r.speedup is not None for r in result.rows):
+            line += "; × eager is the median over rounds"
+        lines.append(line + ("; with under 100 runs p99 is close to the slowest" if low < 100 else ""))
+    lines += power(result)
+    for data in result.data:
+        if data["labelled"]:
+            part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
+            what = "accuracy and agreement" if any(r.agreement is not None for r in result.rows) else "accuracy"
+            lines.append(f"{what}: {part} {data['split']} images of {data['name']}")
+    lines += [halting(choice) for choice in result.halting]
+    lines += result.notes
+    for note, names in _row_notes(result).items():
+        lines.append(f"{', '.join(names)}: {note}")
+    return [neutral_line(line) for line in lines]
+
+
+def power(result: BenchResult) -> list[str]:
+    """What power is of, or why there is none."""
+    lines = []
+    idle: dict[str, float] = result.power.get("idle_watts", {})
+    for scope in dict.fromkeys(r.power_scope for r in result.rows if r.power_scope):
+        rest = f", {milliseconds(idle[scope])} W of it when idle" if scope in idle else ""
+        lines.append(f"power: {scope}, everything on it{rest}")
+    reasons = result.power.get("not_measured", {})
+    lines += [f"power of {kind} rows not measured: {reason}" for kind, reason in reasons.items()]
+    return lines
+
+
+def halting(choice: HaltingChoice) -> str:
+    """A choice of threshold in one line."""
+    chosen, full = choice.chosen, choice.full
+    what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
+    return (
+        f"halting: {choice.name} now has {what}, chosen on {choice.images} validation images of {choice.data} (not more than "
+        f"{choice.budget * 100:g} points given up): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
+        f"{percent(full.accuracy)} after {choice.steps}; calibration error of halt_prob {percent(choice.reliability.ece, 1)}"
+    )
+
+
+def _row_notes(result: BenchResult) -> dict[str, list[str]]:
+    notes: dict[str, list[str]] = {}
+    for row in result.rows:
+        for note in row.notes:
+            if row.name not in notes.setdefault(note, []):
+                notes[note].append(row.name)
+    return notes

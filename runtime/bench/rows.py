@@ -1,0 +1,159 @@
+"""What a bench found, as data: ready for JSON, for the table and for the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.runtime.artifact.metadata import Metadata
+from vitrm.runtime.bench.accuracy import Comparison, Predictions
+from vitrm.runtime.bench.images import Sample
+from vitrm.runtime.bench.latency import Latency
+from vitrm.runtime.bench.robustness.measure import Robustness
+from vitrm.runtime.halting.choose import HaltingChoice
+
+FORMAT = 1
+OK = "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Images on which an artefact and its reference are not both right or both wrong."""
+
+    gained: int  # reference wrong, artefact right
+    lost: int  # reference right, artefact wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One thing at one batch size."""
+
+    name: str  # the artefact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
+    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
+    status: str = OK  # "ok", or why it could not run
+    backend: str | None = None  # onnxruntime-cpu, pytorch-cpu …
+    graph: str | None = None  # unrolled, loop, stepwise, single; eager for PyTorch
+    precision: str | None = None  # fp32, fp16 or int8
+    steps: int | None = None  # recursion steps; None for a baseline
+    halt_threshold: float | None = None  # 1 or more never halts; None for a baseline
+    batch: int  # images per run
+    latency_ms: Latency | None = None  # of a whole batch
+    device_ms: Latency | None = None  # of it, on the GPU's own clock, without copies from and to the host
+    images_per_s: float | None = None  # batch / mean latency
+    speedup: float | None = None  # times as fast as its eager model, from the same rounds
+    speedup_range: tuple[float, float] | None = None  # the middle 80 % of the rounds
+    watts: float | None = None  # mean while it runs over and over; None where no sensor says
+    joules_per_image: float | None = None
+    joules_per_correct_image: float | None = None  # that, divided by accuracy
+    power_scope: str | None = None  # what was measured: the rails, packages or board, idle power included
+    clocks_mhz: dict[str, float] | None = None  # mean meanwhile, of those that can be read: cpu, gpu, gpu_memory
+    images: int | None = None  # images that accuracy and agreement were measured on
+    accuracy: float | None = None  # top-1, in [0, 1]; None without labels
+    accuracy_interval: tuple[float, float] | None = None  # Wilson, 95 %
+    agreement: float | None = None  # share of images with the eager model's top-1 answer, in [0, 1]
+    flips: Flips | None = None
+    max_logit_difference: float | None = None  # largest |Δlogit| from eager; None also where one is not finite
+    halt_agreement: float | None = None  # share of images whose halt_prob > 0.5 says the same
+    mean_steps_used: float | None = None
+    halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
+    steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
+    bytes: int | None = None  # of the artefact's file; of the weights in memory for eager
+    device_bytes: int | None = None  # memory on the GPU, where it is counted
+    device: str | None = None  # in words
+    threads: int | None = None  # CPU threads
+    run: str | None = None  # the checkpoint it comes from
+    weights_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.status == OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthCurve:
+    """A recursive model's accuracy after each step, eager, with the artefacts' own points on the same images."""
+
+    run: str
+    accuracy: tuple[float, ...]  # at depth 1, 2, …
+    halt_prob: tuple[float, ...]  # mean over the images, at depth 1, 2, …
+    images: int
+    points: tuple[tuple[str, float, float], ...]  # (artefact, mean steps used, accuracy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One thing that was measured, with what it answered."""
+
+    key: str
+    name: str
+    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
+    metadata: Metadata
+    sample: Sample
+    predictions: Predictions
+    comparison: Comparison | None  # with its reference
+    reference: Predictions | None
+    times_ms: dict[int, NDArray[np.float64]]  # by batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the report shows beyond the figures."""
+
+    subjects: tuple[Subject, ...]
+    depth_curves: tuple[DepthCurve, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """Everything one bench found."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]  # what a reader should know of the whole
+    data: tuple[dict[str, Any], ...]  # name, split, images, total, labelled: what accuracy was measured on
+    machine: dict[str, Any]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring)
+    versions: dict[str, str]  # package → version
+    threads: int
+    device: str  # as asked for: cpu, cuda or auto
+    seconds: float  # measured per row
+    rounds: int
+    warm_up: int  # runs before the measuring, the fewest of all rows
+    power: dict[str, Any] = field(default_factory=dict)  # vitrm.runtime.bench.energy.Meters.describe
+    started: str  # ISO 8601, UTC
+    command: str | None = None  # the command line, where one asked
+    halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for
+    corruptions: tuple[Robustness, ...] = ()  # what corrupted images do to each artefact, where asked for
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """One row for each artefact that could not be measured."""
+        rows = {r.name: r for r in self.rows if r.kind == "artefact" and not r.ok}
+        return tuple(rows.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values: no evidence, and null for what is not finite."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
+        values["rows"] = [dataclasses.asdict(r) for r in self.rows]
+        values["halting"] = [dataclasses.asdict(c) for c in self.halting]
+        values["corruptions"] = [dataclasses.asdict(c) for c in self.corruptions]
+        ready = _plain({"format": FORMAT, **values})
+        assert isinstance(ready, dict)
+        return ready
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""When a sample may stop: choosing the threshold, and keeping it in an artifact."""

@@ -1,0 +1,52 @@
+"""int8 of weights: as close as the scale allows, and never more than 16 bits can add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vitrm.calib.quantize import LEVELS, affine_scale, largest_pair, quantise_weight, symmetric_scale
+from vitrm.calib.ranges import Range
+
+weights = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 9), st.integers(1, 5)),
+    elements=st.floats(-4, 4, width=32, allow_subnormal=False),
+)
+
+
+@given(weights)
+@settings(max_examples=300, deadline=None)
+def test_no_two_products_of_neighbouring_rows_overflow_16_bits(weight):
+    integers, scales = quantise_weight(weight)
+    assert integers.dtype == np.int8
+    assert np.abs(integers.astype(int)).max() <= LEVELS
+    assert 255 * largest_pair(integers.astype(int)).max() < 2**15
+    # Rounding is to the nearest, and a channel's scale no coarser than 7 bits would need.
+    assert (np.abs(weight - integers * scales) <= scales * 0.5001).all()
+    assert (scales <= np.where(np.abs(weight).max(0) > 0, np.abs(weight).max(0) / 63.7, 1)).all()
+
+
+def test_a_channel_without_large_neighbours_keeps_all_eight_bits():
+    weight = np.array(
+        [[1.0], [-0.99], [0.5], [0.1], [-0.9]], np.float32
+    )  # opposite signs never add up; the last is alone
+    integers, scales = quantise_weight(weight)
+    assert integers[0, 0] == LEVELS
+    assert scales == pytest.approx(1 / LEVELS)
+
+
+def test_unsigned_int8_with_a_zero_point_wastes_no_level_on_signs_that_do_not_occur():
+    lopsided, balanced = Range(-0.1, 1.9), Range(-1.0, 1.0)
+    scale, zero = affine_scale(lopsided)
+    assert (scale, zero) == (pytest.approx(2 / 255), 13)
+    assert scale < 0.53 * symmetric_scale(lopsided)
+    assert affine_scale(balanced)[0] == pytest.approx(symmetric_scale(balanced), rel=0.01)
+
+
+def test_the_largest_pair_is_that_of_rows_2i_and_2i_plus_1():
+    weight = np.array([[1, -5], [127, -6], [127, 100], [1, -3], [120, 120]])
+    np.testing.assert_array_equal(largest_pair(weight), [128, 100])

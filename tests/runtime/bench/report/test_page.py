@@ -1,0 +1,124 @@
+"""The report: complete, self-contained and safe to open."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from html_page import Page
+from PIL import Image
+from small_models import with_props
+
+from vitrm import data
+from vitrm.runtime.bench.report import png
+from vitrm.runtime.bench.report.page import render
+from vitrm.runtime.bench.report.table import milliseconds, percent, size
+from vitrm.runtime.bench.rows import BenchResult
+from vitrm.runtime.bench.run import bench
+
+NASTY = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def result(artefact: Path, rough: Path) -> BenchResult:
+    named = with_props(
+        artefact,
+        artefact.with_name("named & <b>.onnx"),
+        run=f'"{NASTY}"',
+        classes='["<i>0</i>","1","2","3","4","5","6","7","8","9"]',
+    )
+    # Other class names than the data set's: this one is measured on photographs.
+    return bench(
+        [artefact, rough, named], run=str(artefact.parent / "run"), batches=(1, 4), seconds=0.05, threads=1, depths=True
+    )
+
+
+@pytest.fixture(scope="module")
+def text(result: BenchResult) -> str:
+    return render(replace(result, command=f"vitrm-bench {NASTY}"))
+
+
+def test_needs_nothing_from_elsewhere(text: str) -> None:
+    page = Page(text)
+    assert page.open == []
+    assert page.sources
+    assert all(s.startswith("data:image/png;base64,") for s in page.sources)
+    assert not re.search(r"https?://|url\(|@import|<script|<link|<iframe", text)
+    assert "default-src 'none'" in text
+
+
+def test_has_its_parts(text: str, result: BenchResult) -> None:
+    page = Page(text)
+    for heading in (
+        "Figures",
+        "Latency",
+        "Accuracy by depth",
+        "Where the answers differ",
+        "What was measured",
+        "How it was measured",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert len(page.labels) == 4  # two distributions, one by batch, one by depth
+    assert all(len(label) > 20 for label in page.labels)
+    assert all(page.alts)
+    assert text.count('scope="row"') >= len(result.rows)
+    assert result.rows[1].weights_sha256 is not None
+    assert result.rows[1].weights_sha256 in text
+
+
+def test_shows_the_images_that_differ(text: str, result: BenchResult) -> None:
+    assert result.evidence is not None
+    rough = next(s for s in result.evidence.subjects if s.name == "rough.onnx")
+    assert rough.comparison is not None
+    differing = rough.comparison.disagreeing
+    assert f"answers {len(differing)} of 359 images differently" in text
+    test = data.load("digits", "test")
+    shown = text[text.index("rough.onnx</b> answers") :]
+    first = re.search(r'src="data:image/png;base64,([^"]+)" alt="test image (\d+), a (\d)"', shown)
+    assert first is not None
+    number = int(first[2])
+    assert number in differing
+    assert int(first[3]) == test.labels[number]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first[1])))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixels, test.pixels[number])
+    assert shown.count("<li><img") >= min(24, len(differing))
+
+
+def test_says_when_nothing_differs(text: str) -> None:
+    assert "tiny.onnx</b> and its eager model give the same answer on all 359 images" in text
+
+
+def test_escapes_what_users_write(text: str) -> None:
+    assert NASTY not in text
+    assert "<i>0</i>" not in text
+    assert "named &amp; &lt;b&gt;.onnx" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_failed_rows_say_why(artefact: Path, tmp_path: Path) -> None:
+    found = bench([artefact, tmp_path / "gone.onnx"], batches=(1,), limit=5, seconds=0.05, threads=1, eager=False)
+    page = render(found)
+    Page(page)
+    assert "gone.onnx does not exist" in page
+    assert "has no eager model to compare with" in page
+
+
+def test_png_round_trip() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), np.uint8)
+    image = Image.open(io.BytesIO(png.encode(pixels)))
+    assert image.size == (7, 5)
+    np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), pixels)
+
+
+def test_numbers_do_not_flatter() -> None:
+    assert percent(1.0) == "100.00 %"
+    assert percent(0.99999) == "99.99 %"
+    assert percent(0.9876) == "98.76 %"
+    assert percent(None) == "–"
+    assert [milliseconds(v) for v in (0.1234, 1.234, 12.34, 1234.5)] == ["0.123", "1.23", "12.3", "1234"]
+    assert [size(v) for v in (468_835, 14_500_000)] == ["469 kB", "14.5 MB"]

@@ -1,0 +1,196 @@
+"""Choosing a halting threshold: the sweep, the choice, what is written, and calibration figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_models import with_props
+
+import vitrm.runtime
+from vitrm.errors import UserError
+from vitrm.runtime.bench import cli
+from vitrm.runtime.bench.images import load_sample
+from vitrm.runtime.bench.run import bench
+from vitrm.runtime.halting import choose as halting
+from vitrm.runtime.halting.choose import Trajectory, at_threshold, choose, reliability, run_every_step
+from vitrm.runtime.halting.store import store_threshold
+
+DEPTH = 4
+
+
+@pytest.fixture(scope="module")
+def validation(loop):
+    return load_sample(vitrm.runtime.open(loop).metadata, "loop", split="validation")
+
+
+@pytest.fixture(scope="module")
+def trajectory(stepwise, validation) -> Trajectory:
+    return run_every_step(vitrm.runtime.open(stepwise), validation, DEPTH)
+
+
+@pytest.fixture
+def copies(loop, stepwise, tmp_path) -> dict[str, Path]:
+    """Artefacts that a test may change."""
+    shutil.copy(loop, tmp_path / "loop.onnx")
+    shutil.copytree(stepwise, tmp_path / "stepwise")
+    return {"loop": tmp_path / "loop.onnx", "stepwise": tmp_path / "stepwise"}
+
+
+def test_a_sweep_predicts_what_the_artefact_does(loop, stepwise, validation, trajectory):
+    again = run_every_step(vitrm.runtime.open(loop), validation, DEPTH)
+    np.testing.assert_array_equal(again.right, trajectory.right)
+    np.testing.assert_allclose(again.halt_prob, trajectory.halt_prob, atol=1e-5)
+    for quantile in (0.2, 0.6, 0.95):
+        threshold = float(np.quantile(trajectory.halt_prob, quantile))
+        point = at_threshold(trajectory, threshold)
+        result = vitrm.runtime.open(stepwise).infer(
+            validation.pixels.astype(np.float32) / np.float32(255), steps=DEPTH, halt_threshold=threshold
+        )
+        assert point.mean_steps == pytest.approx(result.steps_used.mean(), abs=0.02)
+        assert point.accuracy == pytest.approx((result.logits.argmax(1) == validation.labels).mean(), abs=0.008)
+    assert at_threshold(trajectory, 1.0).mean_steps == DEPTH
+    assert at_threshold(trajectory, -1.0).mean_steps == 1
+
+
+def test_the_cheapest_within_the_budget_is_chosen(validation):
+    # Four images, three steps: the first two are right and sure at once, the third needs three steps and says so, the last is never right.
+    right = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], bool)
+    sure = np.array([[0.9, 0.8, 0.6, 0.1], [0.9, 0.9, 0.4, 0.1], [0.9, 0.9, 0.9, 0.1]], np.float32)
+    trajectory = Trajectory(right, sure)
+    choice = choose("a", validation, trajectory, 0.0)
+    assert choice.full.accuracy == choice.chosen.accuracy == 0.75
+    assert choice.chosen.mean_steps == (1 + 1 + 3 + 3) / 4
+    assert 0.6 <= choice.chosen.threshold < 0.8
+    # One image of four lost: 0.25 and a standard error of √(3/16) / 2.
+    assert at_threshold(trajectory, 0.0).drop_bound == pytest.approx(0.25 + 1.645 * np.sqrt(3 / 16) / 2)
+    assert choose("a", validation, trajectory, 0.25).chosen.mean_steps == 2, "an estimate at the limit is not enough"
+    generous = choose("a", validation, trajectory, 0.61).chosen
+    assert (generous.accuracy, generous.mean_steps, generous.threshold) == (0.5, 1.0, 0.09), (
+        "all at once, with the highest threshold for that"
+    )
+    assert choice.by_depth == (0.5, 0.5, 0.75)
+    # A head that is sure of wrong answers leaves nothing to choose but never to halt.
+    sure_and_wrong = Trajectory(np.array([[0, 0], [1, 1]], bool), np.full((2, 2), 0.9999, np.float32))
+    assert choose("a", validation, sure_and_wrong, 0.0).chosen.threshold == 1.0
+
+
+def test_calibration_error_by_hand():
+    stated = np.array([0.05, 0.05, 0.95, 0.95, 0.95, 1.0], np.float32)
+    found = reliability(stated, np.array([0, 1, 1, 1, 0, 1], bool))
+    assert sum(found.count) == 6
+    assert (found.count[0], found.count[14]) == (2, 4)
+    expected = 2 / 6 * abs(0.05 - 0.5) + 4 / 6 * abs((3 * 0.95 + 1) / 4 - 0.75)
+    assert found.ece == pytest.approx(expected, abs=1e-6)
+    generator = np.random.default_rng(0)
+    chances = generator.random(40_000).astype(np.float32)
+    assert reliability(chances, generator.random(40_000) < chances).ece < 0.01
+    assert reliability(chances, generator.random(40_000) < chances / 2).ece > 0.2
+
+
+@pytest.mark.parametrize("kind", ["loop", "stepwise"])
+def test_the_choice_becomes_the_default(copies, kind, capsys, tmp_path):
+    path = copies[kind]
+    before = vitrm.runtime.open(path).metadata
+    images = load_sample(before, "a").pixels.astype(np.float32) / np.float32(255)
+    out = tmp_path / "out.json"
+    arguments = ["--halting", "--max-drop", "5", "--seconds", "0.05", "--batch", "1", "--threads", "1", "--no-eager"]
+    assert cli.main([str(path), *arguments, "--json", str(out), "--report", str(tmp_path / "out.html")]) == 0
+    assert "halting:" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    (choice,) = found["halting"]
+    threshold = choice["chosen"]["threshold"]
+    assert 0 < threshold < 1
+    assert choice["chosen"]["accuracy"] >= choice["full"]["accuracy"] - 0.05
+    never, halts = found["rows"]
+    assert (never["halt_threshold"], halts["halt_threshold"]) == (1.0, threshold)
+    assert never["mean_steps_used"] > halts["mean_steps_used"]
+    assert halts["halt_ece"] is not None
+    # The runtime takes it from now on, and the graph is what it was.
+    session = vitrm.runtime.open(path)
+    assert session.metadata.halt_threshold == threshold
+    assert session.metadata.halting["split"] == "validation"
+    assert session.metadata.weights_sha256 == before.weights_sha256
+    assert session.infer(images).steps_used.mean() == pytest.approx(halts["mean_steps_used"], abs=0.01)
+    page = (tmp_path / "out.html").read_text()
+    assert "is halt_prob true?" in page
+    assert f"chosen: {threshold:g}" in page
+    for file in [path] if kind == "loop" else path.iterdir():
+        onnx.checker.check_model(str(file))
+
+
+def test_only_what_can_take_a_threshold_gets_one(artefact, copies, tmp_path):
+    with pytest.raises(UserError, match=r"no loop or stepwise artefact to choose a threshold for"):
+        bench([artefact], max_drop=0.003, eager=False)
+    with pytest.raises(UserError, match=r"name no thresholds and at most one depth"):
+        bench([copies["loop"]], max_drop=0.003, halt_thresholds=(0.5,))
+    sample = load_sample(vitrm.runtime.open(artefact).metadata, "a", split="validation")
+    with pytest.raises(UserError, match=r"depth and threshold built in: .*--graph stepwise"):
+        run_every_step(vitrm.runtime.open(artefact), sample, 3)
+
+
+def test_a_failed_write_leaves_the_artefact_as_it_was(copies, monkeypatch):
+    from vitrm.runtime.halting import store as stored_threshold
+
+    files = {p: p.read_bytes() for p in copies["stepwise"].iterdir()}
+    rewrite = stored_threshold._rewrite
+
+    def fail_at_the_last(source, *rest):
+        if source.name == "heads.onnx":
+            raise OSError(28, "No space left on device")
+        return rewrite(source, *rest)
+
+    monkeypatch.setattr(stored_threshold, "_rewrite", fail_at_the_last)
+    with pytest.raises(UserError, match="no space left"):
+        stored_threshold.store_threshold(copies["stepwise"], 0.5, 3, {})
+    assert {p: p.read_bytes() for p in copies["stepwise"].iterdir()} == files
+    assert {p.name for p in copies["stepwise"].parent.iterdir()} == {"loop.onnx", "stepwise"}
+
+
+def test_other_files_in_the_folder_stay_and_depth_goes_with_the_threshold(copies):
+    (copies["stepwise"] / "labels").mkdir()
+    (copies["stepwise"] / "labels" / "names.txt").write_text("zero one two")
+    for path in copies.values():
+        store_threshold(path, 0.5, 2, {})
+        metadata = vitrm.runtime.open(path).metadata
+        assert (metadata.halt_threshold, metadata.steps) == (0.5, 2)
+    assert (copies["stepwise"] / "labels" / "names.txt").read_text() == "zero one two"
+
+
+def test_one_artefact_that_cannot_be_tuned_is_a_row_and_the_rest_goes_on(copies, tmp_path):
+    elsewhere = with_props(copies["loop"], tmp_path / "cifar.onnx", data='{"name": "cifar10"}')
+    result = bench(
+        [elsewhere, copies["loop"]],
+        max_drop=0.05,
+        eager=False,
+        data_dir=tmp_path,
+        batches=(1,),
+        seconds=0.05,
+        threads=1,
+    )
+    assert [r.status == "ok" for r in result.rows] == [True, True, False]
+    assert "labelled images" in result.failed[0].status
+    assert [c.name for c in result.halting] == ["loop.onnx"]
+    assert vitrm.runtime.open(elsewhere).metadata.halting == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-drop", "1"], "add --halting"),
+        (["--halting", "--steps", "1,2"], "at most one of --steps"),
+        (["--halting", "--halt-threshold", "0.5"], "leave out --halt-threshold"),
+    ],
+)
+def test_contradicting_flags_are_named(loop, capsys, arguments, message):
+    assert cli.main([str(loop), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_thresholds_are_those_of_the_graph():
+    assert all(0 < t < 1 for t in halting.THRESHOLDS)
+    assert list(halting.THRESHOLDS) == sorted(set(halting.THRESHOLDS))

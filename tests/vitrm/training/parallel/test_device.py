@@ -1,0 +1,62 @@
+"""torch.compile while training: the same learning, and a run that goes on where it does not work; how a process starts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_learners import make_batch, make_learner
+
+from vitrm.config import preset
+from vitrm.training.parallel.device import compile_learner
+
+MODEL = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, tokenizer="conv", conv_norm=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_a_compiled_learner_learns_what_an_eager_one_does():
+    # One step, as the paper's recipe has it; several are tested in lanes (test_lanes.py).
+    said: list[str] = []
+    eager, compiled = (make_learner(MODEL, n_sup=1) for _ in range(2))
+    assert compile_learner(compiled, 32, 8, said.append)
+    assert not said
+    for key, tensor in compiled.model.state_dict().items():
+        assert torch.equal(tensor, eager.model.state_dict()[key]), f"the trial left a trace in {key}"
+    for _ in range(2):
+        a, b = eager.batch(make_batch(), 1e-3), compiled.batch(make_batch(), 1e-3)
+        torch.testing.assert_close(torch.stack(a.losses), torch.stack(b.losses), atol=1e-4, rtol=1e-4)
+    assert compiled.updates == 2
+
+
+def test_without_a_compiler_training_goes_on_uncompiled():
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    said: list[str] = []
+    learner = make_learner(MODEL)
+    step = learner.functions[0].step
+    with config.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}):
+        assert not compile_learner(learner, 32, 7, said.append)
+    assert learner.functions[0].step == step
+    assert len(said) == 1
+    assert said[0].startswith("torch.compile does not work here")
+    assert learner.batch(make_batch(), 1e-3).updates == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked of glibc")
+@pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
+def test_the_process_starts_anew_once_with_what_glibc_and_openmp_read_first(before):
+    script = (
+        "import os; from vitrm.training.parallel.device import start_anew_tuned; print('start'); start_anew_tuned();"
+        "print(os.environ['GLIBC_TUNABLES'], os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {**os.environ, "GLIBC_TUNABLES": before, "GOMP_SPINCOUNT": "77", "PYTHONUNBUFFERED": "1"}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True)
+    tunables = f"{before}:glibc.malloc.hugetlb=1".lstrip(":")
+    assert ended.stdout.splitlines() == ["start", "start", f"{tunables} 77"]

@@ -1,0 +1,139 @@
+"""Augmentation: each image its own crop, targets that stay distributions, everything from one seed."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
+
+from vitrm.data import photo_crops
+from vitrm.training.augment import GROUP, augment, mix, rand_augment, random_crop, random_flip
+from vitrm.training.recipe import recipe
+
+
+def _rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_crop_moves_each_image_by_its_own_offset(digits):
+    pixels = torch.from_numpy(digits.train.pixels[:64])
+    cropped = random_crop(pixels, 4, _rng())
+    assert cropped.shape == pixels.shape
+    assert cropped.dtype == torch.uint8
+    padded = torch.nn.functional.pad(pixels, (4, 4, 4, 4))
+    rows, columns = _rng().integers(0, 9, (2, 64))
+    for i in range(64):
+        assert torch.equal(cropped[i], padded[i, :, rows[i] : rows[i] + 32, columns[i] : columns[i] + 32])
+    assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) > 20
+
+
+def test_flip_mirrors_some_images_and_not_others(digits):
+    pixels = torch.from_numpy(digits.train.pixels[:64])
+    flipped = random_flip(pixels, _rng())
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, pixels, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(flipped, pixels, strict=True)]
+    assert all(a or b for a, b in zip(mirrored, same, strict=True))
+    assert 16 < sum(mirrored) < 48
+
+
+def test_rand_augment_depends_on_its_seed_alone_and_draws_per_group(digits):
+    pixels = torch.from_numpy(digits.train.pixels[:1]).expand(4 * GROUP, -1, -1, -1).contiguous()
+    torch.manual_seed(1)
+    one = rand_augment(pixels, 2, 9, _rng())
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    two = rand_augment(pixels, 2, 9, _rng())
+    assert torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), before)
+    groups = one.split(GROUP)
+    assert all(torch.equal(image, group[0]) for group in groups for image in group)
+    assert any(not torch.equal(group[0], groups[0][0]) for group in groups)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_mixed_targets_sum_to_one_and_match_the_pixels(mixup, cutmix):
+    # Image i is i / 8 everywhere, so its mean tells how much of which image is in it.
+    values = torch.arange(8) / 8
+    images = values[:, None, None, None].expand(8, 3, 32, 32).contiguous()
+    target = torch.eye(8)
+    shares = set()
+    for seed in range(20):
+        mixed, soft = mix(images, target, mixup, cutmix, _rng(seed))
+        assert torch.allclose(soft.sum(1), torch.ones(8), atol=1e-6)
+        assert (soft >= 0).all()
+        assert torch.allclose(mixed.mean((1, 2, 3)), soft @ values, atol=1e-5)
+        shares.add(round(float(soft[0, 0]), 4))
+    assert len(shares) > 5
+
+
+def test_both_mixes_are_used_about_equally():
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 8, 8).contiguous()
+    # Mixup blends every pixel; CutMix leaves each pixel a whole number.
+    cut = sum(bool((mix(images, torch.eye(4), 0.9, 0.9, _rng(s))[0] % 1 == 0).all()) for s in range(200))
+    assert 70 < cut < 130
+
+
+def test_halting_compares_with_the_label_that_mixing_leaves_alone(digits):
+    pixels = torch.from_numpy(digits.train.pixels[:32])
+    labels = torch.from_numpy(digits.train.labels[:32])
+    batch = augment(pixels, labels, 10, recipe("paper", randaugment_ops=0), False, _rng(3))
+    assert torch.equal(batch.label, labels)
+    assert (batch.target.max(1).values < 1).any()
+    assert batch.images.dtype == torch.float32
+    assert 0 <= float(batch.images.min()) <= float(batch.images.max()) <= 1
+
+
+def test_a_batch_is_a_function_of_its_seed(digits):
+    pixels = torch.from_numpy(digits.train.pixels[:32])
+    labels = torch.from_numpy(digits.train.labels[:32])
+    one, two, other = (augment(pixels, labels, 10, recipe("paper"), True, _rng(s)) for s in (1, 1, 2))
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.target, two.target)
+    assert not torch.equal(one.images, other.images)
+
+
+def _alike(ours: list[float], theirs: list[float]) -> None:
+    """Two samples that may come from one distribution (Kolmogorov–Smirnov; seeded, so it always says the same)."""
+    assert ks_2samp(ours, theirs).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("how", "alpha"), [("mixup", 0.2), ("mixup", 1.0), ("cutmix", 1.0)])
+def test_mixing_is_distributed_as_torchvisions(how, alpha):
+    images, label, target = torch.zeros(4, 3, 32, 32), torch.arange(4), torch.eye(4)
+    images[0] = 1  # how much of image 0 is left in it, in pixels
+    theirs = (v2.MixUp if how == "mixup" else v2.CutMix)(alpha=alpha, num_classes=4)
+    samples: dict[str, list[float]] = {"ours": [], "our pixels": [], "theirs": []}
+    torch.manual_seed(0)
+    for seed in range(600):
+        mixed, soft = mix(images, target, *((alpha, 0.0) if how == "mixup" else (0.0, alpha)), _rng(seed))
+        samples["ours"].append(float(soft[0, 0]))
+        samples["our pixels"].append(float(mixed[0].mean()))
+        samples["theirs"].append(float(theirs(images, label)[1][0, 0]))
+    _alike(samples["ours"], samples["theirs"])
+    _alike(samples["our pixels"], samples["theirs"])
+
+
+def test_crops_are_distributed_as_torchvisions():
+    ramp = torch.arange(1, 33, dtype=torch.uint8)
+    image = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.full((32, 32), 255)])
+    ours = random_crop(image.expand(800, -1, -1, -1).contiguous(), 4, _rng())
+    torch.manual_seed(0)
+    theirs = torch.stack([v2.RandomCrop(32, padding=4)(image) for _ in range(800)])
+    for channel in (0, 1):
+        # The value in the middle says by how much the image was moved.
+        _alike(ours[:, channel, 16, 16].tolist(), theirs[:, channel, 16, 16].tolist())
+    _alike(ours[:, 2].float().mean((1, 2)).tolist(), theirs[:, 2].float().mean((1, 2)).tolist())
+
+
+def test_rand_augment_of_groups_is_distributed_as_torchvisions_of_single_images():
+    photo = torch.from_numpy(photo_crops(1))
+    count = 250
+    ours = rand_augment(photo.expand(count * GROUP, -1, -1, -1).contiguous(), 2, 9, _rng())[::GROUP].float()
+    torch.manual_seed(0)
+    theirs = torch.cat([v2.RandAugment(num_ops=2, magnitude=9)(photo) for _ in range(count)]).float()
+    for statistic in (
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.std((1, 2, 3)),
+        lambda x: (x - photo).abs().mean((1, 2, 3)),
+    ):
+        _alike(statistic(ours).tolist(), statistic(theirs).tolist())

@@ -1,0 +1,303 @@
+"""Training runs: continued ones equal uninterrupted ones, and nothing is ever half-written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitrm import checkpoint, data
+from vitrm.config import preset
+from vitrm.errors import UserError
+from vitrm.training.evaluate import accuracy_by_depth
+from vitrm.training.loop import Splits, limited, train
+from vitrm.training.parallel.device import Execution
+from vitrm.training.recipe import recipe
+from vitrm.training.state import STATE_FILE, read_header
+
+EVERY_BATCH = Execution(device="cpu", save_every=0.0)
+TIMES = ("seconds", "images_per_s")
+
+
+class Killed(Exception):
+    """What the tests raise inside a run: like a kill, it gives the run no chance to save."""
+
+
+class Recorder:
+    """Keeps every batch's losses, and dies at the batch `at`, before its state is saved."""
+
+    def __init__(self, at: tuple[int, int] | None = None) -> None:
+        self.at = at
+        self.losses: dict[tuple[int, int], list[float]] = {}
+
+    def __call__(self, epoch: int, batch: int, losses: list[float]) -> None:
+        if (epoch, batch) == self.at:
+            raise Killed
+        self.losses[epoch, batch] = losses
+
+
+def _metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(few, model, short, tmp_path_factory):
+    """A run that nothing interrupted, with its losses."""
+    recorder = Recorder()
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = train(model, short, few, folder, execution=EVERY_BATCH, on_batch=recorder, seed=5)
+    return result, recorder.losses
+
+
+@pytest.mark.parametrize("at", [(1, 2), (1, 0), (0, 0)], ids=["mid-epoch", "epoch's end", "first batch"])
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved each batch", "saved each epoch"])
+def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, at, every):
+    result, losses = whole
+    execution = replace(EVERY_BATCH, save_every=every)
+    folder = tmp_path / "run"
+    first, second = Recorder(at), Recorder()
+    with pytest.raises(Killed):
+        train(model, short, few, folder, execution=execution, on_batch=first, seed=5)
+    continued = train(model, short, few, folder, execution=execution, on_batch=second, seed=5, resume=True)
+    assert len(second.losses) < len(losses) or at == (0, 0)
+    assert first.losses | second.losses == losses
+    for key in first.losses.keys() & second.losses.keys():  # batches redone since the last state
+        assert first.losses[key] == second.losses[key]
+    assert _metrics(folder) == _metrics(result.out)
+    assert continued.test_accuracy == result.test_accuracy
+    for name in (STATE_FILE, checkpoint.WEIGHTS_FILE):
+        one, two = load_file(folder / name), load_file(result.out / name)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one), name
+
+
+def test_different_seeds_differ(few, model, short, whole, tmp_path):
+    recorder = Recorder()
+    train(model, replace(short, epochs=1), few, tmp_path / "run", execution=EVERY_BATCH, on_batch=recorder, seed=6)
+    assert recorder.losses[0, 0] != whole[1][0, 0]
+
+
+def test_training_leaves_the_callers_random_numbers_alone(few, model, short, tmp_path):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    train(model, replace(short, epochs=1), few, tmp_path / "run", execution=EVERY_BATCH)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_run_folder_holds_a_checkpoint_that_says_what_it_is(whole, few, short):
+    result, _ = whole
+    assert {p.name for p in result.out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "curve.png",
+        "state.safetensors",
+    }
+    assert (result.out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    loaded = checkpoint.load(result.out)
+    assert loaded.data["name"] == "digits"
+    assert loaded.data["classes"] == [str(i) for i in range(10)]
+    assert loaded.model.mean == data.normalisation(few.train).mean
+    assert loaded.training["recipe"]["epochs"] == short.epochs
+    assert loaded.training["best_epoch"] == result.best_epoch
+    assert loaded.training["test_accuracy"] == result.test_accuracy
+    # The accuracies written down are those of the weights written down.
+    found = accuracy_by_depth(loaded.build(), few.test, 6)
+    assert found.accuracy == result.test_accuracy
+    assert len(found.accuracy) == 6
+    assert found.predictions.shape == found.halt_prob.shape == (6, 40)
+    best = result.history[result.best_epoch - 1]
+    assert len(best["validation_accuracy"]) == short.trained_depth == 4
+
+
+def test_metrics_have_one_line_per_epoch(whole):
+    result, _ = whole
+    assert [line["epoch"] for line in _metrics(result.out)] == [1, 2, 3]
+    for line in result.history:
+        assert 1 <= line["steps"] <= 2
+        assert 0 <= line["halt"] <= 1
+        assert line["images_per_s"] > 0
+
+
+def test_a_finished_run_is_not_run_again(whole, few, model, short):
+    recorder = Recorder()
+    again = train(model, short, few, whole[0].out, execution=EVERY_BATCH, on_batch=recorder, seed=5, resume=True)
+    assert recorder.losses == {}
+    assert again.test_accuracy == whole[0].test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, "recipe.lr is 0.5, the run has 0.001"),
+        ({"epochs": 30}, "recipe.epochs is 30, the run has 3 .*shapes the learning rate's schedule"),
+    ],
+)
+def test_another_recipe_cannot_resume_a_run(whole, few, model, short, changes, message):
+    with pytest.raises(UserError, match=message):
+        train(model, replace(short, **changes), few, whole[0].out, seed=5, resume=True)
+
+
+def test_another_model_seed_or_data_cannot_resume_a_run(whole, few, model, short):
+    with pytest.raises(UserError, match=r"model\.latents is 4, the run has 2"):
+        train(replace(model, latents=4), short, few, whole[0].out, seed=5, resume=True)
+    with pytest.raises(UserError, match="seed is 1, the run has 5"):
+        train(model, short, few, whole[0].out, seed=1, resume=True)
+    fewer = replace(few, train=limited(few.train, 64))
+    with pytest.raises(UserError, match=r"data\.train is 64, the run has 70"):
+        train(model, short, fewer, whole[0].out, seed=5, resume=True)
+
+
+def test_a_folder_with_a_run_or_something_else_is_not_written_to(whole, few, model, short, tmp_path):
+    before = {p.name: p.read_bytes() for p in whole[0].out.iterdir()}
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        train(model, short, few, whole[0].out)
+    assert {p.name: p.read_bytes() for p in whole[0].out.iterdir()} == before
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(model, short, few, tmp_path / "letters")
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        train(model, short, few, tmp_path / "letters" / "a.txt")
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(model, short, few, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "other"])
+def test_a_damaged_state_is_refused(whole, few, model, short, tmp_path, damage):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    raw = bytearray((whole[0].out / STATE_FILE).read_bytes())
+    if damage == "flipped":
+        raw[-40] ^= 255
+    content = {
+        "cut": raw[:-100],
+        "flipped": raw,
+        "emptied": b"",
+        "other": (whole[0].out / "model.safetensors").read_bytes(),
+    }
+    (folder / STATE_FILE).write_bytes(content[damage])
+    with pytest.raises(UserError, match="cannot be read as a training state"):
+        train(model, short, few, folder, seed=5, resume=True)
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, tmp_path):
+    wild = replace(short, lr=1e18, warmup=0.5, n_sup=1, randaugment_ops=0)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite|diverged"):
+        train(model, wild, few, folder, execution=EVERY_BATCH)
+    header = read_header(folder / STATE_FILE)
+    assert header["epoch"] * 4 + header["batch"] < 3 * 4
+    assert all(v.isfinite().all() for v in load_file(folder / STATE_FILE).values())
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("Resource temporarily unavailable"),  # a thread's stack
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+)
+def test_too_little_memory_within_a_run_keeps_its_state(few, model, short, whole, tmp_path, error):
+    def full(epoch: int, batch: int, losses: list[float]) -> None:
+        if (epoch, batch) == (1, 2):
+            raise error
+
+    with pytest.raises(UserError, match="out of memory: free some, and --resume goes on from the state saved last"):
+        train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, on_batch=full, seed=5)
+    continued = train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, seed=5, resume=True)
+    assert continued.test_accuracy == whole[0].test_accuracy
+
+
+def test_early_stopping_keeps_the_best_epoch(few, model, tmp_path):
+    # A learning rate this small changes no answer: nothing is gained after the first epochs.
+    stuck = recipe("fast", epochs=30, batch_size=64, lr=1e-12, final_lr=0.0, patience=2, ema_decay=0.0)
+    result = train(model, stuck, few, tmp_path / "run")
+    assert result.epochs == result.best_epoch + 2 < 30
+    assert checkpoint.load(tmp_path / "run").training["best_epoch"] == result.best_epoch
+
+
+def test_selection_never_sees_the_test_images(few, model, short, whole, tmp_path):
+    shuffled = replace(few.test, labels=(few.test.labels + 1) % 10)
+    result = train(model, short, replace(few, test=shuffled), tmp_path / "run", execution=EVERY_BATCH, seed=5)
+    assert _metrics(tmp_path / "run") == _metrics(whole[0].out)
+    assert result.best_epoch == whole[0].best_epoch
+
+
+def test_a_baseline_trains_and_resumes(few, tmp_path):
+    config = preset("vit-small", dim=16, layers=1, heads=2, mlp=16)
+    chosen = recipe("paper", "vit", epochs=2, batch_size=16, lr=1e-3)
+    whole, first, second = Recorder(), Recorder((1, 1)), Recorder()
+    result = train(config, chosen, few, tmp_path / "a", execution=EVERY_BATCH, on_batch=whole)
+    with pytest.raises(Killed):
+        train(config, chosen, few, tmp_path / "b", execution=EVERY_BATCH, on_batch=first)
+    train(config, chosen, few, tmp_path / "b", execution=EVERY_BATCH, on_batch=second, resume=True)
+    assert first.losses | second.losses == whole.losses
+    assert len(result.test_accuracy) == 1
+    assert result.history[0]["validation_halt"] == []
+
+
+def test_batch_norm_statistics_survive_resuming(few, tmp_path):
+    config = preset("resnet18")
+    tiny = Splits(limited(few.train, 16), few.validation.take(slice(0, 8)), few.test.take(slice(0, 8)))
+    chosen = recipe("fast", epochs=2, batch_size=8, lr=1e-3)
+    each_epoch = replace(EVERY_BATCH, save_every=1e9)
+    whole, first, second = Recorder(), Recorder((1, 0)), Recorder()
+    train(config, chosen, tiny, tmp_path / "a", execution=each_epoch, on_batch=whole)
+    with pytest.raises(Killed):
+        train(config, chosen, tiny, tmp_path / "b", execution=each_epoch, on_batch=first)
+    train(config, chosen, tiny, tmp_path / "b", execution=each_epoch, on_batch=second, resume=True)
+    assert first.losses | second.losses == whole.losses
+    one, two = (load_file(tmp_path / run / STATE_FILE) for run in "ab")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_few_epochs_learn_digits(digits, tmp_path):
+    part = replace(digits, train=limited(digits.train, 512))
+    config = preset("tiny", image_size=32)
+    chosen = recipe("fast", epochs=10, batch_size=32, lr=4e-3, n_sup=1, crop_padding=1)
+    result = train(config, chosen, part, tmp_path / "run", execution=Execution(precision="fp32"))
+    assert result.test_accuracy[0] > 0.4  # 0.6 to 0.8, as torch's version draws; 0.1 is chance
+    assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
+
+
+def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
+    init = checkpoint.load(whole[0].out)
+    still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
+    result = train(model, still, few, tmp_path / "still", execution=EVERY_BATCH, init=init)
+    assert result.test_accuracy == whole[0].test_accuracy
+    made = checkpoint.load(tmp_path / "still")
+    for name, tensor in init.weights.items():
+        torch.testing.assert_close(made.weights[name], tensor, atol=1e-8, rtol=0)
+    assert made.training["init"] == {"run": "run", "weights_sha256": init.weights_id}
+    # Killed and resumed, it is the same run, and needs the other no more.
+    with pytest.raises(Killed):
+        train(model, still, few, tmp_path / "b", execution=EVERY_BATCH, init=init, on_batch=Recorder((0, 2)))
+    train(model, still, few, tmp_path / "b", execution=EVERY_BATCH, resume=True)
+    assert checkpoint.load(tmp_path / "b").weights_id == made.weights_id
+    assert checkpoint.load(tmp_path / "b").training["init"] == made.training["init"]
+
+
+def test_other_classes_get_a_new_classifier_and_other_models_are_refused(few, model, short, whole, tmp_path):
+    init = checkpoint.load(whole[0].out)
+    letters = [replace(part, classes=tuple("abcdefghij")) for part in vars(few).values()]
+    still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
+    train(model, still, Splits(*letters), tmp_path / "letters", execution=EVERY_BATCH, init=init)
+    classifier = checkpoint.load(tmp_path / "letters").weights["classifier.weight"]
+    assert (classifier - init.weights["classifier.weight"]).abs().max() > 1e-3, "letters are no digits"
+    halves = [replace(part, labels=part.labels // 5, classes=("low", "high")) for part in vars(few).values()]
+    train(model, still, Splits(*halves), tmp_path / "halves", execution=EVERY_BATCH, init=init)
+    made = checkpoint.load(tmp_path / "halves")
+    assert made.weights["classifier.weight"].shape[0] == 2
+    torch.testing.assert_close(made.weights["block.0.q.weight"], init.weights["block.0.q.weight"], atol=1e-8, rtol=0)
+    with pytest.raises(UserError, match=r"another model than asked for \(latents 3 against 2\)"):
+        train(replace(model, latents=3), still, few, tmp_path / "c", init=init)
+    with pytest.raises(UserError, match="leave out --init"):
+        train(model, still, few, tmp_path / "halves", init=init, resume=True)

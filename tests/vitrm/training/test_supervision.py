@@ -1,0 +1,161 @@
+"""What one batch does: updates per step, detached states, gradients through steps, the averaged weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_learners import make_batch, make_learner
+
+from vitrm.checkpoint import build_model
+from vitrm.config import preset
+from vitrm.training.ema import EMA, decay_at
+from vitrm.training.optimizers import make_optimizers
+from vitrm.training.recipe import recipe
+from vitrm.training.supervision import Learner, step_loss
+
+CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
+
+
+def _learner(**changes):
+    return make_learner(CONFIG, **changes)
+
+
+def _set_halt(learner, value):
+    with torch.no_grad():
+        learner.model.halt.weight.zero_()
+        learner.model.halt.bias.fill_(value)
+
+
+def test_sequential_supervision_updates_after_every_step():
+    learner = _learner(supervision="sequential", n_sup=4)
+    _set_halt(learner, -5.0)
+    result = learner.batch(make_batch(), 1e-4)
+    assert result.updates == len(result.losses) == 4
+    assert learner.updates == 4
+    assert int(learner.optimizers[0].state[learner.model.classifier.bias]["step"]) == 4
+
+
+def test_sequential_supervision_ends_once_the_batch_believes_it_is_right():
+    learner = _learner(supervision="sequential", n_sup=4)
+    _set_halt(learner, 5.0)
+    assert learner.batch(make_batch(), 1e-4).updates == 1
+
+
+def test_sequential_steps_start_from_detached_states():
+    learner = _learner(supervision="sequential", n_sup=2)
+    _set_halt(learner, -5.0)
+    learner.batch(make_batch(), 1e-4)
+    # The gradient left is the second step's: it ends at the state that the first step handed over.
+    assert learner.model.y0.grad is None
+    assert learner.model.z0.grad is None
+    assert learner.model.pos.grad is not None
+
+
+def test_joint_supervision_takes_the_gradient_through_all_steps():
+    learner = _learner(supervision="joint", n_sup=3, clip_norm=0.0, step_weight_power=1.0)
+    batch = make_batch()
+    reference = build_model(CONFIG)
+    reference.load_state_dict(learner.model.state_dict())
+    embedded, state, total = reference.embed(batch.images), reference.initial_state(8), 0.0
+    for weight in (0.5, 1.0, 1.5):
+        state = reference.step(embedded, state)
+        logits, halt = reference.head_logits(state.y)
+        right = (logits.argmax(1) == batch.label).float()
+        total = total + weight / 3 * (
+            F.cross_entropy(logits, batch.label) + F.binary_cross_entropy_with_logits(halt, right)
+        )
+    total.backward()
+    result = learner.batch(batch, 1e-4)
+    assert result.updates == 1
+    assert len(result.losses) == 3
+    for name, parameter in learner.model.named_parameters():
+        assert torch.allclose(parameter.grad, dict(reference.named_parameters())[name].grad, atol=1e-6), name
+    assert float(learner.model.y0.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("supervision", ["joint", "sequential"])
+def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
+    with_free, without = (_learner(supervision=supervision, n_sup=1) for _ in range(2))
+    deep = with_free.batch(make_batch(), 1e-4, free_steps=2)
+    shallow = without.batch(make_batch(), 1e-4)
+    assert with_free.model.y0.grad is None
+    assert without.model.y0.grad is not None
+    assert float(deep.losses[0]) != float(shallow.losses[0])
+
+
+def test_free_steps_give_the_state_that_as_many_steps_give():
+    learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
+    batch = make_batch()
+    with torch.no_grad():
+        logits, halts = learner.model.trajectory(batch.images, 3)
+    right = (logits[2].argmax(1) == batch.label).float()
+    expected = F.cross_entropy(logits[2], batch.label) + F.binary_cross_entropy(halts[2], right)
+    result = learner.batch(batch, 1e-4, free_steps=2)
+    assert float(result.losses[0]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_gradient_survives_free_steps_under_autocast():
+    # Autocast caches the weights it casts; those cast without gradient must not serve the supervised step.
+    learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
+    learner.bf16 = True
+    learner.batch(make_batch(), 1e-4, free_steps=1)
+    assert float(learner.model.block[0].ffn.up.weight.grad.abs().sum()) > 0
+
+
+def test_the_halting_target_is_whether_the_answer_is_the_unmixed_label():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    halt = torch.tensor([1.0, -2.0])
+    target = torch.tensor([[0.3, 0.7], [0.6, 0.4]])  # mixed: the larger share is the other class
+    label = torch.tensor([0, 0])
+    loss, right = step_loss(logits, halt, target, label, 0.5)
+    assert right.tolist() == [True, False]
+    expected = -(target * logits.log_softmax(1)).sum(1).mean() + 0.5 * F.binary_cross_entropy_with_logits(
+        halt, torch.tensor([1.0, 0.0])
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_levels_are_not_decayed_and_slopes_are():
+    model = build_model(CONFIG)
+    decayed, plain = make_optimizers(model, recipe("paper"))[0].param_groups
+    names = {id(p): n for n, p in model.named_parameters()}
+    of_plain = {names[id(p)] for p in plain["params"]}
+    assert plain["weight_decay"] == 0
+    assert decayed["weight_decay"] == 0.05
+    assert {"pos", "y0", "z0", "classifier.bias", "block.0.norm1.weight"} <= of_plain
+    assert {names[id(p)] for p in decayed["params"]} == set(names.values()) - of_plain
+    assert "classifier.weight" not in of_plain
+    assert len(make_optimizers(model, recipe("paper", decay_all=True))[0].param_groups) == 1
+
+
+def test_ema_follows_its_formula():
+    model = torch.nn.Linear(2, 1)
+    ema = EMA(model, 0.5)
+    expected = model.weight.detach().clone()
+    for update in range(6):
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        ema.update(model, update)
+        d = min(0.5, (1 + update) / (10 + update))
+        expected = d * expected + (1 - d) * model.weight.detach()
+        assert torch.allclose(ema.model.weight, expected, atol=1e-6)
+    assert decay_at(0, 0.999) == 0.1
+    assert decay_at(10**6, 0.999) == 0.999
+    assert not ema.model.weight.requires_grad
+
+
+def test_ema_averages_batch_norm_statistics_and_copies_counts():
+    model = torch.nn.BatchNorm1d(2)
+    ema = EMA(model, 0.9)
+    model.train()(torch.randn(4, 2) + 3)
+    ema.update(model, 0)
+    assert int(ema.model.num_batches_tracked) == 1
+    assert torch.allclose(ema.model.running_mean, 0.9 * model.running_mean)
+
+
+def test_a_baseline_learns_with_the_same_recipe():
+    torch.manual_seed(0)
+    learner = Learner(
+        build_model(preset("vit-small", dim=16, layers=1, heads=2, mlp=16)), recipe("paper"), torch.device("cpu"), False
+    )
+    losses = [float(learner.batch(make_batch(), 1e-2).losses[0]) for _ in range(15)]
+    assert losses[-1] < 0.7 * losses[0]

@@ -1,0 +1,193 @@
+"""Augmentation in batches, of a data set that lies in memory whole.
+
+The training images are one uint8 tensor [n, 3, H, W] on the device; a batch is gathered, cropped,
+flipped and distorted there, so there is no loader and no worker process.  Small numbers (offsets,
+coins, λ) are drawn on the host by a NumPy generator that the caller seeds per batch: what happens
+to a batch is a function of that seed alone, on every device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitrm.training.recipe import Recipe
+
+# In several processes each computes a part of the batch: what is random is drawn for the whole of it, by all of them
+# alike, and applied to the part.
+
+# RandAugment draws its operations once per call.  Per image that is 128 × 2 tiny tensor operations a
+# batch, and their overhead outweighs the training step; per batch, all images would be rotated alike.
+# Groups of 8 share a draw: 16 different draws in a batch of 128, at an eighth of the calls.
+GROUP = 8
+
+
+class Batch(NamedTuple):
+    """What a training step sees."""
+
+    images: Tensor  # float32 [B, 3, H, W] in [0, 1]
+    target: Tensor  # float32 [B, classes], rows sum to 1: what the cross-entropy compares with
+    label: Tensor  # int64 [B]: the un-mixed label, what the halting loss compares with
+
+
+class Rows(NamedTuple):
+    """Which images of a batch these are."""
+
+    rows: NDArray[np.int64]  # their numbers in the batch
+    size: int  # images in the whole batch
+
+    @classmethod
+    def all(cls, size: int) -> Rows:
+        return cls(np.arange(size), size)
+
+
+def augment(
+    pixels: Tensor,
+    label: Tensor,
+    classes: int,
+    recipe: Recipe,
+    flip: bool | NDArray[np.bool_],
+    rng: np.random.Generator,
+    part: slice | None = None,
+) -> Batch:
+    """Augments a batch by `recipe`: pixels uint8 [B, 3, H, W], label int64 [B], both on one device.
+
+    `flip`: whether images are mirrored with chance 1/2; or which ones are.
+    With `part`, a slice of at least one image, only those images of the batch are computed, as they are in the whole.
+    """
+    rows = np.arange(len(pixels))
+    whole = part is None or len(rows[part]) == len(rows)
+    if not whole:
+        rows = rows[part]
+        label_part = label[part]
+        if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
+            rows = np.concatenate([[(rows[0] - 1) % len(pixels)], rows])  # whom the first one is mixed with
+    of = Rows(rows, len(pixels))
+    if not whole:
+        index = torch.from_numpy(rows).to(pixels.device)
+        pixels, label = pixels[index], label[index]
+    if recipe.crop_padding:
+        pixels = random_crop(pixels, recipe.crop_padding, rng, of, reflect=recipe.crop_fill == "reflect")
+    if not isinstance(flip, bool):
+        pixels = mirror(pixels, flip[of.rows])
+    elif flip:
+        pixels = random_flip(pixels, rng, of)
+    if recipe.randaugment_ops:
+        pixels = rand_augment(pixels, recipe.randaugment_ops, recipe.randaugment_magnitude, rng, of)
+    if recipe.cutout:
+        pixels = cutout(pixels, recipe.cutout, rng, of)
+    images = pixels.to(torch.float32) / 255
+    target = F.one_hot(label, classes).to(torch.float32)
+    if recipe.label_smoothing:
+        target = target * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
+    images, target = mix(images, target, recipe.mixup_alpha, recipe.cutmix_alpha, rng, led=not whole)
+    return Batch(images, target, label if whole else label_part)
+
+
+def random_crop(
+    pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows | None = None, *, reflect: bool = False
+) -> Tensor:
+    """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in, or its reflection."""
+    b, _, h, w = pixels.shape
+    rows, size = of or Rows.all(b)
+    offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
+    if reflect:  # not written for uint8 in torch 2.9: an index that runs back and forth is
+        rows_, columns = (torch.from_numpy(np.pad(np.arange(n), padding, "reflect")).to(pixels.device) for n in (h, w))
+        padded = pixels[:, :, rows_[:, None], columns]
+    else:
+        padded = F.pad(pixels, (padding,) * 4)
+    top = offsets[0][:, None] + torch.arange(h, device=pixels.device)  # [B, H]
+    left = offsets[1][:, None] + torch.arange(w, device=pixels.device)  # [B, W]
+    image = torch.arange(b, device=pixels.device)[:, None, None]
+    # Index arrays on both sides of the channels' slice: the result is [B, H, W, 3].
+    return padded[image, :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def random_flip(pixels: Tensor, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+    """Each image mirrored left to right with chance 1/2."""
+    rows, size = of or Rows.all(len(pixels))
+    return mirror(pixels, (rng.random(size) < 0.5)[rows])
+
+
+def mirror(pixels: Tensor, which: NDArray[np.bool_]) -> Tensor:
+    """The images that `which` [B] names mirrored left to right."""
+    coins = torch.from_numpy(which).to(pixels.device)
+    return torch.where(coins[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+    """Each image with a grey square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
+    b, _, h, w = pixels.shape
+    rows, size = of or Rows.all(b)
+    centers = torch.from_numpy(rng.integers(0, (h, w), (size, 2))[rows]).to(pixels.device)
+    top, left = (centers - side // 2).split(1, 1)  # [B, 1] each
+    y, x = torch.arange(h, device=pixels.device), torch.arange(w, device=pixels.device)
+    inside = ((y >= top) & (y < top + side))[:, None, :, None] & ((x >= left) & (x < left + side))[:, None, None, :]
+    return pixels.masked_fill(inside, 128)
+
+
+def rand_augment(pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+    """torchvision's RandAugment on uint8 images, one draw of operations per `GROUP` images."""
+    from torchvision.transforms import v2
+
+    transform = v2.RandAugment(num_ops=ops, magnitude=magnitude)
+    rows, size = of or Rows.all(len(pixels))
+    seeds = rng.integers(2**63, size=-(-size // GROUP))
+    groups = rows // GROUP
+    # Consecutive images of one group; a batch's part may begin and end within one.
+    cuts = np.flatnonzero(np.diff(groups)) + 1
+    firsts = groups[np.concatenate([[0], cuts])]
+    done = []
+    # torchvision draws from torch's global generator on the host; borrow it, seeded from ours.
+    with torch.random.fork_rng(devices=[]):
+        for group, images in zip(firsts, pixels.tensor_split(cuts.tolist()), strict=True):
+            torch.random.default_generator.manual_seed(int(seeds[group]))
+            done.append(transform(images))
+    return torch.cat(done)
+
+
+def mix(
+    images: Tensor,
+    target: Tensor,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    rng: np.random.Generator,
+    *,
+    led: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Mixes each image (and its target) with its neighbour in the batch, by Mixup or CutMix; α = 0 rules one out.
+
+    Mixup: λ a + (1 − λ) b.  CutMix: a rectangle of b with the share 1 − λ of the area, pasted into a,
+    and λ corrected for what the border cut off.  λ ~ Beta(α, α); with both, a coin decides per batch.
+    The neighbour is the image before, the last one's of a whole batch for the first.  `led`: this is a part of a
+    batch, and its first image is there as the second one's neighbour only; it is not in the result.
+    """
+    alphas = [("mixup", mixup_alpha), ("cutmix", cutmix_alpha)]
+    choices = [(how, alpha) for how, alpha in alphas if alpha > 0]
+    if not choices or len(images) < 2:
+        return images, target
+    how, alpha = choices[int(rng.integers(len(choices)))]
+    share = float(rng.beta(alpha, alpha))
+    partner, partner_target = images.roll(1, 0), target.roll(1, 0)
+    if led:
+        images, partner, target, partner_target = images[1:], partner[1:], target[1:], partner_target[1:]
+    if how == "mixup":
+        images = share * images + (1 - share) * partner
+    else:
+        top, bottom, left, right = _rectangle(images.shape[-2], images.shape[-1], 1 - share, rng)
+        images = images.clone()
+        images[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+    return images, share * target + (1 - share) * partner_target
+
+
+def _rectangle(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A rectangle (top, bottom, left, right) of about `area` of the image, its centre anywhere in it."""
+    half_h, half_w = round(height * area**0.5 / 2), round(width * area**0.5 / 2)
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    return max(y - half_h, 0), min(y + half_h, height), max(x - half_w, 0), min(x + half_w, width)

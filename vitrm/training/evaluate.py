@@ -1,0 +1,86 @@
+"""How good a model is at every depth: one run of the recursion, read after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitrm.baselines import Baseline
+from vitrm.data import Images
+from vitrm.model import ViTRM
+from vitrm.training.parallel.distributed import World
+
+
+@dataclass(frozen=True)
+class DepthAccuracy:
+    """A model on a set of n images at the depths 1 … S; a baseline has the one depth 1 and no halting."""
+
+    accuracy: list[float]  # share of right answers in [0, 1], per depth
+    loss: list[float]  # mean cross-entropy in nats, per depth
+    halt: list[float]  # mean halting probability, per depth; empty for a baseline
+    predictions: NDArray[np.int64]  # [S, n]
+    halt_prob: NDArray[np.float32]  # [S, n]; [0, n] for a baseline
+
+
+def accuracy_by_depth(
+    model: ViTRM | Baseline,
+    images: Images,
+    steps: int,
+    *,
+    batch_size: int = 256,
+    bf16: bool = False,
+    between_batches: Callable[[], None] | None = None,
+    world: World | None = None,
+) -> DepthAccuracy:
+    """Runs `model` (in eval mode, where it lies) on all `images` to depth `steps`.
+
+    `bf16` runs it under autocast; `between_batches` is called before each batch and may raise.  The processes of
+    `world` take turns with the batches, and each gets the whole result.
+    Raises ValueError for steps < 1 or no images.
+    """
+    if steps < 1 or not len(images):
+        raise ValueError(f"steps is {steps} and there are {len(images)} images, expected at least 1 of each")
+    device = next(model.parameters()).device
+    training = model.training
+    world = world or World()
+    model.eval()
+    found: list[tuple[Tensor, Tensor, Tensor]] = []  # of this process's batches: loss, answer, halt_prob
+    starts = range(0, len(images), batch_size)
+    try:
+        for turn in range(0, len(starts), world.size):
+            if between_batches is not None:
+                between_batches()
+            if turn + world.rank >= len(starts):
+                break
+            start = starts[turn + world.rank]
+            part = slice(start, start + batch_size)
+            pixels = torch.from_numpy(images.pixels[part]).to(device)
+            labels = torch.from_numpy(images.labels[part]).to(device)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                floats = pixels.to(torch.float32) / 255
+                if isinstance(model, ViTRM):
+                    logits, halt = model.trajectory(floats, steps)  # [S, B, classes], [S, B]
+                else:
+                    logits = model(floats)[None]
+                    halt = logits.new_empty(0, len(labels))
+            logits = logits.float()
+            losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
+            found.append((losses, logits.argmax(-1), halt.float()))
+    finally:
+        model.train(training)
+    of_all = world.gathered([[t.cpu().numpy() for t in batch] for batch in found])
+    in_order = [of_all[i % world.size][i // world.size] for i in range(len(starts))]
+    loss, predicted, halt_prob = (np.concatenate(parts, 1) for parts in zip(*in_order, strict=True))
+    return DepthAccuracy(
+        accuracy=[float(v) for v in (predicted == images.labels).mean(1)],
+        loss=[float(v) for v in loss.mean(1, dtype=np.float64)],
+        halt=[float(v) for v in halt_prob.mean(1)] if len(halt_prob) else [],
+        predictions=predicted,
+        halt_prob=halt_prob,
+    )

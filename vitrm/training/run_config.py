@@ -1,0 +1,145 @@
+"""`vitrm-train --config FILE`: a run's settings in TOML.
+
+    seed = 1                       # optional, as everything else
+    teacher = "runs/resnet18"      # a run folder or a bundled checkpoint's name, to learn from
+
+    [data]
+    name = "cifar10"               # or digits, cifar100, the path of a folder
+    dir = "data"                   # where CIFAR's files are
+    download = true
+    limit_train = 5000             # images
+
+    [model]
+    preset = "nano"
+    n = 2                          # any field of the model's config
+
+    [recipe]
+    name = "fast"
+    epochs = 4                     # any field of vitrm.training.recipe.Recipe
+
+The same fields may stand at the top level, without sections; there `data`, `model` and `recipe`
+name the data set, the preset and the recipe.  Flags win over the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrm.config import KINDS
+from vitrm.errors import UserError
+from vitrm.fields import Whole, checked, shown
+from vitrm.system import strict_json
+from vitrm.system.files import read_text
+from vitrm.training.recipe import Recipe
+
+MAX_BYTES = 1 << 16  # of a file: a run has some sixty settings
+_MAX_DOTS = 100  # of a line
+SEEDS = Whole(0, 2**63 - 1)
+
+# Taken from the data set, so not for the file to say.
+_FROM_DATA = {"classes", "mean", "std"}
+MODEL_KEYS = tuple(
+    dict.fromkeys(f.name for kind in KINDS.values() for f in dataclasses.fields(kind) if f.name not in _FROM_DATA)
+)
+RECIPE_KEYS = tuple(f.name for f in dataclasses.fields(Recipe))
+DATA_KEYS: dict[str, type] = {"name": str, "dir": str, "download": bool, "limit_train": int}
+_NAMES = {"model": "preset", "recipe": "name", "data": "name"}  # section → the key that names its subject
+
+
+@dataclass
+class RunConfig:
+    """What a file or the command line says of a run; what it leaves out is not in it."""
+
+    data: dict[str, Any] = field(default_factory=dict)  # of DATA_KEYS
+    model: dict[str, Any] = field(default_factory=dict)  # preset, and of MODEL_KEYS
+    recipe: dict[str, Any] = field(default_factory=dict)  # name, and of RECIPE_KEYS
+    seed: int | None = None
+    teacher: str | None = None  # a run folder or a bundled name
+
+    def __post_init__(self) -> None:
+        if self.seed is not None:
+            checked("seed", self.seed, SEEDS)
+
+    def over(self, base: RunConfig) -> RunConfig:
+        """These settings on top of `base`.  Another preset, recipe or data set starts afresh: base's fields are not for it."""
+
+        def merged(own: dict[str, Any], below: dict[str, Any], name: str) -> dict[str, Any]:
+            return {**below, **own} if own.get(name) in (None, below.get(name)) or name not in below else own
+
+        return RunConfig(
+            data={**base.data, **self.data},
+            model=merged(self.model, base.model, "preset"),
+            recipe=merged(self.recipe, base.recipe, "name"),
+            seed=base.seed if self.seed is None else self.seed,
+            teacher=base.teacher if self.teacher is None else self.teacher,
+        )
+
+
+def read(path: str | os.PathLike[str]) -> RunConfig:
+    """Reads a TOML file.  Raises `UserError` for a missing or damaged file, an unknown key or a value of a wrong type."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    text = read_text(path, "config file", MAX_BYTES)
+    if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+        raise UserError(f"{path} is not valid TOML: a key of more than {_MAX_DOTS} parts")  # minutes for the parser
+    try:
+        values = tomllib.loads(text)
+        strict_json.check(values)
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: nested too deeply") from None
+    except ValueError as error:  # the parser's own error is one, and so is Python's of too many digits
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    return parse(values, str(path))
+
+
+def parse(values: Mapping[str, Any], where: str) -> RunConfig:
+    """The settings in a parsed file; `where` names it in a `UserError`."""
+    config = RunConfig()
+    for key, value in values.items():
+        if key in _NAMES:
+            section = getattr(config, key)
+            if isinstance(value, dict):
+                for inner, inner_value in value.items():
+                    _put(section, key, inner, inner_value, f"{where}, [{key}]")
+            else:
+                _put(section, key, _NAMES[key], value, where)
+        elif key == "seed":
+            config.seed = checked(f"{where}: seed", value, SEEDS)
+        elif key == "teacher":
+            config.teacher = _of_type(value, str, f"{where}: teacher")
+        elif key == "data_dir":
+            _put(config.data, "data", "dir", value, where)
+        elif key in MODEL_KEYS:
+            _put(config.model, "model", key, value, where)
+        elif key in RECIPE_KEYS:
+            _put(config.recipe, "recipe", key, value, where)
+        elif key in DATA_KEYS and key not in ("name", "dir"):
+            _put(config.data, "data", key, value, where)
+        else:
+            known = (*_NAMES, "seed", "teacher", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
+            raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
+    return config
+
+
+def _put(into: dict[str, Any], section: str, key: str, value: Any, where: str) -> None:
+    known = {"model": ("preset", *MODEL_KEYS), "recipe": ("name", *RECIPE_KEYS), "data": tuple(DATA_KEYS)}[section]
+    if key not in known:
+        raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
+    wanted: type | None = DATA_KEYS[key] if section == "data" else (str if key in ("preset", "name") else None)
+    # The types of the other fields are checked where they belong: by the model's config and the recipe.
+    into[key] = value if wanted is None else _of_type(value, wanted, f"{where}: {key}")
+
+
+def _of_type(value: Any, wanted: type, what: str) -> Any:
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        words = {str: "a text", bool: "true or false", int: "a whole number"}
+        raise UserError(f"{what} is {shown(value)}, expected {words[wanted]}")
+    return value

@@ -1,0 +1,298 @@
+"""One training batch: the loss of a step, and when the weights are updated.
+
+    loss of a step = CE(logits, target) + halt_weight · BCE(halt, [argmax logits = label])
+
+With a teacher, CE becomes what vitrm.training.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed
+one: halting learns whether the answer is right.
+
+sequential (the paper): each step starts from the detached y, z of the one before, and ends with
+    backward and an optimizer update: up to n_sup updates per batch, fewer once mean(halt) > τ.
+joint: all n_sup steps are unrolled, their losses averaged (weighted by `step_weights`), and one
+    update takes the gradient through all of them.  With `agreement_weight` w > 0 each step but the last also learns
+    what the last one answers: w · KL(softmax(last) ‖ softmax(step)), without gradient through the last.
+
+With `free_steps` r > 0 the supervised steps start at a random depth 0 … r, reached without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrm.baselines import Baseline
+from vitrm.model import Embedded, State, ViTRM
+from vitrm.training.augment import Batch
+from vitrm.training.distillation import Taught, Teacher, classification_loss, divergence
+from vitrm.training.ema import EMA
+from vitrm.training.optimizers import make_optimizers
+from vitrm.training.parallel.cpu_workers import Gradients, Lanes, Replica
+from vitrm.training.parallel.distributed import World
+from vitrm.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a batch did.  Tensors stay on the device, so reading them is the caller's choice of a moment to wait."""
+
+    losses: list[Tensor]  # of each supervised step, scalars
+    correct: Tensor  # images whose answer at the last supervised step is their un-mixed label, scalar
+    halt: Tensor  # mean halting probability at the last supervised step, scalar; 0 for a baseline
+    updates: int  # optimizer updates made
+
+
+Carried = tuple[Tensor, Tensor]  # y [B, 1, D] and z [B, K, D], detached
+
+
+class Part(NamedTuple):
+    """What is computed at once of a batch: all of it, or a lane's part."""
+
+    batch: Batch
+    taught: Taught | None
+    state: Carried | None = None  # that the next step starts from; None: the initial one
+
+
+class Found(NamedTuple):
+    """What was computed of a part."""
+
+    loss: Tensor  # scalar, with its graph
+    losses: list[Tensor]  # of each supervised step, scalars
+    correct: Tensor  # as in BatchResult
+    halt: Tensor
+    state: Carried | None = None  # that was reached
+
+
+class Functions:
+    """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.training.parallel.device may replace by compiled ones."""
+
+    tokens: Callable[[Tensor], Tensor]
+    step: Callable[[Embedded, State], State]
+    supervise: Callable[[Tensor, Carried, Batch, Taught | None], Found]
+    classify: Callable[[Tensor], Tensor]
+
+    def __init__(self, model: ViTRM | Baseline, recipe: Recipe) -> None:
+        self.model = model
+        if isinstance(model, ViTRM):
+            self.tokens, self.step = model.tokens, model.step
+            weights = recipe.step_weights() if recipe.supervision == "joint" else [1.0]
+            self.supervise = partial(self._supervise, model, weights, recipe)
+        else:
+            self.classify = model.forward
+
+    def _supervise(
+        self,
+        model: ViTRM,
+        weights: list[float],
+        recipe: Recipe,
+        x: Tensor,
+        carried: Carried,
+        batch: Batch,
+        taught: Taught | None,
+    ) -> Found:
+        """The weighted mean loss of as many steps from `carried` as there are `weights`; x [B, N, D] are the tokens."""
+        embedded, state = model.read(x), model.state(*carried)
+        answers: list[tuple[Tensor, Tensor]] = []
+        for _ in weights:
+            state = self.step(embedded, state)
+            answers.append(model.head_logits(state.y))
+        final = answers[-1][0].detach().float()
+        losses: list[Tensor] = []
+        total = torch.zeros((), device=x.device)
+        for i, (weight, (logits, halt_logit)) in enumerate(zip(weights, answers, strict=True), 1):
+            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, taught)
+            if recipe.agreement_weight and i < len(answers):
+                loss = loss + recipe.agreement_weight * divergence(logits.float(), final)
+            total = total + weight * loss
+            losses.append(loss)
+        halt = halt_logit.detach().float().sigmoid().mean()
+        return Found(total / len(losses), losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
+
+
+def step_loss(
+    logits: Tensor,
+    halt_logit: Tensor | None,
+    target: Tensor,
+    label: Tensor,
+    halt_weight: float,
+    taught: Taught | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of one step (scalar) and which answers are right (bool [B]).
+
+    logits [B, classes] and halt_logit [B] (None: no halting) of any float type; target [B, classes]; label [B];
+    `taught` is a teacher's answer for the same images.
+    """
+    logits = logits.float()
+    right = logits.argmax(1) == label
+    loss = classification_loss(logits, target, taught)
+    if halt_logit is not None:
+        loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
+    return loss, right
+
+
+class Learner:
+    """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it.
+
+    With `lanes` (in one process, on a CPU, for a model without dropout) a batch is shared by its cores: see vitrm.training.parallel.cpu_workers.
+    """
+
+    def __init__(
+        self,
+        model: ViTRM | Baseline,
+        recipe: Recipe,
+        device: torch.device,
+        bf16: bool,
+        world: World | None = None,
+        teacher: Teacher | None = None,
+        lanes: Lanes | None = None,
+    ) -> None:
+        self.model = model
+        self.world = world or World()
+        self.teacher = teacher
+        self.recipe = recipe
+        self.device = device
+        self.bf16 = bf16
+        self.ema = EMA(model, recipe.ema_decay)
+        self.updates = 0  # optimizer updates made so far
+        self.optimizers = make_optimizers(model, recipe)
+        # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
+        joint = recipe.supervision == "joint" and not recipe.free_steps
+        self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
+        self.share = 1.0
+        self.lanes = lanes
+        self.replicas = [Replica(model, lanes, bf16) for _ in range(lanes.count)] if lanes else []
+        # One for each part of a batch that is computed at once.
+        self.functions = [Functions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
+
+    def autocast(self) -> torch.autocast:
+        """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
+        cached = self.lanes is None  # see vitrm.training.parallel.cpu_workers
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
+
+    def batch(self, batch: Batch, lr: float, free_steps: int = 0, share: float = 1.0) -> BatchResult:
+        """Trains on one batch at learning rate `lr`, after `free_steps` steps without gradient.
+
+        In several processes `batch` is this one's part, the share `share` of the whole batch, and so is the result.
+        """
+        self.share = share
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_share"]
+        self.model.train()
+        whole = Part(batch, self.ask(batch.images))
+        if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
+            return self._sequential(whole, free_steps)
+        found, _ = self._learn(self._parts(whole), free_steps)
+        return BatchResult(found.losses, found.correct, found.halt, 1)
+
+    def _sequential(self, whole: Part, free_steps: int) -> BatchResult:
+        losses: list[Tensor] = []
+        parts = self._parts(whole)
+        for i in range(self.recipe.n_sup):
+            found, states = self._learn(parts, free_steps)
+            parts = [part._replace(state=state) for part, state in zip(parts, states, strict=True)]
+            losses += found.losses
+            # The comparison waits for the device; after the last step there is nothing to decide.
+            if i + 1 < self.recipe.n_sup and self.world.total(self.share * found.halt) > self.recipe.halt_threshold:
+                break
+        return BatchResult(losses, found.correct, found.halt, len(losses))
+
+    def compute(self, net: Functions, part: Part, free_steps: int = 0) -> Found:
+        """The forward pass of one update through a part of a batch."""
+        batch, taught, state = part
+        with self.autocast():
+            if not isinstance(net.model, ViTRM):
+                logits = net.classify(batch.images)
+                loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, taught)
+                return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
+            # Sequential steps compute the tokens anew: the update just made has changed what they are.
+            x = net.tokens(batch.images)
+        if state is None:
+            state = net.model.y0.expand(len(x), -1, -1), net.model.z0.expand(len(x), -1, -1)
+            if free_steps:
+                with torch.no_grad(), self.autocast():
+                    embedded, free = net.model.read(x), net.model.state(*state)
+                    for _ in range(free_steps):
+                        free = net.step(embedded, free)
+                state = free.y, free.z
+        with self.autocast():
+            found = net.supervise(x, state, batch, taught)
+        # Not within: of a single step the total is the same tensor, and a compiler that returns it once would detach both.
+        return found._replace(losses=[loss.detach() for loss in found.losses])
+
+    def ask(self, images: Tensor) -> Taught | None:
+        """What the teacher says of `images`; None without a teacher."""
+        if self.teacher is None:
+            return None
+        with self.autocast():
+            return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
+
+    def _parts(self, whole: Part) -> list[Part]:
+        """What of a batch each lane computes; without lanes, all of it at once."""
+        if self.lanes is None:
+            return [whole]
+        images = len(whole.batch.images)
+        slices = [self.lanes.part(lane, images) for lane in range(self.lanes.count)]
+        taught = whole.taught
+        return [
+            Part(
+                Batch(*(tensor[rows] for tensor in whole.batch)),
+                None if taught is None else taught._replace(logits=taught.logits[rows]),
+            )
+            for rows in slices
+        ]
+
+    def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[Carried | None]]:
+        """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
+        if self.lanes is None:
+            self.model.zero_grad(set_to_none=True)
+            found = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
+            # The processes' gradients are averaged; their parts of the batch may differ in size.
+            (found.loss * (self.share * self.world.size)).backward()
+            if self.recipe.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self._update()
+            return found, [found.state]
+        images = sum(len(part.batch.images) for part in parts)
+        shares = [len(part.batch.images) / images for part in parts]
+
+        def in_lane(lane: int) -> tuple[Found, Gradients]:
+            replica = self.replicas[lane]
+            replica.refresh()
+            found = self.compute(self.functions[lane], parts[lane], free_steps)
+            return found, replica.gradients(found.loss * shares[lane])
+
+        results = self.lanes.map(in_lane)
+        total = results[0][1]
+        for _, others in results[1:]:
+            total.all.add_(others.all)
+        if self.recipe.clip_norm:  # as clip_grad_norm_ does
+            total.all.mul_((self.recipe.clip_norm / (total.all.norm() + 1e-6)).clamp(max=1.0))
+        for parameter, gradient in zip(self.model.parameters(), total.each, strict=True):
+            parameter.grad = gradient
+        self._update()
+        return _whole([found for found, _ in results], shares), [found.state for found, _ in results]
+
+    def _update(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.ema.update(self.model, self.updates)
+        self.updates += 1
+
+
+def _whole(found: list[Found], shares: list[float]) -> Found:
+    """What was found of a batch, of what was found of its parts."""
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
+
+    return Found(
+        mean([f.loss.detach() for f in found]),
+        [mean(list(losses)) for losses in zip(*(f.losses for f in found), strict=True)],
+        torch.stack([f.correct for f in found]).sum(0),
+        mean([f.halt for f in found]),
+    )

@@ -1,0 +1,198 @@
+"""Ablations: one run for every combination of some settings' values, as a table and as pictures.
+
+    vitrm-train --sweep n=1,2,3,6 n_sup=1,2,4,8,16 --data cifar10 --out runs/ablation
+
+    runs/ablation/n=1,n_sup=1 …     a run folder per cell of the table
+    sweep.csv                       a row per finished cell
+    accuracy-over-n.png …           a picture per setting
+
+The same command goes on where it was stopped: finished cells are taken as they are, an interrupted one is resumed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrm.errors import UserError
+from vitrm.system import strict_json
+from vitrm.system.files import atomic_path, write_text
+from vitrm.training.run_config import RunConfig, parse
+
+if TYPE_CHECKING:
+    from vitrm.training.loop import TrainingResult
+
+CSV_FILE = "sweep.csv"
+MAX_CELLS = 10_000
+_COLUMNS = ("test_accuracy", "validation_accuracy", "best_epoch", "epochs", "seconds")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting and the values that it takes."""
+
+    name: str  # a field of the model's config or of the recipe, or model, recipe, seed, limit_train
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    values: dict[str, Any]  # setting → value
+    settings: RunConfig
+
+    @property
+    def name(self) -> str:
+        return ",".join(f"{k}={v}" for k, v in self.values.items())
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a finished cell found."""
+
+    cell: Cell
+    depth: int  # steps at which the test accuracy is taken: the deepest that training reached
+    result: TrainingResult
+
+    @property
+    def accuracy(self) -> float:
+        """On the test images, in [0, 1]."""
+        return self.result.test_accuracy[self.depth - 1]
+
+
+def parse_axes(texts: Sequence[str]) -> list[Axis]:
+    """Axes from NAME=VALUE,VALUE,… each.  Raises `UserError`."""
+    axes: list[Axis] = []
+    for text in texts:
+        name, equals, values = text.partition("=")
+        parsed = tuple(_value(v) for v in values.split(",")) if values else ()
+        if not (name and equals and parsed) or "" in parsed:
+            raise UserError(f"--sweep {text}: expected NAME=VALUE,VALUE,…, for example n=1,2,3")
+        if len(set(map(repr, parsed))) < len(parsed) or name in [a.name for a in axes]:
+            raise UserError(f"--sweep {text}: a value or a setting is named twice")
+        parse({name: parsed[0]}, "--sweep")
+        axes.append(Axis(name, parsed))
+    return axes
+
+
+def cells(axes: Sequence[Axis], base: RunConfig) -> list[Cell]:
+    """Every combination of the axes' values over the settings `base`, the last axis changing fastest."""
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MAX_CELLS:
+        raise UserError(f"--sweep: {count:,} combinations, at most {MAX_CELLS:,} are trained: name fewer values")
+    made = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        chosen = {axis.name: value for axis, value in zip(axes, values, strict=True)}
+        made.append(Cell(chosen, parse(chosen, "--sweep").over(base)))
+    return made
+
+
+def sweep(
+    axes: Sequence[Axis],
+    wanted: Sequence[Cell],
+    out: Path,
+    run: Callable[[Cell, Path], Row],
+    say: Callable[[str], None],
+    writes: bool = True,
+) -> list[Row]:
+    """Runs every cell of `wanted` by `run` in its folder under `out`, and keeps the table and pictures up to date.
+
+    A cell that ends with a `UserError` (it diverged, say) is told and left out.  `writes`: False in a process that shares
+    the work with another one, which writes.  Raises `UserError` in the end if a cell is missing, and KeyboardInterrupt.
+    """
+    rows: list[Row] = []
+    failed: list[str] = []
+    for i, cell in enumerate(wanted):
+        say(f"cell {i + 1} of {len(wanted)}: {cell.name}")
+        try:
+            rows.append(run(cell, out / cell.name))
+        except UserError as error:
+            say(f"cell {cell.name} failed: {error}")
+            failed.append(cell.name)
+            continue
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{len(rows)} of {len(wanted)} cells are done, the same command goes on") from None
+        if writes:
+            write_table(axes, rows, out / CSV_FILE)
+            for axis in axes:
+                draw(axis, rows, out / f"accuracy-over-{axis.name}.png")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(wanted)} cells failed ({', '.join(failed)}), the others are in {out}")
+    return rows
+
+
+def write_table(axes: Sequence[Axis], rows: Sequence[Row], path: Path) -> None:
+    """One line per row: the settings, what was found, and the test accuracy at every depth (test_1, test_2, …)."""
+    text = io.StringIO()
+    depths = max(len(row.result.test_accuracy) for row in rows)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*(a.name for a in axes), "depth", *_COLUMNS, *(f"test_{i + 1}" for i in range(depths))])
+    for row in rows:
+        found = row.result
+        seconds = round(sum(line["seconds"] for line in found.history), 1)
+        table.writerow(
+            [
+                *row.cell.values.values(),
+                row.depth,
+                row.accuracy,
+                found.validation_accuracy,
+                found.best_epoch,
+                found.epochs,
+                seconds,
+                *found.test_accuracy,
+            ]
+        )
+    write_text(path, text.getvalue())
+
+
+def draw(axis: Axis, rows: Sequence[Row], path: Path) -> None:
+    """The test accuracy over the values of `axis` as PNG: one line for each combination of the other settings.
+
+    Runs that differ in their seed alone are one line, of their mean, with a bar from the least to the largest.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = {repr(value): i for i, value in enumerate(axis.values)}
+    lines: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        others = {k: v for k, v in row.cell.values.items() if k not in (axis.name, "seed")}
+        label = ", ".join(f"{k} = {v}" for k, v in others.items())
+        place = places[repr(row.cell.values[axis.name])]
+        lines.setdefault(label, {}).setdefault(place, []).append(100 * row.accuracy)
+    for i, (label, points) in enumerate(lines.items()):
+        x = sorted(points)
+        means = [sum(points[p]) / len(points[p]) for p in x]
+        spread = [[m - min(points[p]) for p, m in zip(x, means, strict=True)]]
+        spread.append([max(points[p]) - m for p, m in zip(x, means, strict=True)])
+        # One hue, darker line by line: the order of the other setting's values is what the eye should read.
+        colour = (0.1, 0.3, 0.6, 0.3 + 0.7 * (i + 1) / len(lines))
+        bars = spread if any(len(points[p]) > 1 for p in x) else None
+        axes.errorbar(x, means, yerr=bars, marker="o", markersize=4, capsize=3, label=label, color=colour)
+    axes.set_xticks(range(len(axis.values)), [str(v) for v in axis.values])
+    axes.set_xlabel(axis.name)
+    axes.set_ylabel("test accuracy at the deepest trained step, %")
+    axes.grid(alpha=0.3)
+    if any(lines):
+        axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        canvas.print_png(temporary)
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or else the text itself."""
+    try:
+        value = strict_json.parse(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float, bool)) else text
