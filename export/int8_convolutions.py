@@ -1,4 +1,4 @@
-"""INT8 for a ResNet: its convolutions between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
+"""INT8 for a network of convolutions: these stand between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
 
 Weights are symmetric with a scale per output channel and have 7 bits: |q| ≤ 64, so that no two products overflow the
 16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantisation).  Activations have one range each, the least to the largest value met

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torchvision import models
 
+from vitrm.baseline_configs import ViTConfig
 from vitrm.checkpoint import build_model
-from vitrm.config import ViTConfig, preset
+from vitrm.config import preset
 
 
 def test_vit_equals_torchvisions():
