@@ -128,7 +128,9 @@ class ViTRMConfig:
 
 
 ModelConfig = ViTRMConfig | BaselineConfig
-KINDS: dict[str, type[ViTRMConfig] | type[BaselineConfig]] = {c.kind: c for c in (ViTRMConfig, *BASELINES)}
+KINDS: dict[str, type[ViTRMConfig] | type[BaselineConfig]] = {ViTRMConfig.kind: ViTRMConfig} | {
+    c.kind: c for c in BASELINES
+}
 
 PRESETS: dict[str, ModelConfig] = {
     "paper": ViTRMConfig(),
