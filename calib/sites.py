@@ -69,24 +69,19 @@ def run_watched(
     try:
         if start is None:
             embedded = model.embed(images)
-            y, z = model.initial_state(len(images))
             at = 1, "project_latents"
+            state = model.initial_state(len(images))
         else:
-            embedded, (y, z) = start.embedded, start.state
-            at = start.step, "project_latents"
-        of_z = model.project(z)
+            embedded, at = start.embedded, (start.step, "project_latents")
+            state = model.state(start.state.y, start.state.z)
         for step in range(1 + (start.step if start else 0), steps + 1):
-            for _ in range(model.config.recursions):
-                at = step, "project_answer"
-                of_y = model.project(y)
-                for _ in range(model.config.n):
-                    at = step, "latents"
-                    z = model.update_latents(embedded, y, of_y, z, of_z)
-                    at = step, "project_latents"
-                    of_z = model.project(z)
-                at = step, "answer"
-                y = model.update_answer(y, of_y, z, of_z)
-            states.append(State(y, z))
+
+            def enter(role: str, step: int = step) -> None:
+                nonlocal at
+                at = step, role
+
+            state = model.step(embedded, state, enter)
+            states.append(state)
     finally:
         for handle in handles:
             handle.remove()

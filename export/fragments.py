@@ -1,11 +1,13 @@
 """The model's functions as ONNX fragments, each traced once.
 
-    embed(pixel_values) → x, q, k, v, y₀, z₀            once per image
-    project_answer(y) → q, k, v                         layer 1's projection of an answer: once per answer, for all
-    project_latents(z) → q, k, v                        that read it; of latents: once per latents
-    latents(x, q, k, v, y, q, k, v, z, q, k, v) → z     eq. 2
-    answer(y, q, k, v, z, q, k, v) → y                  eq. 3
+    embed(pixel_values) → embedded, y₀, z₀              once per image
+    project_answer(y) → of_y                            layer 1's projection of an answer: once per answer, for all
+    project_latents(z) → of_z                           that read it; of latents: once per latents
+    latents(embedded, y, of_y, z, of_z) → z             eq. 2
+    answer(y, of_y, z, of_z) → y                        eq. 3
     heads(y) → logits, halt_prob                        eq. 4
+
+`embedded`, `of_y` and `of_z` are as many tensors as the model says: attention projects q, k and v, for one.
 
 Whatever shape is assembled from them, at whatever depth, the tracer's cost and the weights are paid
 once.  A fragment's weights carry their names in the checkpoint (`block.0.q.weight`), its nodes the
@@ -28,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.baselines import Baseline
-from vitrm.model import Embedded, Projected, ViTRM
+from vitrm.model import ViTRM
+from vitrm.runtime.metadata import ANSWER, LATENTS
 
 OPSET = 18  # JetPack 6's TensorRT takes up to 20; nothing here needs more than 18
 # Name → a function of tensors, and example inputs.
@@ -64,26 +67,32 @@ class Fragments:
     latents: Fragment
     answer: Fragment
     heads: Fragment
+    embedded_names: tuple[str, ...]  # of what embed gives before y₀ and z₀
+    projected_names: tuple[str, ...]  # of what the projections give
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of what goes from step to step: y, z, and layer 1's projection of z."""
+        return ANSWER, LATENTS, *(f"{LATENTS}_{name}" for name in self.projected_names)
 
 
 def trace_vitrm(model: ViTRM) -> Fragments:
     """Traces a ViTRM on the CPU; the batch stays dynamic."""
     size = model.config.image_size
 
-    def embed(images: Tensor) -> tuple[Tensor, ...]:
-        x, first = model.embed(images)
-        return x, *first, *model.initial_state(images.shape[0])
+    read, projected = len(model.embedded_names), len(model.projected_names)
 
-    def project(y: Tensor) -> tuple[Tensor, ...]:
-        return tuple(model.project(y))
+    def embed(images: Tensor) -> tuple[Tensor, ...]:
+        state = model.initial_state(images.shape[0])
+        return *model.embed(images), state.y, state.z
 
     def latents(*tensors: Tensor) -> tuple[Tensor, ...]:
-        (x, *of_x), (y, *of_y), (z, *of_z) = tensors[:4], tensors[4:8], tensors[8:]
-        return (model.update_latents(Embedded(x, Projected(*of_x)), y, Projected(*of_y), z, Projected(*of_z)),)
+        embedded, (y, *of_y), (z, *of_z) = tensors[:read], tensors[read : -1 - projected], tensors[-1 - projected :]
+        return (model.update_latents(embedded, y, tuple(of_y), z, tuple(of_z)),)
 
     def answer(*tensors: Tensor) -> tuple[Tensor, ...]:
-        (y, *of_y), (z, *of_z) = tensors[:4], tensors[4:]
-        return (model.update_answer(y, Projected(*of_y), z, Projected(*of_z)),)
+        (y, *of_y), (z, *of_z) = tensors[: 1 + projected], tensors[1 + projected :]
+        return (model.update_answer(y, tuple(of_y), z, tuple(of_z)),)
 
     def heads(y: Tensor) -> tuple[Tensor, ...]:
         # halt_prob stays a column: it decides over rows of logits.
@@ -92,16 +101,18 @@ def trace_vitrm(model: ViTRM) -> Fragments:
     with torch.no_grad():
         images = torch.rand(_TRACE_BATCH, 3, size, size)
         *embedded, y, z = embed(images)
-        of_y, of_z = project(y), project(z)
+        of_y, of_z = model.project_answer(y), model.project_latents(z)
     functions: Functions = {
         "embed": (embed, [images]),
-        "project_answer": (project, [y]),
-        "project_latents": (project, [z]),
+        "project_answer": (model.project_answer, [y]),
+        "project_latents": (model.project_latents, [z]),
         "latents": (latents, [*embedded, y, *of_y, z, *of_z]),
         "answer": (answer, [y, *of_y, z, *of_z]),
         "heads": (heads, [y]),
     }
-    return Fragments(**trace(model, functions))
+    return Fragments(
+        **trace(model, functions), embedded_names=model.embedded_names, projected_names=model.projected_names
+    )
 
 
 def trace_baseline(model: Baseline) -> Fragment:

@@ -16,14 +16,12 @@ from vitrm.export.assembly import Assembly
 from vitrm.export.fragments import BATCH, Fragment, Fragments
 from vitrm.export.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
 from vitrm.runtime.metadata import (
-    EMBEDDED,
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
     MAX_STEPS,
-    NEXT,
+    NEXT_SUFFIX,
     PIXELS,
-    STATE,
     STEP_HALT_PROB,
     STEP_LOGITS,
     STEPS,
@@ -45,7 +43,7 @@ class Recursion:
         return self.fragments.latents.outputs[0].dtype or ir.DataType.FLOAT
 
     def embed(self, a: Assembly, pixels: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        """x with its layer-1 projection q, k, v; and the initial state: y₀, and z₀ with its own."""
+        """What steps read of the images; and the initial state: y₀, and z₀ with its projection."""
         *embedded, y, z = a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
         of_z = a.apply(self.fragments.project_latents, [z], "embed/project_latents")
         return embedded, [y, z, *of_z]
@@ -164,10 +162,11 @@ def _body(
     recursion: Recursion, b: Assembly, embedded: list[ir.Value], carried: list[ir.Value], threshold: ir.Value
 ) -> ir.Graph:
     """One step of all samples, of which the active ones take the answer."""
-    names = (*STATE, LOGITS, HALT_PROB, STEPS_USED)
+    of_state = recursion.fragments.state_names
+    names = (*of_state, LOGITS, HALT_PROB, STEPS_USED)
     trip, go = b.input("body/trip", INT64, []), b.input("body/go", BOOL, [])
     inputs = [ir.Value(name=f"body/{n}", shape=v.shape, type=v.type) for n, v in zip(names, carried, strict=True)]
-    state, kept = inputs[: len(STATE)], Answer(*inputs[len(STATE) :])
+    state, kept = inputs[: len(of_state)], Answer(*inputs[len(of_state) :])
     halted = halted_samples(b, kept.halt_prob, threshold, "body/before")
     state = recursion.step(b, embedded, state, "body/step")
     fresh = Answer(*recursion.heads(b, state[0], "body/step"), trip)
@@ -188,21 +187,26 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
     embed = Assembly()
     pixels = _pixels(embed, recursion.config)
     embedded, state = recursion.embed(embed, pixels)
-    made = dict(zip((*EMBEDDED, *STATE), (*embedded, *state), strict=True))
+    of_images, of_state = recursion.fragments.embedded_names, recursion.fragments.state_names
+    made = dict(zip((*of_images, *of_state), (*embedded, *state), strict=True))
     dimensions = {name: _dimensions(value) for name, value in made.items()}
 
     def inputs(a: Assembly, names: tuple[str, ...]) -> list[ir.Value]:
         return [a.input(name, recursion.dtype, dimensions[name]) for name in names]
 
     step = Assembly()
-    fixed, before = inputs(step, EMBEDDED), inputs(step, STATE)
+    fixed, before = inputs(step, of_images), inputs(step, of_state)
     after = recursion.step(step, fixed, before, "step")
     heads = Assembly()
-    (answer,) = inputs(heads, STATE[:1])
+    (answer,) = inputs(heads, of_state[:1])
     logits, halt_prob = recursion.heads(heads, answer, "heads")
     return {
         "embed": embed.model([pixels], made, "vitrm_embed"),
-        "step": step.model([*fixed, *before], dict(zip(NEXT, after, strict=True)), "vitrm_step"),
+        "step": step.model(
+            [*fixed, *before],
+            {name + NEXT_SUFFIX: value for name, value in zip(of_state, after, strict=True)},
+            "vitrm_step",
+        ),
         "heads": heads.model(
             [answer],
             {LOGITS: logits, HALT_PROB: _row(heads, halt_prob, "halt_prob/row", [BATCH])},

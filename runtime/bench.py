@@ -37,6 +37,7 @@ from vitrm.runtime.latency import ROUNDS, interleave, speedup, summarise
 from vitrm.runtime.metadata import MAX_STEPS
 from vitrm.runtime.power import ROOT, Clocks, SensorError
 from vitrm.runtime.results import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
+from vitrm.runtime.robustness import measure_corruptions
 from vitrm.runtime.samples import Sample, load_sample
 from vitrm.runtime.stored_threshold import check_storable, store_threshold
 
@@ -68,6 +69,7 @@ def bench(
     bf16: bool = False,
     peers: bool = False,
     depths: bool = False,
+    corruption_images: int | None = None,
     device: str = "cpu",
     provider: str | None = None,
     power: bool = True,
@@ -83,7 +85,8 @@ def bench(
     `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile, in
     the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artefacts
-    (vitrm.runtime.peers); `depths` adds the accuracy by depth; `threads` None means every physical core;
+    (vitrm.runtime.peers); `depths` adds the accuracy by depth; `corruption_images` adds what
+    at most so many images do when they are corrupted (vitrm.runtime.robustness); `threads` None means every physical core;
     `device`, `provider` and `verify` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
     as long as latency once more; `root` is where the machine's /sys and /proc are.
     Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
@@ -110,6 +113,8 @@ def bench(
             raise UserError(f"steps are {list(steps)}, expected whole numbers from 1 to {MAX_STEPS}")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 image")
+    if corruption_images is not None and corruption_images < 1:
+        raise UserError(f"corruption_images is {corruption_images}, expected at least 1 image")
     report = progress or (lambda stage, fraction: None)
     threads = threads or machine.physical_cores()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -165,6 +170,9 @@ def bench(
         ),
         depth_curves=tuple(_depth_curves(entries, samples, report)) if depths else (),
     )
+    corruptions = (
+        measure_corruptions(entries, samples, choices, corruption_images, notes, report) if corruption_images else ()
+    )
     if after and others is not None and others > max(0.25, (after.cpus - threads) / 2):
         notes.append(
             f"the machine was not quiet: other processes kept {others:.1f} of {after.cpus} CPUs busy while latency was "
@@ -202,6 +210,7 @@ def bench(
         power=meters.describe() if meters else {},
         started=started,
         halting=tuple(choices.values()),
+        corruptions=corruptions,
         evidence=evidence,
     )
 

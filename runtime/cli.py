@@ -29,6 +29,7 @@ examples:
   vitrm-bench engine.plan a.onnx                   a TensorRT plan, on the GPU it was built for, and eager there
   vitrm-bench loop.onnx --steps 1-6                one file at six depths
   vitrm-bench loop.onnx --halting                  choose when easy images may stop
+  vitrm-bench loop.onnx --halting --corruptions    and what becomes of that in noise, blur, fog …
   vitrm-bench fp32.onnx int8.onnx --peers          beside what other tools make of fp32.onnx
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
@@ -37,7 +38,6 @@ exit status: 0 measured; 2 an artefact could not be measured, a gate failed, the
 full; 130 interrupted; 141 measured and written, but nobody reads the table.
 """
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-_MAX_DROP = 0.3  # percentage points
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +90,18 @@ def _parser() -> argparse.ArgumentParser:
         type=_points,
         metavar="POINTS",
         help="of accuracy that --halting may give up, in percentage points (default: 0.3)",
+    )
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="measure artefacts on corrupted test images too (noise, blur, weather, digital; five severities): accuracy, and "
+        "what halting gives up and halt_prob is worth there",
+    )
+    parser.add_argument(
+        "--corruption-images",
+        type=_positive,
+        metavar="N",
+        help="test images that --corruptions makes 65 copies of (default: 1000, or all there are)",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
@@ -152,6 +164,8 @@ def _main(argv: Sequence[str] | None) -> int:
         )
     if args.max_drop is not None and not args.halting:
         raise UserError("--max-drop says what --halting may give up: add --halting")
+    if args.corruption_images is not None and not args.corruptions:
+        raise UserError("--corruption-images says how many images --corruptions takes: add --corruptions")
     if args.halting and (args.halt_threshold or len(args.steps) > 1):
         raise UserError(
             "--halting chooses a threshold for one depth: leave out --halt-threshold, name at most one of --steps"
@@ -169,7 +183,10 @@ def _main(argv: Sequence[str] | None) -> int:
     from dataclasses import replace
 
     from vitrm.runtime.bench import bench
+    from vitrm.runtime.halting import DEFAULT_BUDGET
+    from vitrm.runtime.robustness import IMAGES
 
+    budget = DEFAULT_BUDGET if args.max_drop is None else args.max_drop / 100
     with _progress() as progress:
         result = bench(
             args.artefacts,
@@ -179,7 +196,7 @@ def _main(argv: Sequence[str] | None) -> int:
             batches=args.batch,
             steps=args.steps,
             halt_thresholds=args.halt_threshold,
-            max_drop=(_MAX_DROP if args.max_drop is None else args.max_drop) / 100 if args.halting else None,
+            max_drop=budget if args.halting else None,
             threads=args.threads,
             seconds=args.seconds,
             limit=args.limit,
@@ -188,6 +205,7 @@ def _main(argv: Sequence[str] | None) -> int:
             bf16=args.bf16,
             peers=args.peers,
             depths=bool(args.report),
+            corruption_images=(args.corruption_images or IMAGES) if args.corruptions else None,
             device=args.device or _device(args),
             provider=args.provider,
             power=not args.no_power,
@@ -216,6 +234,7 @@ def _is_plan(path: Path) -> bool:
 
 
 def _print(result: BenchResult) -> None:
+    from vitrm.runtime.corruption_table import plain_corruptions, print_corruptions
     from vitrm.runtime.table import plain_text, print_result
 
     try:
@@ -223,8 +242,11 @@ def _print(result: BenchResult) -> None:
         screen = console(width=None if sys.stdout.isatty() else 180)
     except ImportError:
         say(plain_text(result))
+        if result.corruptions:
+            say("\n" + plain_corruptions(result.corruptions))
     else:
         print_result(result, screen)
+        print_corruptions(result.corruptions, screen)
 
 
 def _write(result: BenchResult, json_path: str | None, report_path: str | None) -> list[str]:

@@ -24,7 +24,8 @@ from vitrm.runtime.session import Session
 from vitrm.runtime.stepping import SteppingSession
 
 BINS = 15
-_CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
+DEFAULT_BUDGET = 0.003  # of accuracy that may be given up, in [0, 1], where nobody names one
+CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
 # Fine enough that the next one changes little; near 1 the interesting ones lie closer together.
 THRESHOLDS = (*(i / 100 for i in range(5, 100)), 0.995, 0.998, 0.999)
 
@@ -137,7 +138,7 @@ def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
         threshold=threshold,
         accuracy=float(right.mean()),
         mean_steps=float(last.mean()) + 1,
-        drop_bound=float(lost.mean() + _CONFIDENCE * lost.std() / np.sqrt(len(lost))),
+        drop_bound=float(lost.mean() + CONFIDENCE * lost.std() / np.sqrt(len(lost))),
     )
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from vitrm.errors import UserError
-from vitrm.runtime.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.metadata import (
+    ANSWER,
+    HALT_PROB,
+    HALT_THRESHOLD,
+    LOGITS,
+    NEXT_SUFFIX,
+    PARTS,
+    PIXELS,
+    STEPS,
+    STEPS_USED,
+    Metadata,
+)
 
 Signature = tuple[str, tuple[object, ...]]  # a tensor's type, as numpy calls it, and shape
 
@@ -39,6 +52,41 @@ def check_tensors(where: str, metadata: Metadata, found: Mapping[str, Signature]
                 f"{where}: {name} is {its_dtype} {_words(its_shape)} in the graph, and {dtype} {_words(shape)} after its metadata "
                 f"(images of {size} × {size}, {classes} classes): export it again"
             )
+
+
+@dataclass(frozen=True)
+class CarriedTensors:
+    """What goes from one of the three graphs of `stepwise` to another, by name."""
+
+    embedded: tuple[str, ...]  # what embed gives once, and every step reads
+    state: tuple[str, ...]  # what a step reads and gives anew, as NAME_next; the answer among it
+
+    @property
+    def next(self) -> tuple[str, ...]:
+        """The state one step later, in the order of `state`."""
+        return tuple(name + NEXT_SUFFIX for name in self.state)
+
+    @classmethod
+    def between(cls, folder: Path, tensors: Mapping[str, tuple[Iterable[str], Iterable[str]]]) -> CarriedTensors:
+        """What the graphs' own names say; `tensors` has the inputs and outputs of each of PARTS.
+
+        Raises `UserError` unless they fit together.
+        """
+        inputs = {part: set(tensors[part][0]) for part in PARTS}
+        outputs = {part: set(tensors[part][1]) for part in PARTS}
+        state = {name.removesuffix(NEXT_SUFFIX) for name in outputs["step"] if name.endswith(NEXT_SUFFIX)}
+        fits = {
+            "embed": (inputs["embed"], outputs["embed"]) == ({PIXELS}, inputs["step"]),
+            "step": len(state) == len(outputs["step"]) and ANSWER in state and state <= inputs["step"],
+            "heads": (inputs["heads"], outputs["heads"]) == ({ANSWER}, {LOGITS, HALT_PROB}),
+        }
+        for part, good in fits.items():
+            if not good:
+                raise UserError(
+                    f"{folder}: inputs {sorted(inputs[part])} and outputs {sorted(outputs[part])} are not those of the {part} "
+                    "graph of a stepwise export: export it again"
+                )
+        return cls(tuple(sorted(inputs["step"] - state)), tuple(sorted(state)))
 
 
 def _words(shape: tuple[object, ...]) -> str:

@@ -43,13 +43,13 @@ STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of 
 
 # The three graphs of `stepwise`, files of one folder, and what goes between them, in the recursion's own type
 # (float32 or float16):
-#   embed.onnx   pixel_values → EMBEDDED, STATE        step.onnx   EMBEDDED, STATE → NEXT
+#   embed.onnx   pixel_values → embedded, state        step.onnx   embedded, state → state, each NAME as NAME_next
 #   heads.onnx   y → logits, halt_prob
+# Which tensors these are is the model's affair (`ViTRM.embedded_names`), and read off the graphs
+# (vitrm.runtime.interface): the state is y [batch, 1, D], z [batch, K, D] and z_…, layer 1's projection of z.
 PARTS = ("embed", "step", "heads")
-EMBEDDED = ("x", "x_q", "x_k", "x_v")  # tokens [batch, N, D], and layer 1's projections of them
-# answer [batch, 1, D], latents [batch, K, D], and layer 1's projection of them, which two steps need
-STATE = ("y", "z", "z_q", "z_k", "z_v")
-NEXT = tuple(f"{name}_next" for name in STATE)  # the state one step later
+ANSWER, LATENTS = "y", "z"
+NEXT_SUFFIX = "_next"
 
 
 @dataclass(frozen=True, kw_only=True)

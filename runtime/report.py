@@ -11,12 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vitrm.runtime import table
+from vitrm.runtime import corruption_table, table
 from vitrm.runtime.accuracy import wilson
 from vitrm.runtime.charts import Series, distribution_chart, line_chart
 from vitrm.runtime.disagreement import gallery
 from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.results import BenchResult, DepthCurve, Row, Subject
+from vitrm.runtime.robustness import BROKEN, SEVERITIES, Robustness
 from vitrm.runtime.style import STYLE
 from vitrm.terminal import neutral
 
@@ -34,6 +35,7 @@ def render(result: BenchResult) -> str:
         _section("Latency", _latency(result, colours)),
         _section("Accuracy against latency", _frontier(result)),
         _section("Halting", _halting(result)),
+        _section("Corruptions", _corruptions(result.corruptions, colours)),
         _section("Accuracy by depth", _depth(result.evidence.depth_curves, colours)),
         _section("Where the answers differ", _differences(subjects)),
         _section("What was measured", "".join(_card(s, result) for s in subjects if s.kind == "artefact")),
@@ -352,6 +354,77 @@ def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:
             f"<tbody>{rows}</tbody></table></div>"
         )
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _corruptions(found: Sequence[Robustness], colours: dict[str, int]) -> str:
+    """What follows, charts by severity, and every figure."""
+    if not found:
+        return ""
+    told = [sentence for one in found for sentence in corruption_table.sentences(one)]
+    warnings = "".join(f'<p class="{"warn" if warns else "hint"}">{escape(text)}.</p>' for text, warns in told)
+    figures = []
+    if 1 < len(found) <= _MOST:
+        together = [Series(one.name, _by_severity(one, "accuracy"), colours.get(one.name, 0)) for one in found]
+        figures.append(_severity_figure("All artefacts", together, "Mean over the corruptions."))
+    for one in found:
+        groups = dict.fromkeys(c.group for c in one.corruptions)
+        series = [
+            Series(group, _by_severity(one, "accuracy", group), 1 + i % _COLOURS) for i, group in enumerate(groups)
+        ]
+        series.append(Series("all corruptions", _by_severity(one, "accuracy"), 0, dashed=True))
+        figures.append(_severity_figure(one.name, series, "Mean over the corruptions of each kind."))
+        trust = [
+            Series("right", _by_severity(one, "accuracy"), 1),
+            Series("right at full depth", _by_severity(one, "full_accuracy"), 0),
+            Series("mean halt_prob", _by_severity(one, "mean_halt_prob"), 2, dashed=True),
+        ]
+        if one.clean.mean_halt_prob is not None:
+            note = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
+            shown = [s for s in trust if s.points]
+            figures.append(_severity_figure(f"{one.name}: does halt_prob notice?", shown, note))
+    tables = "".join(_corruption_figures(one) for one in found)
+    basis = "".join(f'<p class="hint">{escape(line)}.</p>' for line in corruption_table.basis(found))
+    return f'{warnings}<div class="charts">{"".join(figures)}</div>{tables}{basis}'
+
+
+def _by_severity(found: Robustness, field: str, group: str | None = None) -> tuple[tuple[float, float], ...]:
+    """(severity, mean over the corruptions), the clean images at 0; empty where it is not known."""
+    values = [getattr(found.at(severity, group), field) for severity in (0, *SEVERITIES)]
+    return () if None in values else tuple((float(i), v) for i, v in enumerate(values))
+
+
+def _severity_figure(title: str, series: Sequence[Series], caption: str) -> str:
+    label = f"{title}, by severity: " + "; ".join(
+        f"{s.name} " + ", ".join(f"{table.percent(y, 1)} at {x:g}" for x, y in s.points) for s in series
+    )
+    chart = line_chart(
+        series,
+        label=label,
+        x_label="severity (0: the images as they are)",
+        y_label="share of images",
+        y_text=lambda v: f"{v * 100:.4g} %",
+        x_ticks=[0, *SEVERITIES],
+        y_limits=(0.0, 1.0),
+    )
+    return _figure(title, chart, caption, _legend(series))
+
+
+def _corruption_figures(found: Robustness) -> str:
+    columns = corruption_table.head(found)
+    head = "".join(
+        f'<th scope="col"{_align("artefact" if not i else c)}>{escape(c)}</th>' for i, c in enumerate(columns)
+    )
+    rows = "".join(
+        f'<tr{" class=failed" if budget == BROKEN else ""}><th scope="row">{escape(name)}</th>'
+        + "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for name, cells, budget in corruption_table.lines(found)
+    )
+    label = f"Corruptions: {corruption_table.title(found)}"
+    return (
+        f'<h3>{escape(corruption_table.title(found))}</h3><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(label, quote=True)}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _figure(title: str | None, chart: str, caption: str, legend: str = "") -> str:

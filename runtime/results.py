@@ -14,6 +14,7 @@ from vitrm.runtime.accuracy import Comparison, Predictions
 from vitrm.runtime.halting import HaltingChoice
 from vitrm.runtime.latency import Latency
 from vitrm.runtime.metadata import Metadata
+from vitrm.runtime.robustness import Robustness
 from vitrm.runtime.samples import Sample
 
 FORMAT = 1
@@ -126,6 +127,7 @@ class BenchResult:
     started: str  # ISO 8601, UTC
     command: str | None = None  # the command line, where one asked
     halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for
+    corruptions: tuple[Robustness, ...] = ()  # what corrupted images do to each artefact, where asked for
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -139,6 +141,7 @@ class BenchResult:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]
+        values["corruptions"] = [dataclasses.asdict(c) for c in self.corruptions]
         ready = _plain({"format": FORMAT, **values})
         assert isinstance(ready, dict)
         return ready

@@ -12,18 +12,12 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime.binding import Graph, Tensor, on_host
-from vitrm.runtime.interface import check_tensors
-from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE
+from vitrm.runtime.interface import CarriedTensors, check_tensors
+from vitrm.runtime.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.onnx_file import inspect
 from vitrm.runtime.onnxruntime_session import notes_on
 from vitrm.runtime.providers import create, load_onnxruntime
 from vitrm.runtime.stepping import Stepping, SteppingSession
-
-_NAMES = {
-    "embed": ({PIXELS}, {*EMBEDDED, *STATE}),
-    "step": ({*EMBEDDED, *STATE}, set(NEXT)),
-    "heads": (set(STATE[:1]), {LOGITS, HALT_PROB}),
-}
 
 
 class BoundStepping(Stepping):
@@ -37,18 +31,21 @@ class BoundStepping(Stepping):
     def __init__(self, session: StepwiseSession, images: NDArray[np.float32]) -> None:
         super().__init__(len(images), session.metadata.model["classes"])
         self._session = session
-        made = session.run("embed", (*EMBEDDED, *STATE), {PIXELS: images}, keep=(*EMBEDDED, *STATE))
+        carried = session.carried
+        names = (*carried.embedded, *carried.state)
+        made = session.run("embed", names, {PIXELS: images}, keep=names)
         self._rows = np.arange(len(images))  # the samples that the next two are of
-        self._embedded = {n: made[n] for n in EMBEDDED}
-        self._state = {n: made[n] for n in STATE}
+        self._embedded = {n: made[n] for n in carried.embedded}
+        self._state = {n: made[n] for n in carried.state}
         self._everyone: dict[str, NDArray[Any]] = {}  # every sample's tensors on the host, once some have left
 
     def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if not np.array_equal(rows, self._rows):
             self._regroup(rows)
-        made = self._session.run("step", NEXT, {**self._embedded, **self._state}, keep=NEXT)
-        state = {n: made[after] for n, after in zip(STATE, NEXT, strict=True)}
-        answer = self._session.run("heads", (LOGITS, HALT_PROB), {STATE[0]: state[STATE[0]]})
+        later = self._session.carried.next
+        made = self._session.run("step", later, {**self._embedded, **self._state}, keep=later)
+        state = {n: made[n + NEXT_SUFFIX] for n in self._state}
+        answer = self._session.run("heads", (LOGITS, HALT_PROB), {ANSWER: state[ANSWER]})
         self._state = state  # only now: a run that fails leaves the state as it was before the step
         return answer[LOGITS], answer[HALT_PROB]
 
@@ -59,8 +56,8 @@ class BoundStepping(Stepping):
         else:
             for name, values in self._state.items():
                 self._everyone[name][self._rows] = on_host(values)
-        self._embedded = {n: self._everyone[n][rows] for n in EMBEDDED}
-        self._state = {n: self._everyone[n][rows] for n in STATE}
+        self._embedded = {n: self._everyone[n][rows] for n in self._embedded}
+        self._state = {n: self._everyone[n][rows] for n in self._state}
         self._rows = rows
 
 
@@ -96,13 +93,8 @@ class StepwiseSession(SteppingSession):
                 )
             session, running = create(ort, file, device, threads, provider)
             self._parts[part] = Graph(session, running, f"{self.name}/{part}.onnx", bound=bound)
-            inputs, outputs = self._parts[part].inputs, self._parts[part].outputs
-            if (inputs, outputs) != _NAMES[part]:
-                raise UserError(
-                    f"{path / part}.onnx: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
-                    f"{part} graph: export it again"
-                )
             check_tensors(str(file.path), metadata, self._parts[part].tensors)
+        self.carried = CarriedTensors.between(path, {part: (g.inputs, g.outputs) for part, g in self._parts.items()})
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets

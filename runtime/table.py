@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 from vitrm.runtime.halting import HaltingChoice
@@ -102,16 +102,21 @@ def print_result(result: BenchResult, console: Console) -> None:
 def plain_text(result: BenchResult) -> str:
     """The table and what it was measured on, in letters alone: for devices without `rich`."""
     chosen = columns(result)
-    lines = [[name for name, _ in chosen], *(_cells(row, chosen) for row in result.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(chosen))]
-    text = [
+    lines = aligned([[name for name, _ in chosen], *(_cells(row, chosen) for row in result.rows)], LEFT)
+    return "\n".join([*lines, "", *footer(result)])
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Container[str]) -> list[str]:
+    """Cells in columns, the first row their heads above a rule; those that `left` names to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
         "  ".join(
-            cell.ljust(width) if name in LEFT else cell.rjust(width)
-            for cell, width, (name, _) in zip(line, widths, chosen, strict=True)
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for cell, width, name in zip(row, widths, rows[0], strict=True)
         ).rstrip()
-        for line in lines
+        for row in rows
     ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *footer(result)])
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def _cells(row: Row, chosen: list[Column]) -> list[str]:

@@ -121,6 +121,16 @@ class Plan:
         )
 
     @property
+    def inputs(self) -> set[str]:
+        """Names of the tensors that it takes."""
+        return {name for name, tensor in self.tensors.items() if tensor.is_input}
+
+    @property
+    def outputs(self) -> set[str]:
+        """Names of the tensors that it gives."""
+        return set(self.tensors) - self.inputs
+
+    @property
     def stripped(self) -> bool:
         """Whether its weights are in an ONNX file beside it."""
         return STRIPPED in self.sidecar.engine.flags

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.runtime.cuda import Graph
-from vitrm.runtime.metadata import EMBEDDED, HALT_PROB, LOGITS, NEXT, PARTS, PIXELS, STATE
+from vitrm.runtime.interface import CarriedTensors
+from vitrm.runtime.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.session import Result
 from vitrm.runtime.sidecar import weights_path
 from vitrm.runtime.stepping import Stepping, SteppingSession
@@ -50,8 +51,8 @@ def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
 class StepwiseLane:
     """Room for one batch, and the contexts that work in it."""
 
-    def __init__(self, plans: dict[str, Plan], batch: int, cuda_graphs: bool) -> None:
-        self.plans, self.batch, self._cuda_graphs = plans, batch, cuda_graphs
+    def __init__(self, plans: dict[str, Plan], carried: CarriedTensors, batch: int, cuda_graphs: bool) -> None:
+        self.plans, self.carried, self.batch, self._cuda_graphs = plans, carried, batch, cuda_graphs
         self.cuda = plans["step"].cuda
         self.stream = self.cuda.stream()
         tensors = {t.name: t for plan in plans.values() for t in plan.tensors.values()}
@@ -86,7 +87,7 @@ class StepwiseLane:
     def swap(self, pairs: list[tuple[int, int]]) -> None:
         """Exchanges slots."""
         spare = self._spare.address
-        for name in (*EMBEDDED, *STATE):
+        for name in (*self.carried.embedded, *self.carried.state):
             start, size = self.device[name].address, self.row_bytes[name]
             for a, b in pairs:
                 for target, source in (
@@ -163,9 +164,9 @@ class StepwiseLane:
 
     def _keep(self, count: int) -> None:
         """The state one step later becomes the state, in the first `count` slots."""
-        for now, later in zip(STATE, NEXT, strict=True):
-            size = self.row_bytes[now] * count
-            self.cuda.copy(self.device[now].address, self.device[later].address, size, self.stream)
+        for name in self.carried.state:
+            size = self.row_bytes[name] * count
+            self.cuda.copy(self.device[name].address, self.device[name + NEXT_SUFFIX].address, size, self.stream)
 
     def _context(self, part: str, rows: int) -> Context:
         key = (part, rows)
@@ -174,7 +175,7 @@ class StepwiseLane:
             addresses = {name: self.device[name].address for name in plan.tensors}
             if part == "heads":
                 # A step's answer is read where the step wrote it.
-                addresses[STATE[0]] = self.device[NEXT[0]].address
+                addresses[ANSWER] = self.device[ANSWER + NEXT_SUFFIX].address
             self._contexts[key] = plan.bind(rows, addresses, self.stream)
         return self._contexts[key]
 
@@ -223,7 +224,8 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
         self.size_bytes = sum(
             p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
         )
-        self._lanes = Lanes(lambda batch: StepwiseLane(plans, batch, cuda_graphs))
+        carried = CarriedTensors.between(path, {part: (plan.inputs, plan.outputs) for part, plan in plans.items()})
+        self._lanes = Lanes(lambda batch: StepwiseLane(plans, carried, batch, cuda_graphs))
         self.notes = _notes(first.sidecar, self.device)
 
     @property

@@ -32,20 +32,48 @@ def shaken(name: str, **changes: object) -> ViTRM:
     return model
 
 
-def f(model: ViTRM, h: Tensor) -> Tensor:
-    """The shared block: k pre-norm layers over all tokens h [B, tokens, D]."""
-    b, t, d = h.shape
+def f(model: ViTRM, h: Tensor, x: Tensor | None = None) -> Tensor:
+    """The shared block: k pre-norm layers over all tokens h [B, tokens, D].
+
+    With x [B, N, D], each layer reads these tokens before h and updates h alone.
+    """
     for layer in model.block:
-        n = layer.norm1(h)
-        q, k, v = (p(n).view(b, t, layer.heads, d // layer.heads).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
-        a = torch.softmax(q @ k.transpose(2, 3) / (d // layer.heads) ** 0.5, dim=-1) @ v
-        h = h + layer.out(a.transpose(1, 2).reshape(b, t, d))
+        known = h if x is None else torch.cat([x, h], 1)
+        n = layer.norm1(known)
+        mixed = attention(layer, n) if model.config.token_mixer == "attention" else token_mlp(model, layer, n)
+        h = h + mixed[:, known.shape[1] - h.shape[1] :]
         n = layer.norm2(h)
         if model.config.ffn == "gelu":
             h = h + layer.ffn.down(F.gelu(layer.ffn.up(n)))
         else:
             h = h + layer.ffn.down(F.silu(layer.ffn.gate(n)) * layer.ffn.up(n))
     return h
+
+
+def attention(layer: torch.nn.Module, n: Tensor) -> Tensor:
+    """Attention of all tokens n [B, tokens, D] to all."""
+    b, t, d = n.shape
+    q, k, v = (p(n).view(b, t, layer.heads, d // layer.heads).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
+    a = torch.softmax(q @ k.transpose(2, 3) / (d // layer.heads) ** 0.5, dim=-1) @ v
+    return layer.out(a.transpose(1, 2).reshape(b, t, d))
+
+
+def token_mlp(model: ViTRM, layer: torch.nn.Module, n: Tensor) -> Tensor:
+    """W₂ GELU(W₁ nᵀ + b₁) + b₂ over the tokens n = [x; y; z], or [y; z] for an x of zeros, [B, tokens, D].
+
+    A layer that nobody's x depends on has no rows of W₂ for it: zeros stand in.
+    """
+    tokens = model.config.tokens
+    with_x = n.shape[1] > 1 + model.config.latents
+    if not with_x:
+        n = torch.cat([n.new_zeros(len(n), tokens, n.shape[2]), n], 1)
+    up = torch.cat([layer.up_x.weight, layer.up_y.T, layer.up_z.weight], 1)
+    down_x = getattr(layer, "down_x", None)
+    rows = (torch.zeros(tokens, len(up)), torch.zeros(tokens)) if down_x is None else (down_x.weight, down_x.bias)
+    down = torch.cat([rows[0].to(n.dtype), layer.down_y.weight, layer.down_z.weight])
+    bias = torch.cat([rows[1].to(n.dtype), layer.down_y.bias, layer.down_z.bias])
+    mixed = (F.gelu(n.transpose(1, 2) @ up.T + layer.up_z.bias) @ down.T + bias).transpose(1, 2)
+    return mixed if with_x else mixed[:, tokens:]
 
 
 def run(model: ViTRM, images: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
@@ -58,7 +86,10 @@ def run(model: ViTRM, images: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]
     for _ in range(steps):
         for _ in range(config.recursions):
             for _ in range(config.n):
-                z = f(model, torch.cat([x, y, z], 1))[:, -config.latents :]  # (2)
+                if config.mixing == "joint":
+                    z = f(model, torch.cat([x, y, z], 1))[:, -config.latents :]  # (2)
+                else:
+                    z = f(model, torch.cat([y, z], 1), x)[:, -config.latents :]  # (2')
             y = f(model, torch.cat([y, z], 1))[:, :1]  # (3)
         outputs.append((model.classifier(y[:, 0]), torch.sigmoid(model.halt(y[:, 0]))[:, 0]))  # (4)
     return outputs

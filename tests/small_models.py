@@ -13,7 +13,7 @@ import torch
 from vitrm import data as datasets
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import ModelConfig, preset
-from vitrm.model import ViTRM
+from vitrm.model import ViTRM, WhitenedTokenizer
 
 STEPS = 3
 # Changes that make a baseline's preset small, with every part that it has.
@@ -38,9 +38,22 @@ def make_checkpoint(name: str, seed: int = 0, **changes: object) -> Checkpoint:
     config = preset(name, **changes)
     model = build_model(config).eval()
     if isinstance(model, ViTRM):
+        if isinstance(model.tokenizer, WhitenedTokenizer):
+            _see_digits(model.tokenizer)
         _fit_heads(model)
     data = {"name": "digits", "classes": [str(i) for i in range(config.classes)]}
     return Checkpoint(model=config, data=data, weights=model.state_dict(), source="test")
+
+
+@torch.no_grad()
+def _see_digits(tokenizer: WhitenedTokenizer) -> None:
+    """What training finds before its first update, and its batch norms in the first: else activations grow with depth."""
+    images = torch.from_numpy(datasets.load("digits", "train").floats()) * 2 - 1
+    tokenizer.whiten(images)
+    for norm in tokenizer.norms:
+        norm.momentum = 1.0
+    tokenizer.train()(images)
+    tokenizer.eval()
 
 
 @torch.no_grad()

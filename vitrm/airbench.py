@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.baseline_configs import AirbenchConfig
+from vitrm.model import ShiftBatchNorm
+from vitrm.whitening import whitening_filters
 
 LOGIT_SCALE = 1 / 9  # the logits of the untrained head are too large to start from
 
@@ -23,8 +25,8 @@ LOGIT_SCALE = 1 / 9  # the logits of the untrained head are too large to start f
 class Whitening(nn.Module):
     """A convolution of the whole image whose weight is not trained: a buffer, saved and exported with the model.
 
-    As built it passes every pixel of a patch on, and its negative.  `set_weight` replaces that by what makes the patches
-    of the training images white: before the model's weights are averaged (`vitrm.ema`) or copied.
+    As built it passes every pixel of a patch on, and its negative.  `whiten` replaces that by what makes the patches of
+    the training images white: before the model's weights are averaged (`vitrm.ema`) or copied.
     """
 
     weight: Tensor
@@ -35,35 +37,13 @@ class Whitening(nn.Module):
         self.register_buffer("weight", torch.cat([directions, -directions]))
         self.bias = nn.Parameter(torch.zeros(len(self.weight)))
 
-    @torch.no_grad()
-    def set_weight(self, weight: Tensor) -> None:
-        """Takes over `weight`, float [2 · 3 · P², 3, P, P] for patches of P × P pixels of normalized images.
-
-        Raises ValueError for another shape.
-        """
-        if weight.shape != self.weight.shape:
-            raise ValueError(f"the weight is {list(weight.shape)}, expected {list(self.weight.shape)}")
-        self.weight.copy_(weight)
+    def whiten(self, images: Tensor) -> None:
+        """Sets the weight for normalized images [n, 3, H, W]."""
+        self.weight.copy_(whitening_filters(images, self.weight.shape[-1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized images [B, 3, H, W] → [B, 2 · 3 · P², H − P + 1, W − P + 1]."""
         return F.conv2d(images, self.weight, self.bias)
-
-
-class ShiftedBatchNorm(nn.Module):
-    """Batch norm with a trained bias per channel, but no scale: so it keeps the order of values."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, C, H, W] of any float type → the same."""
-        if self.training:
-            return self.norm(h) + self.bias.to(h.dtype)[:, None, None]
-        # At once: so it becomes one with the convolution before it in an exported graph.
-        return F.batch_norm(h, self.norm.running_mean, self.norm.running_var, bias=self.bias, eps=self.norm.eps)
 
 
 class ConvGroup(nn.Module):
@@ -72,9 +52,9 @@ class ConvGroup(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.conv1 = _dirac(nn.Conv2d(before, after, 3, padding=1, bias=False))
-        self.norm1 = ShiftedBatchNorm(after)
+        self.norm1 = ShiftBatchNorm(after)
         self.conv2 = _dirac(nn.Conv2d(after, after, 3, padding=1, bias=False))
-        self.norm2 = ShiftedBatchNorm(after)
+        self.norm2 = ShiftBatchNorm(after)
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.conv1(h)

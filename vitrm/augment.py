@@ -51,12 +51,13 @@ def augment(
     label: Tensor,
     classes: int,
     recipe: Recipe,
-    flip: bool,
+    flip: bool | NDArray[np.bool_],
     rng: np.random.Generator,
     part: slice | None = None,
 ) -> Batch:
     """Augments a batch by `recipe`: pixels uint8 [B, 3, H, W], label int64 [B], both on one device.
 
+    `flip`: whether images are mirrored with chance 1/2; or which ones are.
     With `part`, a slice of at least one image, only those images of the batch are computed, as they are in the whole.
     """
     rows = np.arange(len(pixels))
@@ -71,23 +72,35 @@ def augment(
         index = torch.from_numpy(rows).to(pixels.device)
         pixels, label = pixels[index], label[index]
     if recipe.crop_padding:
-        pixels = random_crop(pixels, recipe.crop_padding, rng, of)
-    if flip:
+        pixels = random_crop(pixels, recipe.crop_padding, rng, of, reflect=recipe.crop_fill == "reflect")
+    if not isinstance(flip, bool):
+        pixels = mirror(pixels, flip[of.rows])
+    elif flip:
         pixels = random_flip(pixels, rng, of)
     if recipe.randaugment_ops:
         pixels = rand_augment(pixels, recipe.randaugment_ops, recipe.randaugment_magnitude, rng, of)
+    if recipe.cutout:
+        pixels = cutout(pixels, recipe.cutout, rng, of)
     images = pixels.to(torch.float32) / 255
     target = F.one_hot(label, classes).to(torch.float32)
+    if recipe.label_smoothing:
+        target = target * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
     images, target = mix(images, target, recipe.mixup_alpha, recipe.cutmix_alpha, rng, led=not whole)
     return Batch(images, target, label if whole else label_part)
 
 
-def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
-    """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in."""
+def random_crop(
+    pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows | None = None, *, reflect: bool = False
+) -> Tensor:
+    """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in, or its reflection."""
     b, _, h, w = pixels.shape
     rows, size = of or Rows.all(b)
     offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
-    padded = F.pad(pixels, (padding,) * 4)
+    if reflect:  # not written for uint8 in torch 2.9: an index that runs back and forth is
+        rows_, columns = (torch.from_numpy(np.pad(np.arange(n), padding, "reflect")).to(pixels.device) for n in (h, w))
+        padded = pixels[:, :, rows_[:, None], columns]
+    else:
+        padded = F.pad(pixels, (padding,) * 4)
     top = offsets[0][:, None] + torch.arange(h, device=pixels.device)  # [B, H]
     left = offsets[1][:, None] + torch.arange(w, device=pixels.device)  # [B, W]
     image = torch.arange(b, device=pixels.device)[:, None, None]
@@ -98,8 +111,24 @@ def random_crop(pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows
 def random_flip(pixels: Tensor, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
     """Each image mirrored left to right with chance 1/2."""
     rows, size = of or Rows.all(len(pixels))
-    coins = torch.from_numpy((rng.random(size) < 0.5)[rows]).to(pixels.device)
+    return mirror(pixels, (rng.random(size) < 0.5)[rows])
+
+
+def mirror(pixels: Tensor, which: NDArray[np.bool_]) -> Tensor:
+    """The images that `which` [B] names mirrored left to right."""
+    coins = torch.from_numpy(which).to(pixels.device)
     return torch.where(coins[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+    """Each image with a grey square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
+    b, _, h, w = pixels.shape
+    rows, size = of or Rows.all(b)
+    centers = torch.from_numpy(rng.integers(0, (h, w), (size, 2))[rows]).to(pixels.device)
+    top, left = (centers - side // 2).split(1, 1)  # [B, 1] each
+    y, x = torch.arange(h, device=pixels.device), torch.arange(w, device=pixels.device)
+    inside = ((y >= top) & (y < top + side))[:, None, :, None] & ((x >= left) & (x < left + side))[:, None, None, :]
+    return pixels.masked_fill(inside, 128)
 
 
 def rand_augment(pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:

@@ -64,10 +64,10 @@ def classification_loss(logits: Tensor, target: Tensor, taught: Taught | None) -
     if taught is None:
         return loss
     t = taught.temperature
-    divergence = F.kl_div(
-        F.log_softmax(logits / t, dim=1),
-        F.log_softmax(taught.logits / t, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return (1 - taught.weight) * loss + taught.weight * t * t * divergence
+    return (1 - taught.weight) * loss + taught.weight * t * t * divergence(logits / t, taught.logits / t)
+
+
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax(teacher) ‖ softmax(logits)), the mean over a batch, a scalar; both float [B, classes]."""
+    own, other = F.log_softmax(logits, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(own, other, reduction="batchmean", log_target=True)

@@ -82,6 +82,21 @@ class Three:
 
 
 @dataclass(frozen=True)
+class Several:
+    """A list of 1 to 16 values that another rule accepts each."""
+
+    each: Rule
+
+    def accepted(self, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
+            raise ValueError
+        return tuple(self.each.accepted(v) for v in value)
+
+    def __str__(self) -> str:
+        return f"a list, each {str(self.each).removeprefix('a ')}"
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of some values of one type."""
 
@@ -131,6 +146,11 @@ def whole(default: int, low: int, high: int) -> Any:
 def whole_or_none(low: int, high: int) -> Any:
     """A field of whole numbers from `low` to `high`, or None, which is its default."""
     return _field(None, OrNone(Whole(low, high)))
+
+
+def wholes(default: tuple[int, ...], low: int, high: int) -> Any:
+    """A field of 1 to 16 whole numbers from `low` to `high`."""
+    return _field(default, Several(Whole(low, high)))
 
 
 def real(default: float, low: float, high: float = 1e30, *, above: bool = False, below: bool = False) -> Any:

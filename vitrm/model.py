@@ -6,55 +6,58 @@
     logits = W_c y + b_c,  halt = σ(w_h·y + b_h)     the chance that the answer is right      (4)
 
 (2) and (3) make a recursion, T recursions a step.  The model is three pure functions, and every
-exported shape is assembled from them:
+exported layout is assembled from them:
 
-    embed(images) → x        step(x, y, z) → y, z        heads(y) → logits, halt
+    embed(images) → embedded      step(embedded, state) → state      heads(y) → logits, halt
+
+Two forms of (2), the setting `mixing`:
+
+  * joint, the paper's equation: every layer updates x, y and z, and forgets x in the end.
+  * cross (the paper's section 2.6): every layer reads x as it is, beside y and z, and updates y and z alone.  What a
+    layer reads of x never changes, so all of it is computed once per image:
+
+        z ← f([y; z] | x)[−K:],   a layer's rows y and z attend to (its projection of) x, y and z              (2')
+
+Two ways for a layer to mix tokens, the setting `token_mixer`: attention, or (the same section) an MLP over the token
+axis as in MLP-Mixer (Tolstikhin et al., 2021), see `TokenMLP`.
 
 Two savings are exact, so this one implementation trains, evaluates and exports with them:
 
   * What layer 1 projects from x (LayerNorm, Q, K, V) never changes: `embed` computes it, once per
-    image.  What it projects from y is shared by the n latent updates and the answer update.
+    image.  What it projects from y is shared by the n latent updates and the answer update, what it projects from z
+    by the update that gives z and the next one.
   * In the last layer only the rows that f keeps (z in (2), y in (3)) need a query, an output
     projection and a feed-forward network: the others are dead.
 
-While training in bfloat16 (autocast) the tokens themselves are bfloat16, not only the products' operands, and one
-product gives Q, K and V: both save memory traffic, which is most of a small model's time.
+While training in bfloat16 (autocast) the tokens themselves are bfloat16, not only the operands of matmuls, and one
+matmul gives Q, K and V: both save memory traffic, which is most of a small model's time.
 
-y and z at depth 0 are learned (y₀, z₀).  f is pre-norm: h + Attention(LN h), then h + FFN(LN h).
+y and z at depth 0 are learned (y₀, z₀).  f is pre-norm: h + Mix(LN h), then h + FFN(LN h).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrm.config import ViTRMConfig
+from vitrm.config import WHITENED, ViTRMConfig
 
-
-class Projected(NamedTuple):
-    """Queries, keys and values of some tokens in one layer, each [B, heads, tokens, D / heads]; q is already scaled."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-class Embedded(NamedTuple):
-    """What the recursion needs of an image: its tokens x [B, N, D], and layer 1's projection of them."""
-
-    x: Tensor
-    first: Projected
+Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
+Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`
+Rows = Literal["x", "y", "z", "yz", "xyz"]  # which tokens a tensor [B, tokens, D] holds, in this order
 
 
 class State(NamedTuple):
-    """The recursion's state: the answer y [B, 1, D] and the latents z [B, K, D]."""
+    """The recursion's state."""
 
-    y: Tensor
-    z: Tensor
+    y: Tensor  # [B, 1, D], the answer
+    z: Tensor  # [B, K, D], the latents
+    of_z: Projected  # layer 1's projection of z
 
 
 class Output(NamedTuple):
@@ -121,7 +124,13 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer, cut in two where the savings need it: `project`, then `finish`."""
+    """One pre-norm transformer layer, cut in two where the savings need it: `project`, then `finish`.
+
+    It projects tokens to queries, keys and values, each [B, heads, tokens, D / heads]; queries are scaled already.
+    """
+
+    projected = ("q", "k", "v")
+    memory = ("k", "v")  # of tokens that are read and not updated
 
     def __init__(self, *, dim: int, heads: int, ffn: str, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -139,35 +148,124 @@ class Layer(nn.Module):
     def _split(self, h: Tensor) -> Tensor:
         return h.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, tokens, D] → [B, heads, tokens, D / heads]
 
-    def project(self, h: Tensor, queries: slice = slice(None)) -> Projected:
+    def project(self, h: Tensor, rows: Rows = "xyz", queries: slice = slice(None)) -> Projected:
         """LayerNorm and Q, K, V of h [B, tokens, D]; only the tokens in `queries` get a query."""
-        # LayerNorm may give float32: cast once here, not once for each product.
+        # LayerNorm may give float32: cast once here, not once for each matmul.
         h = _in_autocast_dtype(self.norm1(h))
         if self.training:
-            return self._project_at_once(h, queries)
+            if queries != slice(None):
+                return self._split(self._query(h[:, queries])), *self._at_once(h, self.k, self.v)
+            return self._at_once(h, self.q, self.k, self.v)
+        return self._split(self._query(h[:, queries])), self._split(self.k(h)), self._split(self.v(h))
+
+    def project_memory(self, h: Tensor, rows: Rows = "x") -> Projected:
+        """LayerNorm, keys and values of tokens h [B, tokens, D] that are read only."""
+        h = _in_autocast_dtype(self.norm1(h))
+        if self.training:
+            return self._at_once(h, self.k, self.v)
+        return self._split(self.k(h)), self._split(self.v(h))
+
+    def _query(self, h: Tensor) -> Tensor:
         # The query is scaled, not the scores: that is the pattern TensorRT fuses.
-        return Projected(
-            self._split(self.q(h[:, queries]) * self.scale), self._split(self.k(h)), self._split(self.v(h))
-        )
+        return _through(self.q, h) * self.scale
 
-    def _project_at_once(self, h: Tensor, queries: slice) -> Projected:
-        """What `project` gives, in as few products as there are kinds of rows."""
-        every = queries == slice(None)
-        weights: list[Tensor] = [self.k.weight, self.v.weight]
-        biases: list[Tensor] = [self.k.bias, self.v.bias]
-        if every:
-            weights.insert(0, self.q.weight * self.scale)
-            biases.insert(0, self.q.bias * self.scale)
-        parts = _affine(h, torch.cat(weights), torch.cat(biases)).unflatten(-1, (len(weights), self.heads, -1))
-        found = parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
-        if every:
-            return Projected(*found)
-        return Projected(self._split(_affine(h[:, queries], self.q.weight, self.q.bias) * self.scale), *found)
+    def _at_once(self, h: Tensor, *layers: nn.Linear) -> Projected:
+        """What some linear layers make of h, in one matmul; the queries scaled."""
+        scales = [self.scale if layer is self.q else 1.0 for layer in layers]
+        weights = [layer.weight if s == 1 else layer.weight * s for layer, s in zip(layers, scales, strict=True)]
+        biases = [layer.bias if s == 1 else layer.bias * s for layer, s in zip(layers, scales, strict=True)]
+        parts = _affine(h, torch.cat(weights), torch.cat(biases)).unflatten(-1, (len(layers), self.heads, -1))
+        return parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
 
-    def finish(self, h: Tensor, p: Projected) -> Tensor:
-        """Attention and feed-forward network for the rows h [B, tokens, D] whose queries are p.q."""
+    @staticmethod
+    def join(*parts: Projected) -> Projected:
+        """The projection of tokens one after another, given that of each part."""
+        return tuple(torch.cat(tensors, 2) for tensors in zip(*parts, strict=True))
+
+    @staticmethod
+    def recall(memory: Projected, p: Projected) -> Projected:
+        """`p` with what `project_memory` gave of the tokens that come before."""
+        q, k, v = p
+        return q, torch.cat([memory[0], k], 2), torch.cat([memory[1], v], 2)
+
+    @staticmethod
+    def narrow(p: Projected, queries: slice) -> Projected:
+        """`p` with the queries of some tokens alone."""
+        return p[0][:, :, queries], *p[1:]
+
+    def finish(self, h: Tensor, p: Projected, rows: Rows = "xyz") -> Tensor:
+        """Attention and feed-forward network for the rows h [B, tokens, D] whose queries are in p."""
         mixed = attend(*p).transpose(1, 2).flatten(2)  # [B, heads, tokens, D / heads] → [B, tokens, D]
         h = h + self.dropout(_through(self.out, mixed))
+        return h + self.dropout(self.ffn(self.norm2(h)))
+
+
+class TokenMLP(nn.Module):
+    """One pre-norm layer whose tokens are mixed by an MLP over the token axis; the same interface as `Layer`.
+
+        Mix(h)ᵀ = W₂ GELU(W₁ hᵀ + b₁) + b₂,     W₁ ∈ R^{M×(N+1+K)}, W₂ ∈ R^{(N+1+K)×M}, for every feature alike
+
+    W₁ has columns and W₂ rows of their own for x, y and z.  (3), which does not see x, uses those of y and z: f is the
+    same there for an x of zeros.  It projects tokens to their part of the sum W₁ hᵀ + b₁, [B, D, M].
+    """
+
+    projected = ("u",)
+    memory = ("u",)
+
+    def __init__(
+        self, *, tokens: int, latents: int, mixed: int, updates_x: bool, dim: int, ffn: str, hidden: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.up_x = nn.Linear(tokens, mixed, bias=False)
+        self.up_y = nn.Parameter(torch.empty(1, mixed))
+        self.up_z = nn.Linear(latents, mixed)
+        if updates_x:
+            self.down_x = nn.Linear(mixed, tokens)
+        self.down_y = nn.Linear(mixed, 1)
+        self.down_z = nn.Linear(mixed, latents)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = (GELU if ffn == "gelu" else SwiGLU)(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.trunc_normal_(self.up_y, std=(1 + tokens + latents) ** -0.5)
+
+    def project(self, h: Tensor, rows: Rows, queries: slice = slice(None)) -> Projected:
+        """LayerNorm of h [B, tokens, D], and the part of `rows` in W₁ hᵀ + b₁, [B, D, M]."""
+        h = _in_autocast_dtype(self.norm1(h)).transpose(1, 2)  # [B, D, tokens]
+        parts: list[Tensor] = []
+        end = h.shape[-1]
+        if "z" in rows:
+            parts.append(_through(self.up_z, h[..., end - self.up_z.in_features :]))
+            end -= self.up_z.in_features
+        if "y" in rows:
+            parts.append(h[..., end - 1 : end] * self.up_y.to(h.dtype))
+            end -= 1
+        if "x" in rows:
+            parts.append(_through(self.up_x, h[..., :end]))
+        return (sum(parts[1:], parts[0]),)
+
+    project_memory = project
+
+    @staticmethod
+    def join(*parts: Projected) -> Projected:
+        """The projection of tokens one after another, given that of each part."""
+        return (sum((u for (u,) in parts[1:]), parts[0][0]),)
+
+    @staticmethod
+    def recall(memory: Projected, p: Projected) -> Projected:
+        """`p` with what `project_memory` gave of the tokens that come before."""
+        return (memory[0] + p[0],)
+
+    @staticmethod
+    def narrow(p: Projected, queries: slice) -> Projected:
+        """`p` as it is: all rows read one projection."""
+        return p
+
+    def finish(self, h: Tensor, p: Projected, rows: Rows) -> Tensor:
+        """The MLP over tokens, and the feed-forward network, for the `rows` h [B, tokens, D]."""
+        mixed = F.gelu(p[0])
+        down = [_through(getattr(self, f"down_{row}"), mixed) for row in rows]
+        h = h + self.dropout((torch.cat(down, -1) if len(down) > 1 else down[0]).transpose(1, 2))
         return h + self.dropout(self.ffn(self.norm2(h)))
 
 
@@ -212,6 +310,81 @@ class ConvTokenizer(nn.Module):
         return images.flatten(2).transpose(1, 2)
 
 
+class ShiftBatchNorm(nn.BatchNorm2d):
+    """Batch norm with a learned bias and a scale of 1: what it passes on keeps its order, so it commutes with max-pooling."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        del self._parameters["weight"]
+        self.register_buffer("weight", torch.ones(width), persistent=False)
+
+
+class WhitenedTokenizer(nn.Module):
+    """Convolutions that begin with whitened 2 × 2 patches (after airbench: Jordan, 2024).
+
+        whiten (fixed), GELU
+        for each width w of `stage_widths`:  conv 3 × 3 to w, max-pool 2 × 2, norm, GELU;  conv 3 × 3, norm, GELU
+        conv 3 × 3 to D, norm, GELU
+
+    The first convolution's filters are the eigenvectors of the training images' 2 × 2 patches, each scaled to unit variance,
+    and their negatives: `whiten` computes them, and they stay.  The others begin as identities (dirac), norms have no
+    scale: training then takes few epochs to see.
+    """
+
+    def __init__(self, config: ViTRMConfig) -> None:
+        super().__init__()
+        # A 3 × 3 filter with zeros where a 2 × 2 one has none: a common convolution that keeps the image's size.
+        self.register_buffer("filters", torch.zeros(WHITENED, 3, 3, 3))
+        self.shift = nn.Parameter(torch.zeros(WHITENED))
+        widths = [WHITENED, *(w for w in config.stage_widths for _ in range(2)), config.dim]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(ShiftBatchNorm(w) for w in widths[1:])
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.dirac_(conv.weight[: conv.in_channels].detach())
+        rows = torch.eye(WHITENED // 2).view(-1, 3, 2, 2)  # until there are images: the pixels themselves
+        self._set(rows)
+
+    filters: Tensor
+
+    def _set(self, rows: Tensor) -> None:
+        self.filters[:, :, :2, :2] = torch.cat([rows, -rows])
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor, floor: float = 5e-4) -> None:
+        """Sets the filters for normalized images [n, 3, H, W]; `floor` is added to variances, as noise has some too.
+
+        A direction in which the images do not differ at all, as grey ones do not in color, gets no filter: what it let
+        through would be rounding errors, which batch norms then make as large as everything else.
+        """
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, WHITENED // 2).double()
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        scales = torch.where(values > 1e-6 * values[-1], (values + floor).rsqrt(), 0.0)
+        rows = (vectors * scales).T.flip(0)
+        # An eigenvector's sign is anybody's: here its largest entry is positive, on every machine.
+        largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+        self._set((rows * largest.sign()).float().view(-1, 3, 2, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)  # several times as fast on a CPU
+        h = F.gelu(F.conv2d(images, self.filters, self.shift, padding=1))
+        last = len(self.convs) - 1
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            h = conv(h)
+            pooled = i % 2 == 0 and i < last
+            if not self.training:
+                h = norm(h)  # here it becomes one with the convolution in an exported graph
+            if pooled:
+                h = F.max_pool2d(h, 2)
+            if self.training:
+                h = norm(h)  # the same, of a quarter of the values
+            h = F.gelu(h)
+        return h.flatten(2).transpose(1, 2)
+
+
+TOKENIZERS = {"patch": PatchTokenizer, "conv": ConvTokenizer, "whitened": WhitenedTokenizer}
+
+
 def initialise(model: nn.Module, embeddings: list[nn.Parameter], std: float) -> None:
     """Linear weights from Xavier's uniform distribution, biases 0, embeddings from a truncated normal of σ `std`.
 
@@ -223,11 +396,12 @@ def initialise(model: nn.Module, embeddings: list[nn.Parameter], std: float) -> 
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class ViTRM(nn.Module):
-    """The model of this module's docstring.  Images are float [B, 3, H, W] in [0, 1]; normalisation is inside."""
+    """The model of this module's docstring.  Images are float [B, 3, H, W] in [0, 1]; normalization is inside."""
 
     recursive = True
     mean: Tensor
@@ -238,14 +412,11 @@ class ViTRM(nn.Module):
         self.config = config
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-        self.tokenizer = (PatchTokenizer if config.tokenizer == "patch" else ConvTokenizer)(config)
+        self.tokenizer = TOKENIZERS[config.tokenizer](config)
         self.pos = nn.Parameter(torch.empty(1, config.tokens, config.dim))
         self.y0 = nn.Parameter(torch.empty(1, 1, config.dim))
         self.z0 = nn.Parameter(torch.empty(1, config.latents, config.dim))
-        self.block = nn.ModuleList(
-            Layer(dim=config.dim, heads=config.heads, ffn=config.ffn, hidden=config.hidden, dropout=config.dropout)
-            for _ in range(config.layers)
-        )
+        self.block = nn.ModuleList(_layer(config, last=i == config.layers - 1) for i in range(config.layers))
         self.classifier = nn.Linear(config.dim, config.classes)
         self.halt = nn.Linear(config.dim, 1)
         self.dropout = nn.Dropout(config.dropout)
@@ -254,57 +425,98 @@ class ViTRM(nn.Module):
         for head in (self.classifier, self.halt):
             nn.init.trunc_normal_(head.weight, std=0.02)
 
+    @property
+    def projected_names(self) -> tuple[str, ...]:
+        """What layer 1 projects from tokens, a name for each tensor."""
+        return self._layers[0].projected
+
+    @property
+    def embedded_names(self) -> tuple[str, ...]:
+        """What `embed` gives, a name for each tensor."""
+        if self.config.mixing == "joint":
+            return "x", *(f"x_{name}" for name in self.projected_names)
+        return tuple(f"x{i}_{name}" for i, layer in enumerate(self._layers, 1) for name in layer.memory)
+
     # The three functions ----------------------------------------------------------------------
 
     def embed(self, images: Tensor) -> Embedded:
-        """Eq. 1, and layer 1's projection of it: images [B, 3, H, W] in [0, 1] → x [B, N, D] with its Q, K, V."""
-        x = self.tokens(images)
-        return Embedded(x, self.project(x))
+        """Eq. 1, and what of it never changes: images [B, 3, H, W] in [0, 1] → what the steps read of them."""
+        return self.read(self.tokens(images))
 
-    def step(self, embedded: Embedded, state: State) -> State:
-        """T recursions: each n latent updates, then one answer update."""
-        y, z = map(_in_autocast_dtype, state)
-        of_z = self.project(z)
+    def step(self, embedded: Embedded, state: State, entering: Callable[[str], None] | None = None) -> State:
+        """T recursions: each n latent updates, then one answer update.
+
+        `entering` is told the role of what is computed next: project_answer, latents, project_latents or answer.
+        """
+        tell = entering or _tell_nobody
+        y, z, of_z = state
         for _ in range(self.config.recursions):
-            of_y = self.project(y)
+            tell("project_answer")
+            of_y = self.project_answer(y)
             for _ in range(self.config.n):
+                tell("latents")
                 z = self.update_latents(embedded, y, of_y, z, of_z)
-                of_z = self.project(z)
+                tell("project_latents")
+                of_z = self.project_latents(z)
+            tell("answer")
             y = self.update_answer(y, of_y, z, of_z)
-        return State(y, z)
+        return State(y, z, of_z)
 
     def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4: y [B, 1, D] → logits [B, classes], halt_prob [B]."""
         logits, halt_logit = self.head_logits(y)
         return logits, halt_logit.sigmoid()
 
-    # What a step is made of ---------------------------------------------------------------------
+    # What they are made of ----------------------------------------------------------------------
 
     def tokens(self, images: Tensor) -> Tensor:
         """Eq. 1: images [B, 3, H, W] in [0, 1] → x [B, N, D]."""
         return _in_autocast_dtype(self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos))
 
-    def project(self, h: Tensor) -> Projected:
-        """Layer 1's projection of some tokens h [B, tokens, D]."""
-        return self._first.project(h)
+    def read(self, x: Tensor) -> Embedded:
+        """What the steps read of the tokens x [B, N, D], all that never changes: joint: x and layer 1's projection of it;
+        cross: what each layer reads.
+        """
+        if self.config.mixing == "joint":
+            return x, *self._layers[0].project(x, "x")
+        return tuple(tensor for layer in self._layers for tensor in layer.project_memory(x, "x"))
+
+    def project_answer(self, y: Tensor) -> Projected:
+        """Layer 1's projection of y [B, 1, D]."""
+        return self._layers[0].project(y, "y")
+
+    def project_latents(self, z: Tensor) -> Projected:
+        """Layer 1's projection of z [B, K, D]."""
+        return self._layers[0].project(z, "z")
 
     def update_latents(self, embedded: Embedded, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
-        """Eq. 2: z ← f([x; y; z])[−K:], given layer 1's projections of y and z; z [B, K, D]."""
-        x, of_x = embedded
-        return self._f(torch.cat([x, y, z], 1), _join(of_x, of_y, of_z), slice(-self.config.latents, None))
+        """Eq. 2 or 2', given layer 1's projections of y and z; z [B, K, D]."""
+        join, latents = self._layers[0].join, slice(-self.config.latents, None)
+        if self.config.mixing == "joint":
+            x, *of_x = embedded
+            return self._f(torch.cat([x, y, z], 1), join(tuple(of_x), of_y, of_z), "xyz", "z", latents)
+        each = len(embedded) // len(self.block)
+        memories = [embedded[i : i + each] for i in range(0, len(embedded), each)]
+        return self._f(torch.cat([y, z], 1), join(of_y, of_z), "yz", "z", latents, memories)
 
     def update_answer(self, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
         """Eq. 3: y ← f([y; z])[:1], given layer 1's projections of y and z; y [B, 1, D]."""
-        return self._f(torch.cat([y, z], 1), _join(of_y, of_z), slice(0, 1))
+        join = self._layers[0].join
+        return self._f(torch.cat([y, z], 1), join(of_y, of_z), "yz", "y", slice(0, 1))
 
     def head_logits(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4 before the sigmoid, for losses: logits [B, classes] and the halting logit [B]."""
         y = y[:, 0]
         return self.classifier(y), self.halt(y)[:, 0]
 
+    def state(self, y: Tensor, z: Tensor) -> State:
+        """The state with y [B, 1, D] and z [B, K, D]."""
+        y, z = map(_in_autocast_dtype, (y, z))
+        return State(y, z, self.project_latents(z))
+
     def initial_state(self, batch: int) -> State:
-        """y₀ and z₀ for `batch` images."""
-        return State(self.y0.expand(batch, -1, -1), self.z0.expand(batch, -1, -1))
+        """The state before the first step, of `batch` images: y₀ and z₀."""
+        return self.state(self.y0.expand(batch, -1, -1), self.z0.expand(batch, -1, -1))
 
     def forward(self, images: Tensor, steps: int, halt_threshold: float = 2.0) -> Output:
         """Runs at most `steps` steps; a sample halts after the first step with halt_prob > `halt_threshold`.
@@ -347,23 +559,46 @@ class ViTRM(nn.Module):
         return torch.stack(logits), torch.stack(halt_prob)
 
     @property
-    def _first(self) -> Layer:
-        layer = self.block[0]
-        assert isinstance(layer, Layer)
-        return layer
+    def _layers(self) -> list[Layer | TokenMLP]:
+        return list(self.block)  # type: ignore[arg-type]
 
-    def _f(self, h: Tensor, first: Projected, keep: slice) -> Tensor:
-        """f(h)[keep] for h [B, tokens, D], given layer 1's projection of h."""
+    def _f(
+        self,
+        h: Tensor,
+        first: Projected,
+        rows: Rows,
+        kept: Rows,
+        keep: slice,
+        memories: Sequence[Projected] | None = None,
+    ) -> Tensor:
+        """f(h)[keep] for the `rows` h [B, tokens, D], of which `keep` are those `kept`, given layer 1's projection of h.
+
+        `memories`: what each layer reads of tokens that come before and are not updated.
+        """
         last = len(self.block) - 1
-        for i, layer in enumerate(self.block):
-            assert isinstance(layer, Layer)
+        for i, layer in enumerate(self._layers):
             if i == 0:
-                p = Projected(first.q[:, :, keep], first.k, first.v) if i == last else first
+                p = layer.narrow(first, keep) if i == last else first
             else:
-                p = layer.project(h, keep if i == last else slice(None))
-            h = layer.finish(h[:, keep] if i == last else h, p)
+                p = layer.project(h, rows, keep if i == last else slice(None))
+            if memories is not None:
+                p = layer.recall(memories[i], p)
+            h = layer.finish(h[:, keep], p, kept) if i == last else layer.finish(h, p, rows)
         return h
 
 
-def _join(*parts: Projected) -> Projected:
-    return Projected(*(torch.cat(tensors, 2) for tensors in zip(*parts, strict=True)))
+def _tell_nobody(role: str) -> None:
+    pass
+
+
+def _layer(config: ViTRMConfig, last: bool) -> Layer | TokenMLP:
+    shared: dict[str, Any] = {"dim": config.dim, "ffn": config.ffn, "hidden": config.hidden, "dropout": config.dropout}
+    if config.token_mixer == "attention":
+        return Layer(heads=config.heads, **shared)
+    return TokenMLP(
+        tokens=config.tokens,
+        latents=config.latents,
+        mixed=config.mixed,
+        updates_x=config.mixing == "joint" and not last,
+        **shared,
+    )

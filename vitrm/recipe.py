@@ -37,7 +37,13 @@ class Recipe:
     # images per batch; the last, incomplete batch of an epoch is left out
     batch_size: int = whole(128, 1, 1_000_000)
     lr: float = real(3e-4, 0, above=True)  # AdamW's peak learning rate
-    final_lr: float = real(1e-6, 0)  # learning rate that the cosine ends at
+    final_lr: float = real(1e-6, 0)  # learning rate that the schedule ends at
+    # how the learning rate falls after the warm-up: half a cosine, or a straight line
+    schedule: str = choice("cosine", "linear")
+    # "muon": Muon for the weights of hidden matrices and convolutions, AdamW for the rest
+    optimizer: str = choice("adamw", "muon")
+    muon_lr: float = real(0.02, 0, above=True)  # Muon's peak learning rate
+    muon_momentum: float = real(0.95, 0, 1, below=True)  # Muon: decay of the sum of gradients, per update
     warmup: float = real(0.03, 0, 1, below=True)  # share of the epochs with a linearly rising learning rate
     weight_decay: float = real(0.05, 0)  # AdamW's decoupled decay, per unit of learning rate
     decay_all: bool = flag(False)  # decay biases, norms, positions and initial states too
@@ -52,8 +58,12 @@ class Recipe:
     # Augmentation
     # pixels added on each side before a random crop back to size; 0 does not crop
     crop_padding: int = whole(4, 0, 1024)
-    # mirror images left to right with chance 1/2: "on", "off", or "auto" (off for digits)
-    flip: str = choice("auto", "on", "off")
+    crop_fill: str = choice("black", "reflect")  # what these pixels are
+    # mirror images left to right: "on" (with chance 1/2), "off", "auto" (off for digits, else on), or "alternate": a random
+    # half of the images in the first epoch, the other half in the next, and so on
+    flip: str = choice("auto", "on", "off", "alternate")
+    cutout: int = whole(0, 0, 1024)  # side of a square at a random place that is made grey; 0 leaves it out
+    label_smoothing: float = real(0.0, 0, 1, below=True)  # share of a target spread over all classes
     randaugment_ops: int = whole(2, 0, 64)  # RandAugment operations per image; 0 leaves it out
     randaugment_magnitude: int = whole(9, 0, 30)  # RandAugment's strength
     mixup_alpha: float = real(0.2, 0, 1000)  # Mixup's Beta(α, α); 0 leaves it out
@@ -69,6 +79,8 @@ class Recipe:
     free_ramp: float = real(0.0, 0, 1)  # share of the batches over which that upper end rises from 0
     # joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally
     step_weight_power: float = real(0.0, -64, 64)
+    # joint: weight of each step's divergence from the last step's answer
+    agreement_weight: float = real(0.0, 0)
     halt_weight: float = real(1.0, 0)  # weight of the halting loss beside the cross-entropy
     # τ, sequential: a batch ends once its mean halting probability exceeds this
     halt_threshold: float = real(0.5, -1000, 1000)
@@ -91,7 +103,7 @@ class Recipe:
 
     def flips(self, data_name: str) -> bool:
         """Whether images of `data_name` are mirrored: a mirrored digit is another shape, or none."""
-        return self.flip == "on" or (self.flip == "auto" and data_name != "digits")
+        return self.flip in ("on", "alternate") or (self.flip == "auto" and data_name != "digits")
 
     def step_weights(self) -> list[float]:
         """The weight of each supervised step's loss under joint supervision; their mean is 1."""
@@ -108,10 +120,12 @@ class Recipe:
         return int((self.free_steps + 1) * progress / self.free_ramp)
 
     def lr_at(self, progress: float) -> float:
-        """The learning rate after the share `progress` ∈ [0, 1] of the batches: linear warm-up, then a half cosine."""
+        """The learning rate after the share `progress` ∈ [0, 1] of the batches: linear warm-up, then as `schedule` says."""
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         done = (progress - self.warmup) / (1 - self.warmup)
+        if self.schedule == "linear":
+            return self.final_lr + (self.lr - self.final_lr) * (1 - min(done, 1.0))
         return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
@@ -147,6 +161,30 @@ RECIPES["paper+"] = dataclasses.replace(
     n_sup=2,
     free_steps=4,
     free_ramp=0.6,
+)
+RECIPES["nano-v2"] = Recipe(
+    epochs=16,
+    lr=2e-3,
+    schedule="linear",
+    optimizer="muon",
+    warmup=0.1,
+    weight_decay=0.02,
+    clip_norm=0.0,
+    patience=0,
+    crop_padding=3,
+    crop_fill="reflect",
+    flip="alternate",
+    randaugment_ops=0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    cutout=8,
+    label_smoothing=0.1,
+    supervision="joint",
+    n_sup=3,
+    free_steps=3,
+    free_ramp=0.6,
+    step_weight_power=1.0,
+    agreement_weight=0.5,
 )
 TEACHER_KEYS = ("distill_weight", "distill_temperature", "teacher_steps")  # fields that say nothing without a teacher
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with

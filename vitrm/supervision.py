@@ -8,7 +8,8 @@ one: halting learns whether the answer is right.
 sequential (the paper): each step starts from the detached y, z of the one before, and ends with
     backward and an optimizer update: up to n_sup updates per batch, fewer once mean(halt) > τ.
 joint: all n_sup steps are unrolled, their losses averaged (weighted by `step_weights`), and one
-    update takes the gradient through all of them.
+    update takes the gradient through all of them.  With `agreement_weight` w > 0 each step but the last also learns
+    what the last one answers: w · KL(softmax(last) ‖ softmax(step)), without gradient through the last.
 
 With `free_steps` r > 0 the supervised steps start at a random depth 0 … r, reached without gradient.
 """
@@ -26,11 +27,12 @@ from torch import Tensor, nn
 
 from vitrm.augment import Batch
 from vitrm.baselines import Baseline
-from vitrm.distillation import Taught, Teacher, classification_loss
+from vitrm.distillation import Taught, Teacher, classification_loss, divergence
 from vitrm.distributed import World
 from vitrm.ema import EMA
 from vitrm.lanes import Gradients, Lanes, Replica
 from vitrm.model import Embedded, State, ViTRM
+from vitrm.optimizers import make_optimizers
 from vitrm.recipe import Recipe
 
 
@@ -44,12 +46,15 @@ class BatchResult:
     updates: int  # optimizer updates made
 
 
+Carried = tuple[Tensor, Tensor]  # y [B, 1, D] and z [B, K, D], detached
+
+
 class Part(NamedTuple):
     """What is computed at once of a batch: all of it, or a lane's part."""
 
     batch: Batch
     taught: Taught | None
-    state: State | None = None  # that the next step starts from; None: the initial one
+    state: Carried | None = None  # that the next step starts from; None: the initial one
 
 
 class Found(NamedTuple):
@@ -59,7 +64,7 @@ class Found(NamedTuple):
     losses: list[Tensor]  # of each supervised step, scalars
     correct: Tensor  # as in BatchResult
     halt: Tensor
-    state: State | None = None  # that was reached
+    state: Carried | None = None  # that was reached
 
 
 class Functions:
@@ -67,7 +72,7 @@ class Functions:
 
     tokens: Callable[[Tensor], Tensor]
     step: Callable[[Embedded, State], State]
-    supervise: Callable[[Tensor, State, Batch, Taught | None], Found]
+    supervise: Callable[[Tensor, Carried, Batch, Taught | None], Found]
     classify: Callable[[Tensor], Tensor]
 
     def __init__(self, model: ViTRM | Baseline, recipe: Recipe) -> None:
@@ -75,7 +80,7 @@ class Functions:
         if isinstance(model, ViTRM):
             self.tokens, self.step = model.tokens, model.step
             weights = recipe.step_weights() if recipe.supervision == "joint" else [1.0]
-            self.supervise = partial(self._supervise, model, weights, recipe.halt_weight)
+            self.supervise = partial(self._supervise, model, weights, recipe)
         else:
             self.classify = model.forward
 
@@ -83,24 +88,29 @@ class Functions:
         self,
         model: ViTRM,
         weights: list[float],
-        halt_weight: float,
+        recipe: Recipe,
         x: Tensor,
-        state: State,
+        carried: Carried,
         batch: Batch,
         taught: Taught | None,
     ) -> Found:
-        """The weighted mean loss of as many steps from `state` as there are `weights`; x [B, N, D] are the tokens."""
+        """The weighted mean loss of as many steps from `carried` as there are `weights`; x [B, N, D] are the tokens."""
+        embedded, state = model.read(x), model.state(*carried)
+        answers: list[tuple[Tensor, Tensor]] = []
+        for _ in weights:
+            state = self.step(embedded, state)
+            answers.append(model.head_logits(state.y))
+        final = answers[-1][0].detach().float()
         losses: list[Tensor] = []
         total = torch.zeros((), device=x.device)
-        embedded = Embedded(x, model.project(x))
-        for weight in weights:
-            state = self.step(embedded, state)
-            logits, halt_logit = model.head_logits(state.y)
-            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, halt_weight, taught)
+        for i, (weight, (logits, halt_logit)) in enumerate(zip(weights, answers, strict=True), 1):
+            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, taught)
+            if recipe.agreement_weight and i < len(answers):
+                loss = loss + recipe.agreement_weight * divergence(logits.float(), final)
             total = total + weight * loss
             losses.append(loss)
         halt = halt_logit.detach().float().sigmoid().mean()
-        return Found(total / len(losses), losses, right.sum(), halt, State(state.y.detach(), state.z.detach()))
+        return Found(total / len(losses), losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
 
 
 def step_loss(
@@ -122,17 +132,6 @@ def step_loss(
     if halt_logit is not None:
         loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
     return loss, right
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """AdamW's groups: decayed are matrices and convolutions; see vitrm.recipe for the reason."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        level = parameter.ndim < 2 or name.rpartition(".")[2] in ("pos", "y0", "z0", "cls")
-        (decayed if recipe.decay_all or not level else plain).append(parameter)
-    groups = [(decayed, recipe.weight_decay), (plain, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 class Learner:
@@ -159,9 +158,7 @@ class Learner:
         self.bf16 = bf16
         self.ema = EMA(model, recipe.ema_decay)
         self.updates = 0  # optimizer updates made so far
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True
-        )
+        self.optimizers = make_optimizers(model, recipe)
         # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
         joint = recipe.supervision == "joint" and not recipe.free_steps
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
@@ -182,8 +179,9 @@ class Learner:
         In several processes `batch` is this one's part, the share `share` of the whole batch, and so is the result.
         """
         self.share = share
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_share"]
         self.model.train()
         whole = Part(batch, self.ask(batch.images))
         if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
@@ -214,12 +212,13 @@ class Learner:
             # Sequential steps compute the tokens anew: the update just made has changed what they are.
             x = net.tokens(batch.images)
         if state is None:
-            state = net.model.initial_state(len(x))
-            with torch.no_grad(), self.autocast():
-                if free_steps:
-                    embedded = Embedded(x, net.model.project(x))
-                for _ in range(free_steps):
-                    state = net.step(embedded, state)
+            state = net.model.y0.expand(len(x), -1, -1), net.model.z0.expand(len(x), -1, -1)
+            if free_steps:
+                with torch.no_grad(), self.autocast():
+                    embedded, free = net.model.read(x), net.model.state(*state)
+                    for _ in range(free_steps):
+                        free = net.step(embedded, free)
+                state = free.y, free.z
         with self.autocast():
             found = net.supervise(x, state, batch, taught)
         # Not within: of a single step the total is the same tensor, and a compiler that returns it once would detach both.
@@ -247,10 +246,10 @@ class Learner:
             for rows in slices
         ]
 
-    def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[State | None]]:
+    def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[Carried | None]]:
         """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
         if self.lanes is None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             found = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
             # The processes' gradients are averaged; their parts of the batch may differ in size.
             (found.loss * (self.share * self.world.size)).backward()
@@ -279,7 +278,8 @@ class Learner:
         return _whole([found for found, _ in results], shares), [found.state for found, _ in results]
 
     def _update(self) -> None:
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.ema.update(self.model, self.updates)
         self.updates += 1
 

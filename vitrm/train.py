@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from vitrm import __version__, checkpoint, curves, training_state
+from vitrm.airbench import Whitening
 from vitrm.augment import augment
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
@@ -46,6 +47,7 @@ from vitrm.files import is_leftover, remove_leftovers, write_text
 from vitrm.interrupt import Interruption
 from vitrm.locks import Lock, check_free, lock
 from vitrm.memory import OutOfMemory, shortage_explained
+from vitrm.model import WhitenedTokenizer
 from vitrm.progress import Reporter, Ticker
 from vitrm.recipe import Recipe
 from vitrm.run_config import SEEDS
@@ -55,8 +57,14 @@ from vitrm.training_state import STATE_FILE, Progress
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
-CLASSIFIERS = ("classifier.", "net.fc.", "net.head.")  # the layers that know classes, in all kinds of models
+CLASSIFIERS = (
+    "classifier.",
+    "net.fc.",
+    "net.head.",
+    "net.classifier.",
+)  # layers that know classes, in all kinds of models
 _OTHER_OUT = "wait for it, stop it, or name another folder with --out"
+WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
 
 
@@ -224,6 +232,9 @@ class Run:
         self.part = world.part(self.batch_size)
         self.share = (self.part.stop - self.part.start) / self.batch_size
         self.flip = recipe.flips(data.train.name)
+        self._mirrored = (
+            np.random.default_rng(seed).random(len(data.train)) < 0.5
+        )  # in the first epoch, where epochs alternate
         self.identity: dict[str, Any] = {
             "model": to_dict(self.config),
             "recipe": dataclasses.asdict(recipe),
@@ -243,6 +254,10 @@ class Run:
         torch.manual_seed(seed)
         with shortage_explained(lambda: "the model does not fit: choose a smaller one"):
             model = checkpoint.build_model(self.config).to(self.device)
+            for module in model.modules():
+                if isinstance(module, (WhitenedTokenizer, Whitening)):
+                    some = torch.from_numpy(data.train.pixels[:WHITENING_IMAGES]).to(self.device)
+                    module.whiten((some.float() / 255 - model.mean) / model.std)
             lanes = lanes_for(model, self.device, self.batch_size, world.size)
             self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
         self.progress = Progress()
@@ -372,9 +387,11 @@ class Run:
         self._stop_if_asked()
         for i in range(progress.batch, self.batches):
             rng = np.random.default_rng((self.seed, progress.epoch, 1 + i))
-            index = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size]).to(self.device)
+            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
+            index = torch.from_numpy(rows).to(self.device)
             with shortage_explained(self._way_out_of_batch):
-                batch = augment(pixels[index], labels[index], self.config.classes, recipe, self.flip, rng, self.part)
+                flip = self._mirrored[rows] ^ bool(progress.epoch % 2) if recipe.flip == "alternate" else self.flip
+                batch = augment(pixels[index], labels[index], self.config.classes, recipe, flip, rng, self.part)
                 done = (progress.epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
                 free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
                 torch.manual_seed((int(rng.integers(2**63)) + self.world.rank) % 2**63)  # of the dropout

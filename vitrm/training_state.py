@@ -67,8 +67,9 @@ def save(
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in learner.ema.model.state_dict().items()}
     for name, parameter in learner.model.named_parameters():
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value
+        for optimizer in learner.optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
     if progress.sums is not None:
         tensors["sums"] = learner.world.total(progress.sums)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -207,15 +208,19 @@ def restore(
     import torch
 
     from vitrm.checkpoint import load_weights
+    from vitrm.optimizers import Muon
 
     load_weights(learner.model, _under(tensors, "model."), str(path))
     load_weights(learner.ema.model, _under(tensors, "ema."), str(path))
-    learner.optimizer.state.clear()
-    for name, parameter in learner.model.named_parameters():
-        own = _under(tensors, f"optimizer.{name}.")
-        if own:
-            _check_moments(own, parameter, name, path)
-            learner.optimizer.state[parameter] = {k: v.to(learner.device) for k, v in own.items()}
+    names = {parameter: name for name, parameter in learner.model.named_parameters()}
+    for optimizer in learner.optimizers:
+        optimizer.state.clear()
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            own = _under(tensors, f"optimizer.{names[parameter]}.")
+            if own:
+                kept = ("momentum_buffer",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")
+                _check_moments(own, kept, parameter, names[parameter], path)
+                optimizer.state[parameter] = {k: v.to(learner.device) for k, v in own.items()}
     learner.updates = header["updates"]
     sums = tensors.get("sums")
     if sums is not None and (sums.dtype, sums.shape) != (torch.float64, (4,)):
@@ -231,9 +236,13 @@ def restore(
     )
 
 
-def _check_moments(own: dict[str, Tensor], parameter: Tensor, name: str, path: str | os.PathLike[str]) -> None:
-    """Raises `UserError` unless `own` is what AdamW keeps of `parameter`, and finite."""
-    shapes = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+def _check_moments(
+    own: dict[str, Tensor], kept: tuple[str, ...], parameter: Tensor, name: str, path: str | os.PathLike[str]
+) -> None:
+    """Raises `UserError` unless `own` is what an optimizer keeps of `parameter`, moments called `kept`, and finite."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(kept, tuple(parameter.shape))
+    if "exp_avg" in kept:  # AdamW counts its steps
+        shapes["step"] = ()
     if {key: tuple(v.shape) for key, v in own.items()} != shapes or not all(
         v.is_floating_point() for v in own.values()
     ):

@@ -36,7 +36,12 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d, exchange: Exchange) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias  # both None without affine
+        if isinstance(norm.weight, nn.Parameter):
+            self.weight = norm.weight
+        else:  # a fixed scale
+            del self._parameters["weight"]
+            self.register_buffer("weight", norm.weight, persistent=False)
+        self.bias = norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self.exchange = exchange
@@ -71,7 +76,7 @@ class _WholeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exchange: Exchange
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, exchange: Exchange
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # The results are of the running statistics' type: with these, unused, float32 for a bfloat16 x too.
         unused = torch.zeros(2, x.shape[1])
@@ -89,13 +94,11 @@ class _WholeBatchNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, variance, count = ctx.saved_tensors
         given_statistics = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(gradient, *given_statistics)
         # Σ g x̂ and Σ g of all parts: their means are what the statistics' own dependence on x takes off.
         sums = torch.stack(ctx.exchange.gather(torch.stack([of_weight, of_bias]).float())).sum(0)
-        scale = (variance + ctx.eps).rsqrt()
-        slope, level = -sums / count * (scale if weight is None else weight * scale)
-        of_x = of_x + F.batch_norm(x, mean, variance, slope, level, eps=ctx.eps)
-        return (of_x, None, None, None, None) if weight is None else (of_x, of_weight, of_bias, None, None)
+        slope, level = -sums / count * weight * (variance + ctx.eps).rsqrt()
+        return of_x + F.batch_norm(x, mean, variance, slope, level, eps=ctx.eps), of_weight, of_bias, None, None

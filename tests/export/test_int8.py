@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from int8_by_hand import rounded, simulated
 from small_models import SMALL, small
 
 import vitrm.runtime
@@ -56,53 +57,6 @@ def made(checkpoint, calibration, tmp_path_factory):
         for graph in ("unrolled", "loop", "stepwise")
         for target in ("cpu", "tensorrt")
     }
-
-
-def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch.Tensor:
-    """What int8 keeps of activations."""
-    if target == "tensorrt":
-        scale = np.float32(max(-low, high) / 127)
-        return torch.clamp(torch.round(values / scale), -128, 127) * scale
-    scale = np.float32((high - low) / 255)
-    zero = round(-low / float(scale))
-    return (torch.clamp(torch.round(values / scale) + zero, 0, 255) - zero) * scale
-
-
-@torch.no_grad()
-def simulated(checkpoint, calibration, images, target, shared):
-    """The eager model with weights and inputs of linear layers rounded as int8 rounds them."""
-    model = checkpoint.build()
-    place = [0, "embed"]
-
-    def hook(layer):
-        def round_input(_, inputs):
-            step, role = place
-            extent = calibration.shared(role, layer) if shared and step else calibration.at(step, role, layer)
-            return (rounded(inputs[0], *extent, target),)
-
-        return round_input
-
-    for name, module in model.block.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
-            module.weight.copy_(torch.from_numpy(integers * scales).T)
-            module.register_forward_pre_hook(hook(f"block.{name}"))
-    embedded = model.embed(torch.from_numpy(images))
-    y, z = model.initial_state(len(images))
-    place[:] = 1, "project_latents"
-    of_z = model.project(z)
-    for step in range(1, STEPS + 1):
-        for _ in range(model.config.recursions):
-            place[:] = step, "project_answer"
-            of_y = model.project(y)
-            for _ in range(model.config.n):
-                place[:] = step, "latents"
-                z = model.update_latents(embedded, y, of_y, z, of_z)
-                place[:] = step, "project_latents"
-                of_z = model.project(z)
-            place[:] = step, "answer"
-            y = model.update_answer(y, of_y, z, of_z)
-    return model.heads(y)[0].numpy()
 
 
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])

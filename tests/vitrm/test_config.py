@@ -76,7 +76,7 @@ def test_configs_survive_json(name):
         ({"latents": 0}, "latents is 0"),
         ({"n": 1.5}, "n is 1.5"),
         ({"ffn": "relu"}, "expected 'gelu' or 'swiglu'"),
-        ({"tokenizer": "fft"}, "expected 'patch' or 'conv'"),
+        ({"tokenizer": "fft"}, "expected 'patch', 'conv' or 'whitened'"),
         ({"dropout": 1.0}, "dropout"),
         ({"std": [0.1, 0.0, 0.1]}, r"std is \[0\.1, 0\.0, 0\.1\], expected three numbers, each in \[1e-06, 1e\+06\]"),
         ({"mean": 0.5}, "three numbers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 
 from vitrm.model import ViTRM
 
@@ -14,6 +15,11 @@ CONFIGS = {
     "two recursions a step": {"recursions": 2, "n": 1},
     "one layer": {"layers": 1},
     "three layers, conv tokenizer": {"layers": 3, "tokenizer": "conv", "conv_width": 8},
+    "cross": {"mixing": "cross", "layers": 3},
+    "cross, one layer": {"mixing": "cross", "layers": 1},
+    "token MLP": {"token_mixer": "mlp", "layers": 3},
+    "token MLP, cross": {"token_mixer": "mlp", "mixing": "cross", "mixer_hidden": 24},
+    "whitened tokenizer": {"tokenizer": "whitened", "stage_widths": (8, 8, 8)},
     "conv tokenizer with batch norm": {"tokenizer": "conv", "conv_width": 4, "conv_layers": 4, "conv_norm": True},
 }
 
@@ -45,6 +51,24 @@ def test_gradients_equal_the_equations(changes):
     for (name, _), a, b in zip(model.named_parameters(), ours, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
         assert b.abs().max() > 0, f"{name} takes no part in the loss"
+
+
+def test_whitened_patches_are_white():
+    """The first filters' answers to the images they come from: variance 1, no two alike; and their negatives."""
+    tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
+    # Neighbors alike and channels alike, as in photos.
+    images = F.avg_pool2d(torch.randn(200, 3, 35, 35), 4, stride=1) @ torch.randn(32, 32) * 0.1
+    tokenizer.whiten(images, floor=0.0)
+    patches = F.conv2d(images, tokenizer.filters[:, :, :2, :2]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(patches[:12] @ patches[:12].T / patches.shape[1], torch.eye(12), atol=1e-2, rtol=0)
+    torch.testing.assert_close(patches[12:], -patches[:12])
+
+
+def test_colors_that_grey_images_lack_have_no_filter():
+    tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
+    grey = torch.randn(50, 1, 32, 32).expand(-1, 3, -1, -1)
+    tokenizer.whiten(grey)
+    assert [bool(f.any()) for f in tokenizer.filters[:12]] == [True] * 4 + [False] * 8
 
 
 @pytest.mark.parametrize("conv_layers", [2, 3])

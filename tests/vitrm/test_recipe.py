@@ -75,7 +75,7 @@ def test_digits_are_not_mirrored_unless_asked_for():
         ({"lr": 0}, r"lr is 0, expected a number in \(0, 1e\+30\]"),
         ({"decay_all": 1}, "expected true or false"),
         ({"supervision": "deep"}, "'sequential'"),
-        ({"flip": "sometimes"}, "'auto', 'on' or 'off'"),
+        ({"flip": "sometimes"}, "'auto', 'on', 'off' or 'alternate'"),
         ({"warmup": 1.0}, r"\[0, 1\)"),
         ({"free_ramp": 1.5}, r"free_ramp is 1.5, expected a number in \[0, 1\]"),
         ({"learning_rate": 1.0}, "unknown key learning_rate for a recipe; known are epochs, batch_size, lr"),

@@ -8,8 +8,9 @@ from small_learners import make_batch, make_learner
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
 from vitrm.ema import EMA, decay_at
+from vitrm.optimizers import make_optimizers
 from vitrm.recipe import recipe
-from vitrm.supervision import Learner, parameter_groups, step_loss
+from vitrm.supervision import Learner, step_loss
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
 
@@ -30,7 +31,7 @@ def test_sequential_supervision_updates_after_every_step():
     result = learner.batch(make_batch(), 1e-4)
     assert result.updates == len(result.losses) == 4
     assert learner.updates == 4
-    assert int(learner.optimizer.state[learner.model.classifier.bias]["step"]) == 4
+    assert int(learner.optimizers[0].state[learner.model.classifier.bias]["step"]) == 4
 
 
 def test_sequential_supervision_ends_once_the_batch_believes_it_is_right():
@@ -115,7 +116,7 @@ def test_the_halting_target_is_whether_the_answer_is_the_unmixed_label():
 
 def test_levels_are_not_decayed_and_slopes_are():
     model = build_model(CONFIG)
-    decayed, plain = parameter_groups(model, recipe("paper"))
+    decayed, plain = make_optimizers(model, recipe("paper"))[0].param_groups
     names = {id(p): n for n, p in model.named_parameters()}
     of_plain = {names[id(p)] for p in plain["params"]}
     assert plain["weight_decay"] == 0
@@ -123,7 +124,7 @@ def test_levels_are_not_decayed_and_slopes_are():
     assert {"pos", "y0", "z0", "classifier.bias", "block.0.norm1.weight"} <= of_plain
     assert {names[id(p)] for p in decayed["params"]} == set(names.values()) - of_plain
     assert "classifier.weight" not in of_plain
-    assert len(parameter_groups(model, recipe("paper", decay_all=True))) == 1
+    assert len(make_optimizers(model, recipe("paper", decay_all=True))[0].param_groups) == 1
 
 
 def test_ema_follows_its_formula():

@@ -133,7 +133,7 @@ def state(tmp_path, model) -> tuple[Path, dict[str, Any], Learner]:
     line |= {"validation_loss": [1.0, 1.0], "seconds": 1.0, "halt": None}
     for parameter in learner.model.parameters():
         moments = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        learner.optimizer.state[parameter] = {"step": torch.tensor(1.0), **moments}
+        learner.optimizers[0].state[parameter] = {"step": torch.tensor(1.0), **moments}
     progress = Progress(epoch=1, history=[line], best={"epoch": 1, "accuracy": 0.5, "loss": 1.0})
     progress.sums = torch.zeros(4, dtype=torch.float64)
     settings = {

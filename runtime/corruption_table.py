@@ -1,0 +1,222 @@
+"""What corrupted images do, as text: a table for each artefact, and what follows from it in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitrm.runtime.robustness import BROKEN, KEPT, SEVERITIES, UNCLEAR, Figures, Robustness, UnderCorruption
+from vitrm.runtime.table import aligned, percent
+from vitrm.terminal import neutral_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WORST = SEVERITIES[-1]
+_MARKS = {KEPT: "", UNCLEAR: " ?", BROKEN: " ✗"}  # behind a corruption's name, so that color is not needed
+_WIDE = 120  # columns that a whole table needs
+
+
+def title(found: Robustness) -> str:
+    """Whose table it is, and at which setting."""
+    if found.steps is None:
+        return found.name
+    steps = f"{found.steps} step{'s' * (found.steps > 1)}"
+    if found.halt_threshold is not None and found.halt_threshold < 1:
+        return f"{found.name}, at most {steps}, halting above {found.halt_threshold:g}"
+    return f"{found.name}, {steps}, never halting"
+
+
+def head(found: Robustness) -> list[str]:
+    """The columns: each figure's mean over the severities, then at the worst one."""
+    names = ["accuracy"]
+    if found.clean.mean_steps_used is not None and found.halt_threshold is not None and found.halt_threshold < 1:
+        names.append("steps")
+    if found.clean.lost is not None:
+        names.append("points lost")
+    if found.clean.halt_ece is not None:
+        names += ["halt_prob", "ECE"]
+    return ["corruption", *(column for name in names for column in (name, f"at {_WORST}"))]
+
+
+def lines(found: Robustness) -> list[tuple[str, list[str], str]]:
+    """A line for the images as they are, one for each corruption and one for the mean: its name, its cells, and whether halting
+    keeps its budget.
+    """
+    clean = [cell for pair in zip(_cells(found, found.clean), _blank(found), strict=True) for cell in pair]
+    made = [("none (clean)", clean, KEPT)]
+    for one in found.corruptions:
+        made.append(
+            (words(one) + _MARKS[one.budget or KEPT], _pairs(found, one.mean, one.severities[-1]), one.budget or KEPT)
+        )
+    made.append(("mean", _pairs(found, found.mean, found.at(_WORST)), KEPT))
+    return made
+
+
+def _pairs(found: Robustness, mean: Figures, worst: Figures) -> list[str]:
+    cells = zip(_cells(found, mean), _cells(found, worst), strict=True)
+    return [cell for pair in cells for cell in pair]
+
+
+def _blank(found: Robustness) -> list[str]:
+    return [""] * len(_cells(found, found.clean))
+
+
+def _cells(found: Robustness, figures: Figures) -> list[str]:
+    shown = head(found)[1::2]
+    every = {
+        "accuracy": percent(figures.accuracy),
+        "steps": "–" if figures.mean_steps_used is None else f"{figures.mean_steps_used:.2f}",
+        "points lost": "–" if figures.lost is None else points(figures.lost),
+        "halt_prob": percent(figures.mean_halt_prob, 1),
+        "ECE": percent(figures.halt_ece, 1),
+    }
+    return [every[name] for name in shown]
+
+
+def points(share: float) -> str:
+    """A difference of accuracies in percentage points, without a negative zero."""
+    return f"{round(share * 100, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def words(one: UnderCorruption) -> str:
+    """A corruption's name as prose has it."""
+    return one.name.replace("_", " ").replace("jpeg", "JPEG")
+
+
+# Sentences -------------------------------------------------------------------------------------
+
+
+def basis(found: Sequence[Robustness]) -> list[str]:
+    """What was measured on, one line for each data set, and how to read it."""
+    told = []
+    for one in found:
+        part = f"all {one.total}" if one.images == one.total else f"{one.images} of {one.total}"
+        told.append(
+            f"corruptions: {len(one.corruptions)} at {len(SEVERITIES)} severities each, made from {part} test images of "
+            f"{one.data} (seed {one.seed}) after CIFAR-10-C, whose own files they are not; columns are means over the severities, "
+            f"and severity {_WORST}; an accuracy on {one.images} images is known to ±{98 / one.images**0.5:.1f} points or better"
+        )
+    if any(one.clean.lost is not None for one in found):
+        told.append(
+            "points lost: by halting, against full depth on the same images; behind a corruption's name ✗: more than the "
+            "budget, ?: more, but within chance"
+        )
+    if any(one.clean.halt_ece is not None for one in found):
+        told.append(
+            "halt_prob: its mean, the share of answers that it expects to be right; ECE: its expected calibration error"
+        )
+    return list(dict.fromkeys(told))
+
+
+def sentences(found: Robustness) -> list[tuple[str, bool]]:
+    """What follows for one artefact, and whether it is a warning."""
+    told = [_budget(found)] if _halts(found) else []
+    clean, mean = found.clean, found.mean
+    if clean.mean_halt_prob is not None and mean.mean_halt_prob is not None:
+        told.append(
+            (
+                f"halt_prob of {found.name} expects {percent(clean.mean_halt_prob, 1)} of the clean images to be right, and "
+                f"{percent(clean.accuracy, 1)} are; of the corrupted ones {percent(mean.mean_halt_prob, 1)}, and "
+                f"{percent(mean.accuracy, 1)} are",
+                False,
+            )
+        )
+    return told
+
+
+def _halts(found: Robustness) -> bool:
+    return found.halt_threshold is not None and found.halt_threshold < 1 and found.steps is not None and found.steps > 1
+
+
+def _budget(found: Robustness) -> tuple[str, bool]:
+    """Whether halting keeps its budget, and under which corruptions it does not."""
+    if found.budget is None:
+        return (
+            f"what halting costs {found.name} under corruptions is not known, as its threshold is built in: a loop or stepwise "
+            "artefact says it",
+            False,
+        )
+    origin = {"chosen": "chosen now", "stored": "stored in it", "default": "the default, as it has none of its own"}
+    budget = f"{found.budget * 100:g} points ({origin[found.budget_from or 'default']})"
+    broken = [one for one in found.corruptions if one.budget == BROKEN]
+    unclear = [one for one in found.corruptions if one.budget == UNCLEAR]
+    kept = len(found.corruptions) - len(broken) - len(unclear)
+    count = f"{len(found.corruptions)} corruption{'s' * (len(found.corruptions) > 1)}"
+    if not broken and not unclear:
+        return (
+            f"halting of {found.name} keeps its budget of {budget} under all {count}, on average over severities",
+            False,
+        )
+    told = []
+    if broken:
+        told.append(
+            f"halting of {found.name} breaks its budget of {budget} under {len(broken)} of {count}: {_losses(broken)}"
+        )
+    else:
+        told.append(f"halting of {found.name} does not clearly break its budget of {budget} under any of {count}")
+    if unclear:
+        told.append(f"more than it is lost, but within chance, under {_losses(unclear)}")
+    told.append(f"it is kept under {kept}")
+    return "; ".join(told), bool(broken)
+
+
+def _losses(which: Sequence[UnderCorruption]) -> str:
+    ordered = sorted(which, key=lambda one: -(one.mean.lost or 0))
+    return ", ".join(
+        f"{words(one)} ({points(one.mean.lost or 0)} ± {points(one.lost_error or 0)} points lost, "
+        f"{points(one.severities[-1].lost or 0)} at severity {_WORST})"
+        for one in ordered
+    )
+
+
+# Printing --------------------------------------------------------------------------------------
+
+
+def print_corruptions(found: Sequence[Robustness], console: Console) -> None:
+    """Prints the tables and, below them, what follows, to a `vitrm.terminal.console`."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    for one in found:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=neutral_line(f"Corruptions: {title(one)}"),
+            title_justify="left",
+            title_style="bold",
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        # A narrow terminal gets the worst severity for the accuracy alone.
+        whole = len(head(one)) if console.width >= _WIDE else 3
+        shown = [i for i, name in enumerate(head(one)) if i < whole or not name.startswith("at ")]
+        for i in shown:
+            table.add_column(head(one)[i], justify="right" if i else "left", no_wrap=i == 0)
+        every = lines(one)
+        for i, (name, cells, budget) in enumerate(every):
+            row = [name, *cells]
+            style = {BROKEN: "red", UNCLEAR: "yellow"}.get(budget, "")
+            table.add_row(*(Text(row[j]) for j in shown), style=style, end_section=i in (0, len(every) - 2))
+        console.print(table)
+    for text, warns in _footer(found):
+        console.print(text, style="red" if warns else "dim")
+
+
+def plain_corruptions(found: Sequence[Robustness]) -> str:
+    """The same in letters alone: for devices without `rich`."""
+    parts = []
+    for one in found:
+        rows = [[name, *cells] for name, cells, _ in lines(one)]
+        parts.append(
+            "\n".join([neutral_line(f"Corruptions: {title(one)}"), *aligned([head(one), *rows], {"corruption"}), ""])
+        )
+    return "\n".join([*parts, *(text for text, _ in _footer(found))])
+
+
+def _footer(found: Sequence[Robustness]) -> list[tuple[str, bool]]:
+    told = [sentence for one in found for sentence in sentences(one)]
+    return [
+        (neutral_line(("✗ " if warns else "") + text), warns)
+        for text, warns in (*told, *((b, False) for b in basis(found)))
+    ]

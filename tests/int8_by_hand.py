@@ -1,0 +1,61 @@
+"""The eager model with the roundings that an int8 graph makes, written down step by step: what the graphs must equal."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vitrm.calib.calibration import Calibration
+from vitrm.calib.quantisation import quantise_weight
+from vitrm.checkpoint import Checkpoint
+from vitrm.model import ViTRM
+
+
+def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch.Tensor:
+    """What int8 keeps of activations."""
+    if target == "tensorrt":
+        scale = np.float32(max(-low, high) / 127)
+        return torch.clamp(torch.round(values / scale), -128, 127) * scale
+    scale = np.float32((high - low) / 255)
+    zero = round(-low / float(scale))
+    return (torch.clamp(torch.round(values / scale) + zero, 0, 255) - zero) * scale
+
+
+@torch.no_grad()
+def simulated(
+    checkpoint: Checkpoint, calibration: Calibration, images: np.ndarray, target: str, shared: bool
+) -> np.ndarray:
+    """The eager model with weights and inputs of linear layers rounded as int8 rounds them."""
+    model = checkpoint.build()
+    assert isinstance(model, ViTRM)
+    place = [0, "embed"]
+
+    def hook(layer):
+        def round_input(_, inputs):
+            step, role = place
+            extent = calibration.shared(role, layer) if shared and step else calibration.at(step, role, layer)
+            return (rounded(inputs[0], *extent, target),)
+
+        return round_input
+
+    for name, module in model.block.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
+            module.weight.copy_(torch.from_numpy(integers * scales).T)
+            module.register_forward_pre_hook(hook(f"block.{name}"))
+    embedded = model.embed(torch.from_numpy(images))
+    y, z = model.y0.expand(len(images), -1, -1), model.z0.expand(len(images), -1, -1)
+    place[:] = 1, "project_latents"
+    of_z = model.project_latents(z)
+    for step in range(1, calibration.steps + 1):
+        for _ in range(model.config.recursions):
+            place[:] = step, "project_answer"
+            of_y = model.project_answer(y)
+            for _ in range(model.config.n):
+                place[:] = step, "latents"
+                z = model.update_latents(embedded, y, of_y, z, of_z)
+                place[:] = step, "project_latents"
+                of_z = model.project_latents(z)
+            place[:] = step, "answer"
+            y = model.update_answer(y, of_y, z, of_z)
+    return model.heads(y)[0].numpy()

@@ -1,0 +1,98 @@
+"""The optimizers of a training run: AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
+
+Weight decay acts as vitrm.recipe says.  Each group's learning rate is `lr_share` of the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrm.recipe import Recipe
+
+# A level rather than a slope, or a table of classes: not what Muon is for, whatever their shape.
+_EMBEDDINGS = ("pos", "y0", "z0", "cls", "up_y")
+_HEADS = ("classifier.", "halt.", "net.fc.", "net.head.")
+# Newton–Schulz with these coefficients (Jordan, 2024) brings singular values near 1 in five steps: into about [0.7, 1.2].
+_NEWTON_SCHULZ, _ROUNDS = (3.4445, -4.7750, 2.0315), 5
+
+
+def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The optimizers for `model`, each parameter in one of them."""
+    named = list(model.named_parameters())
+    matrices = [p for n, p in named if recipe.optimizer == "muon" and is_matrix(n, p)]
+    taken = set(map(id, matrices))
+    rest = [(n, p) for n, p in named if id(p) not in taken]
+    decayed = [p for n, p in rest if recipe.decay_all or not _is_level(n, p)]
+    plain = [p for n, p in rest if not recipe.decay_all and _is_level(n, p)]
+    groups = [
+        {"params": params, "weight_decay": decay, "lr_share": 1.0}
+        for params, decay in ((decayed, recipe.weight_decay), (plain, 0.0))
+        if params
+    ]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+    ]
+    if matrices:
+        group = {"params": matrices, "lr_share": recipe.muon_lr / recipe.lr}
+        made.append(Muon([group], lr=recipe.muon_lr, momentum=recipe.muon_momentum, weight_decay=recipe.weight_decay))
+    return made
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon is for this parameter: weights of hidden linear layers and convolutions."""
+    return parameter.ndim >= 2 and not _is_level(name, parameter) and not name.startswith(_HEADS)
+
+
+def _is_level(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim < 2 or name.rpartition(".")[2] in _EMBEDDINGS
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon: momentum, orthogonalized (Jordan, 2024), for matrices and convolution filters taken as [out, in · h · w].
+
+        B ← μ B + G,   O ≈ U Vᵀ of the singular value decomposition U S Vᵀ of G + μ B,   W ← W − lr · (√(max(1, rows / columns)) O + decay · W)
+
+    torch.optim.Muon computes O in bfloat16, which a CPU without bfloat16 instructions does twenty times as slowly as this
+    in float32 (a Zen 3, one thread: 0.85 against 0.045 s an update of `nano`), and takes no filters.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+                buffer = state["momentum_buffer"]
+                buffer.mul_(group["momentum"]).add_(gradient)
+                ahead = gradient.add(buffer, alpha=group["momentum"])
+                rows = ahead.reshape(len(ahead), -1)
+                update = orthogonalized(rows).view(parameter.shape)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, roughly: [m, n] → [m, n], in float32 (bfloat16 on CUDA)."""
+    a, b, c = _NEWTON_SCHULZ
+    x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_ROUNDS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
