@@ -13,8 +13,9 @@ from vitrm.airbench import ConvGroup
 from vitrm.baseline_configs import ViTConfig
 from vitrm.baselines import BasicBlock
 from vitrm.checkpoint import build_model
-from vitrm.config import preset
+from vitrm.config import PRESETS, preset
 from vitrm.lanes import Lanes
+from vitrm.train import CLASSIFIERS
 
 
 def test_vit_equals_torchvisions():
@@ -93,7 +94,7 @@ def test_the_whitening_is_kept_and_not_trained(lanes):
     learner = make_learner(small("airbench"), lanes=Lanes(lanes) if lanes else None)
     whitening = learner.model.net.whitening
     torch.manual_seed(1)
-    images = torch.rand(64, 3, 16, 16).cumsum(3) / 8 - 1  # neighbors are alike
+    images = torch.randn(64, 3, 16, 16).cumsum(3)  # neighbors are alike
     whitening.whiten(images)
     before = whitening.weight.clone()
     whitened = whitening(images).transpose(0, 1).flatten(1)[:12]
@@ -102,3 +103,13 @@ def test_the_whitening_is_kept_and_not_trained(lanes):
     assert torch.equal(whitening.weight, before)
     assert whitening.bias.abs().max() > 0
     assert torch.equal(learner.model.state_dict()["net.whitening.weight"], before)
+
+
+@pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if config.parameters < 25e6])
+def test_every_models_classifier_is_known_as_such(name):
+    """`--init` for other classes begins with a new one."""
+    with torch.device("meta"):
+        few, more = (build_model(preset(name, classes=classes)).state_dict() for classes in (5, 7))
+    differ = [k for k in few if few[k].shape != more[k].shape]
+    assert differ
+    assert all(k.startswith(CLASSIFIERS) for k in differ)
