@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.baselines import Baseline, ViT
+from vitrm.baselines import Baseline, Transformer
 from vitrm.calib.ranges import ESTIMATORS, Range, collect, estimate
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.checkpoint import Checkpoint
+from vitrm.config import with_article
 from vitrm.data import Images, affordable, load, photo_crops
 from vitrm.errors import UserError
 from vitrm.fields import shown
@@ -110,8 +111,9 @@ def calibrate(
             "images as various as those that will be met"
         )
     model = checkpoint.build()
-    if isinstance(model, Baseline) and not isinstance(model.net, ViT):
-        raise UserError(f"{checkpoint.source} is a {checkpoint.model.kind}: int8 is for ViTRMs and ViTs")
+    if isinstance(model, Baseline) and not isinstance(model.net, Transformer):
+        kind = with_article(checkpoint.model.kind)
+        raise UserError(f"{checkpoint.source} is {kind}: a calibration is for ViTRMs, ViTs and CCTs")
     histograms = collect(model, images.floats(), steps, progress=progress)
     return Calibration(
         weights_sha256=checkpoint.weights_id,

@@ -1,4 +1,4 @@
-"""Where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's layers."""
+"""Where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's or CCT's layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrm.baselines import Baseline, ViT
+from vitrm.baselines import Baseline, Transformer
 from vitrm.model import Embedded, State, ViTRM
 
-NET = "net"  # the one role of a ViT, at step 0: it has no recursion
+NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion
 ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
@@ -92,12 +92,12 @@ def run_watched(
 def watch(model: ViTRM | Baseline, images: Tensor, steps: int, look: Look) -> None:
     """Runs any model that int8 is for on images [B, 3, H, W] in [0, 1], `look`ing at every site.
 
-    A ViT's classifier is none: heads stay floating point.
+    A ViT's or CCT's classifier is none: heads stay floating point.
     """
     if isinstance(model, ViTRM):
         run_watched(model, images, steps, look)
         return
-    assert isinstance(model.net, ViT)
+    assert isinstance(model.net, Transformer)
 
     def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

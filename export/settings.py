@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitrm.baseline_configs import CONVOLUTIONAL
 from vitrm.calib.ranges import ESTIMATORS
 from vitrm.checkpoint import Checkpoint
+from vitrm.config import with_article
 from vitrm.errors import UserError
 from vitrm.export.precision.int8_linear import TARGETS
 from vitrm.runtime.artifact.metadata import PARTS
@@ -43,7 +45,7 @@ def depth_note(checkpoint: Checkpoint, steps: int) -> str | None:
 class Request:
     """The settings of `vitrm.export.export`, of the same names."""
 
-    kind: str  # of the model: vitrm, vit or resnet
+    kind: str  # of the model: of vitrm.config.KINDS
     steps: int
     graph: str
     precision: str
@@ -56,7 +58,7 @@ class Request:
     @property
     def convolutions(self) -> bool:
         """Whether int8 is for convolutions, not for linear layers."""
-        return self.kind == "resnet"
+        return self.kind in CONVOLUTIONAL
 
     @property
     def shares_steps(self) -> bool:
@@ -106,13 +108,14 @@ class Request:
             raise UserError(f"--every-step needs --graph unrolled: a {self.graph} graph gives its last answer only")
 
     def _check_baseline(self, sensitivity: bool, calibration: bool) -> None:
+        kind = with_article(self.kind)
         if self.precision == "int8" and self.convolutions and calibration:
-            raise UserError(f"--calibration is for ViTRMs and ViTs, a {self.kind} is calibrated anew: leave it out")
+            raise UserError(f"--calibration is for ViTRMs, ViTs and CCTs, {kind} is calibrated anew: leave it out")
         if self.max_drop is not None or sensitivity:
-            raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is a {self.kind}: leave them out")
+            raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is {kind}: leave them out")
         if self.steps != 1 or self.every_step or self.halt_threshold < 1 or self.graph == "stepwise":
             raise UserError(
-                f"a {self.kind} has no recursion: leave out --steps, --every-step, --halt-threshold and "
+                f"{kind} has no recursion: leave out --steps, --every-step, --halt-threshold and "
                 "--graph stepwise, or name a vitrm run"
             )
 

@@ -12,10 +12,24 @@ import torch
 
 from vitrm import data as datasets
 from vitrm.checkpoint import Checkpoint, build_model
-from vitrm.config import preset
+from vitrm.config import ModelConfig, preset
 from vitrm.model import ViTRM, WhitenedTokenizer
 
 STEPS = 3
+# Changes that make a baseline's preset small, with every part that it has.
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet20": {"depth": 8},
+    "mobilenetv2-cifar": {"width": 0.2},
+    "convmixer-256-8": {"dim": 16, "layers": 2},
+    "airbench": {"width": 12, "deep_width": 16},
+    "vit-small": {"dim": 64, "layers": 2, "heads": 2, "mlp": 64},
+    "cct-7-3x1": {"dim": 64, "layers": 2, "heads": 2, "mlp": 64},
+}
+
+
+def small(name: str) -> ModelConfig:
+    """The preset of a baseline, made small."""
+    return preset(name, **SMALL[name])
 
 
 def make_checkpoint(name: str, seed: int = 0, **changes: object) -> Checkpoint:

@@ -11,53 +11,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from vitrm.baseline_configs import BASELINE_PRESETS, BASELINES, BaselineConfig
 from vitrm.errors import UserError
 from vitrm.fields import check, choice, flag, from_values, real, shown, three, whole, whole_or_none, wholes
+from vitrm.model_size import (
+    MAX_CLASSES,
+    MAX_IMAGE_SIZE,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    check_multiple,
+    check_size,
+    layer_parameters,
+)
 
-MAX_PARAMETERS = 1_000_000_000  # 4 GB of float32
-MAX_ACTIVATION = 2**30  # values of the largest tensor that one image takes: 4 GiB of float32
-MAX_LAYERS = 4096  # layers that one step, or a baseline, computes after each other
-MAX_CLASSES = 100_000
-MAX_IMAGE_SIZE = 4096
-_MAX_WIDTH = 65_536
 WHITENED = 24  # filters of the tokenizer "whitened": the 12 directions of 2 × 2 pixels, and their negatives
-
-
-def _layer_parameters(dim: int, hidden: int, matrices: int) -> int:
-    """Weights of a transformer layer whose feed-forward network has 2 matrices, or 3 with a gate."""
-    norms, attention = 4 * dim, 4 * (dim**2 + dim)
-    return norms + attention + matrices * dim * hidden + (matrices - 1) * hidden + dim
-
-
-def _attention(rows: int, heads: int, d: int) -> int:
-    """Values of the largest tensor in a transformer layer: its scores, or what is `d` wide."""
-    return max(heads * rows**2, rows * d)
-
-
-def _check_multiples(dim: int, heads: int, image_size: int, patch_size: int) -> None:
-    if dim % heads:
-        raise UserError(f"dim {dim} is not a multiple of heads {heads}")
-    if image_size % patch_size:
-        raise UserError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-
-
-def _check_size(config: ViTRMConfig | ResNetConfig | ViTConfig) -> None:
-    """Raises `UserError` for a model that would take more memory or time than any machine it is meant for has."""
-    if config.parameters > MAX_PARAMETERS:
-        raise UserError(
-            f"the model would have {config.parameters:,} parameters, at most {MAX_PARAMETERS:,} are allowed: make it "
-            "narrower or shallower"
-        )
-    if config.activation > MAX_ACTIVATION:
-        raise UserError(
-            f"one image of {config.image_size} pixels would fill a tensor of {config.activation:,} values, at most "
-            f"{MAX_ACTIVATION:,} are allowed: lower image_size, or give the model fewer tokens (a larger patch_size)"
-        )
-    if isinstance(config, ViTRMConfig) and config.depth > MAX_LAYERS:
-        raise UserError(
-            f"a step would compute {config.depth:,} layers after each other (recursions × (n + 1) × layers), at most "
-            f"{MAX_LAYERS:,} are allowed"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,24 +40,24 @@ class ViTRMConfig:
     # convolutions behind fixed filters that whiten 2 × 2 pixels
     tokenizer: str = choice("patch", "conv", "whitened")
     # "conv": channels after the first convolution; they double with each further inner one
-    conv_width: int = whole(64, 1, _MAX_WIDTH)
+    conv_width: int = whole(64, 1, MAX_WIDTH)
     # "conv": convolutions; None: as many as halvings from the image to its grid of tokens
     conv_layers: int | None = whole_or_none(1, 32)
     conv_norm: bool = flag(False)  # "conv": batch norm after each convolution
     # "whitened": channels of each stage of two convolutions, the first of which halves the image
-    stage_widths: tuple[int, ...] = wholes((48, 144), 1, _MAX_WIDTH)
-    dim: int = whole(384, 1, _MAX_WIDTH)  # D: token width
+    stage_widths: tuple[int, ...] = wholes((48, 144), 1, MAX_WIDTH)
+    dim: int = whole(384, 1, MAX_WIDTH)  # D: token width
     # "joint": a layer updates image tokens, answer and latents (the paper's eq. 2); "cross": it reads image tokens only
     mixing: str = choice("joint", "cross")
     token_mixer: str = choice("attention", "mlp")  # how a layer mixes tokens; "mlp": an MLP over the token axis
     # "mlp": width of its inner layer; None: twice the tokens, N + 1 + K
-    mixer_hidden: int | None = whole_or_none(1, 4 * _MAX_WIDTH)
+    mixer_hidden: int | None = whole_or_none(1, 4 * MAX_WIDTH)
     heads: int = whole(6, 1, 1024)  # attention heads
     layers: int = whole(3, 1, 1024)  # k: layers of the one shared block
     ffn: str = choice("gelu", "swiglu")  # "gelu" (the paper's text) or "swiglu" (its code)
     # None: 2 D for GELU, 4 D / 3 for SwiGLU, so both have 4 D² weights a layer
-    ffn_hidden: int | None = whole_or_none(1, 4 * _MAX_WIDTH)
-    latents: int = whole(64, 1, _MAX_WIDTH)  # K: latent tokens z
+    ffn_hidden: int | None = whole_or_none(1, 4 * MAX_WIDTH)
+    latents: int = whole(64, 1, MAX_WIDTH)  # K: latent tokens z
     n: int = whole(3, 1, 1024)  # latent updates (eq. 2) per recursion
     recursions: int = whole(1, 1, 1024)  # T: recursions (eqs. 2–3) per step
     # on embeddings and on each sublayer's output, while training
@@ -100,7 +67,8 @@ class ViTRMConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        _check_multiples(self.dim, self.heads, self.image_size, self.patch_size)
+        check_multiple("dim", self.dim, "heads", self.heads)
+        check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         if self.tokenizer == "conv":
             self._check_convolutions()
         if self.tokenizer == "whitened" and self.patch_size != 1 << len(self.stage_widths):
@@ -108,7 +76,12 @@ class ViTRMConfig:
                 f"tokenizer 'whitened' halves the image once per stage: {len(self.stage_widths)} stage_widths give one token "
                 f"per {1 << len(self.stage_widths)} pixels in each direction, patch_size is {self.patch_size}"
             )
-        _check_size(self)
+        check_size(self)
+        if self.depth > MAX_LAYERS:
+            raise UserError(
+                f"a step would compute {self.depth:,} layers after each other (recursions × (n + 1) × layers), at most "
+                f"{MAX_LAYERS:,} are allowed"
+            )
 
     def _check_convolutions(self) -> None:
         halvings = self.patch_size.bit_length() - 1
@@ -157,7 +130,7 @@ class ViTRMConfig:
             tokenizer = sum(9 * a * b + b * (2 if self.conv_norm else 1) for a, b in pairwise(self.conv_widths))
         else:
             tokenizer = WHITENED + sum(9 * a * b + b for a, b in pairwise(self.conv_widths))
-        block = self.layers * _layer_parameters(d, self.hidden, matrices=2 if self.ffn == "gelu" else 3)
+        block = self.layers * layer_parameters(d, self.hidden, matrices=2 if self.ffn == "gelu" else 3)
         if self.token_mixer == "mlp":
             attention = 4 * (d**2 + d)
             rows = self.tokens + 1 + self.latents
@@ -193,81 +166,9 @@ class ViTRMConfig:
         return [(self.image_size, WHITENED), *((self.image_size >> (i + 1) // 2, w) for i, w in enumerate(widths))]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """A torchvision ResNet (He et al., 2016), unchanged but for its number of classes and, if asked for, its stem."""
-
-    kind: ClassVar[str] = "resnet"
-
-    depth: int = choice(18, 34, 50)
-    stem: str = choice("imagenet", "cifar")  # 7 × 7, stride 2, and a pooling; or "cifar": 3 × 3, stride 1, none
-    classes: int = whole(10, 2, MAX_CLASSES)
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)
-    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)
-    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
-
-    def __post_init__(self) -> None:
-        check(self)
-        _check_size(self)
-
-    @property
-    def parameters(self) -> int:
-        """Trainable weights of the model, counted without building it."""
-        body, width = {18: (11_176_512, 512), 34: (21_284_672, 512), 50: (23_508_032, 2048)}[self.depth]
-        first = 3 * 64 * (3**2 - 7**2) if self.stem == "cifar" else 0  # its first convolution is the smaller one
-        return body + first + self.classes * (width + 1)
-
-    @property
-    def activation(self) -> int:
-        """Values of the largest tensor that one image takes."""
-        size = self.image_size if self.stem == "cifar" else (self.image_size + 1) // 2
-        # A ResNet-50 widens to 256 channels: where the image is not pooled, at once.
-        return size**2 * (256 if self.depth == 50 and self.stem == "cifar" else 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """A Vision Transformer (Dosovitskiy et al., 2021), sized for small images."""
-
-    kind: ClassVar[str] = "vit"
-
-    classes: int = whole(10, 2, MAX_CLASSES)
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)
-    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE)
-    dim: int = whole(512, 1, _MAX_WIDTH)
-    layers: int = whole(8, 1, 1024)
-    heads: int = whole(8, 1, 1024)
-    mlp: int = whole(1024, 1, 4 * _MAX_WIDTH)  # hidden width of the feed-forward network
-    dropout: float = real(0.1, 0, 1, below=True)
-    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)
-    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
-
-    def __post_init__(self) -> None:
-        check(self)
-        _check_multiples(self.dim, self.heads, self.image_size, self.patch_size)
-        _check_size(self)
-
-    @property
-    def _rows(self) -> int:
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-    @property
-    def parameters(self) -> int:
-        """Trainable weights of the model, counted without building it."""
-        d = self.dim
-        tokenizer = 3 * self.patch_size**2 * d + d
-        block = self.layers * _layer_parameters(d, self.mlp, matrices=2)
-        return tokenizer + (1 + self._rows) * d + block + 2 * d + self.classes * (d + 1)
-
-    @property
-    def activation(self) -> int:
-        """Values of the largest tensor that one image takes."""
-        return max(3 * self.image_size**2, _attention(self._rows, self.heads, max(self.dim, self.mlp)))
-
-
-ModelConfig = ViTRMConfig | ResNetConfig | ViTConfig
-KINDS: dict[str, type[ViTRMConfig] | type[ResNetConfig] | type[ViTConfig]] = {
-    c.kind: c for c in (ViTRMConfig, ResNetConfig, ViTConfig)
+ModelConfig = ViTRMConfig | BaselineConfig
+KINDS: dict[str, type[ViTRMConfig] | type[BaselineConfig]] = {ViTRMConfig.kind: ViTRMConfig} | {
+    c.kind: c for c in BASELINES
 }
 
 PRESETS: dict[str, ModelConfig] = {
@@ -302,13 +203,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # For tests and first looks: seconds to train, the same code paths.
     "tiny": ViTRMConfig(dim=64, heads=2, latents=8, n=2, layers=2, patch_size=8, dropout=0.0),
-    "resnet18": ResNetConfig(depth=18),
-    "resnet18-cifar": ResNetConfig(depth=18, stem="cifar"),
-    "resnet34": ResNetConfig(depth=34),
-    "resnet50": ResNetConfig(depth=50),
-    "vit-small": ViTConfig(),
-    "vit-base": ViTConfig(dim=768, layers=12, heads=12, mlp=3072),
-    "vit-large": ViTConfig(dim=1024, layers=24, heads=16, mlp=4096),
+    **BASELINE_PRESETS,
 }
 
 
@@ -335,4 +230,9 @@ def from_dict(values: Mapping[str, Any], where: str) -> ModelConfig:
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{where}: model kind is {shown(kind)}, expected one of {', '.join(KINDS)}")
-    return from_values(KINDS[kind], values, where, f"a {kind}")
+    return from_values(KINDS[kind], values, where, with_article(kind))
+
+
+def with_article(kind: str) -> str:
+    """The kind of a model, for a message."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -46,6 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
+from vitrm.whitening import whitening_filters
 
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
 Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`
@@ -331,6 +332,8 @@ class WhitenedTokenizer(nn.Module):
     scale: training then takes few epochs to see.
     """
 
+    filters: Tensor
+
     def __init__(self, config: ViTRMConfig) -> None:
         super().__init__()
         # A 3 × 3 filter with zeros where a 2 × 2 one has none: a common convolution that keeps the image's size.
@@ -343,27 +346,12 @@ class WhitenedTokenizer(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             nn.init.dirac_(conv.weight[: conv.in_channels].detach())
         rows = torch.eye(WHITENED // 2).view(-1, 3, 2, 2)  # until there are images: the pixels themselves
-        self._set(rows)
-
-    filters: Tensor
-
-    def _set(self, rows: Tensor) -> None:
         self.filters[:, :, :2, :2] = torch.cat([rows, -rows])
 
     @torch.no_grad()
-    def whiten(self, images: Tensor, floor: float = 5e-4) -> None:
-        """Sets the filters for normalized images [n, 3, H, W]; `floor` is added to variances, as noise has some too.
-
-        A direction in which the images do not differ at all, as grey ones do not in color, gets no filter: what it let
-        through would be rounding errors, which batch norms then make as large as everything else.
-        """
-        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, WHITENED // 2).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        scales = torch.where(values > 1e-6 * values[-1], (values + floor).rsqrt(), 0.0)
-        rows = (vectors * scales).T.flip(0)
-        # An eigenvector's sign is anybody's: here its largest entry is positive, on every machine.
-        largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
-        self._set((rows * largest.sign()).float().view(-1, 3, 2, 2))
+    def whiten(self, images: Tensor) -> None:
+        """Sets the filters for normalized images [n, 3, H, W]."""
+        self.filters[:, :, :2, :2] = whitening_filters(images, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)  # several times as fast on a CPU

@@ -44,7 +44,7 @@ def int8_fragments(
 
 
 def int8_vit(traced: Fragment, calibration: Calibration, target: str) -> Fragment:
-    """A ViT with int8 layers; its classifier stays as it is.  Around its products int8 for TensorRT is float16."""
+    """A ViT or CCT with int8 layers; what is before and after them stays as it is.  Around its products int8 for TensorRT is float16."""
 
     def range_of(layer: str) -> Range | None:
         return calibration.at(0, NET, layer) if layer.startswith("net.layers.") else None

@@ -1,9 +1,10 @@
-"""INT8 for a ResNet: its convolutions between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
+"""INT8 for a network of convolutions: these stand between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
 
 Weights are symmetric with a scale per output channel and have 7 bits: |q| ≤ 64, so that no two products overflow the
-16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantize).  Activations have one range each, the least to the largest value met
-(unsigned with a zero point for a CPU; signed and symmetric for TensorRT).  Biases stay float32, as TensorRT takes no int32
-ones, and so does everything else, the classifier too.
+16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantize).  Activations have one range each, the
+least to the largest value met (unsigned with a zero point for a CPU; signed and symmetric for TensorRT).  They are rounded
+after their ReLU, not before: a CPU's convolution cuts off and rounds in one; TensorRT asks for rounded inputs alone, and
+fuses the rest.  Biases stay float32, as TensorRT takes no int32 ones, and so does everything else, the classifier too.
 """
 
 from __future__ import annotations
@@ -53,8 +54,13 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
             reduce_range=True,
             activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv"],
-            extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True, "QuantizeBias": False},
+            op_types_to_quantize=["Conv"] if signed else ["Conv", "Relu", "Clip"],
+            extra_options={
+                "ActivationSymmetric": signed,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
+            },
         )
         found = ir.load(after)
         _load(found)

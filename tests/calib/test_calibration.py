@@ -229,7 +229,7 @@ def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
         made.shared("answer", "block.9.k")
     config = preset("resnet18")
     other = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="net")
-    with pytest.raises(UserError, match="net is a resnet: int8 is for ViTRMs and ViTs"):
+    with pytest.raises(UserError, match="net is a resnet: a calibration is for ViTRMs, ViTs and CCTs"):
         calibrate(other, 1, images=images)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from small_models import SMALL, small
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
@@ -187,11 +189,16 @@ def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet18-cifar", "vit-tiny"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *itertools.product(["resnet18", "resnet18-cifar", "vit-small"], ["fp32", "fp16"]),
+        *((name, "fp16") for name in SMALL if name not in ("vit-small", "mobilenetv2-cifar")),
+    ],
+)
 def test_baselines_export(name, precision, digits, tmp_path):
     torch.manual_seed(0)
-    config = preset("vit-small", dim=64, layers=2, heads=2, mlp=64) if name == "vit-tiny" else preset(name)
+    config = small(name) if name in SMALL else preset(name)
     net = checkpoints.build_model(config)
     weights = {
         k: v + 0.02 * torch.randn(v.shape) if v.is_floating_point() and "running" not in k else v

@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitrm.baseline_configs import (
+    AirbenchConfig,
+    CCTConfig,
+    CifarResNetConfig,
+    ConvMixerConfig,
+    MobileNetV2Config,
+    ResNetConfig,
+    ViTConfig,
+)
 from vitrm.checkpoint import build_model
-from vitrm.config import PRESETS, ModelConfig, ResNetConfig, ViTConfig, ViTRMConfig, from_dict, preset, to_dict
+from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, from_dict, preset, to_dict
 from vitrm.errors import UserError
 
 
@@ -33,6 +42,11 @@ def test_paper_has_exactly_the_published_parameters(name, classes, expected):
         ("resnet34", 10, 21.3),
         ("resnet50", 10, 23.5),
         ("resnet50", 100, 23.7),
+        ("resnet20", 10, 0.27),
+        ("convmixer-256-8", 10, 0.59),
+        ("cct-7-3x1", 10, 3.76),
+        ("mobilenetv2-cifar", 10, 2.24),
+        ("airbench", 10, 4.6),
     ],
 )
 def test_baselines_have_the_tables_parameters(name, classes, millions):
@@ -62,7 +76,7 @@ def test_configs_survive_json(name):
         ({"latents": 0}, "latents is 0"),
         ({"n": 1.5}, "n is 1.5"),
         ({"ffn": "relu"}, "expected 'gelu' or 'swiglu'"),
-        ({"tokenizer": "fft"}, "expected 'patch' or 'conv'"),
+        ({"tokenizer": "fft"}, "expected 'patch', 'conv' or 'whitened'"),
         ({"dropout": 1.0}, "dropout"),
         ({"std": [0.1, 0.0, 0.1]}, r"std is \[0\.1, 0\.0, 0\.1\], expected three numbers, each in \[1e-06, 1e\+06\]"),
         ({"mean": 0.5}, "three numbers"),
@@ -81,6 +95,13 @@ ODD: list[ModelConfig] = [
     ViTRMConfig(tokenizer="conv", patch_size=2, conv_width=9),
     ViTConfig(dim=40, heads=2, mlp=7, layers=3, patch_size=16, classes=2),
     ResNetConfig(depth=50, stem="cifar", classes=33),
+    CifarResNetConfig(depth=8, image_size=7, classes=4),
+    MobileNetV2Config(width=0.3, image_size=17),
+    MobileNetV2Config(width=1.2, classes=3, image_size=1),
+    ConvMixerConfig(dim=6, layers=2, kernel=7, patch_size=4, classes=2),
+    AirbenchConfig(width=5, deep_width=3, image_size=9),
+    AirbenchConfig(width=8, deep_width=64, image_size=22),
+    CCTConfig(dim=20, layers=2, heads=2, mlp=24, conv_layers=3, image_size=29),
 ]
 
 
@@ -110,6 +131,22 @@ class LargestTensor(TorchDispatchMode):
         if isinstance(outputs, torch.Tensor) and outputs.dim() >= 3:
             self.values = max(self.values, outputs.numel())
         return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("resnet20", {"depth": 21}, r"depth is 21, expected 6 n \+ 2"),
+        ("airbench", {"image_size": 8}, "image_size is 8, expected a whole number from 9"),
+        ("convmixer-256-8", {"image_size": 33}, "image_size 33 is not a multiple of patch_size 2"),
+        ("convmixer-256-8", {"kernel": 4}, "kernel is 4, expected 5, 3, 7 or 9"),
+        ("cct-7-3x1", {"heads": 3}, "dim 256 is not a multiple of heads 3"),
+        ("airbench", {"latents": 3}, "unknown key latents for an airbench"),
+    ],
+)
+def test_what_a_baseline_cannot_be_is_refused(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        preset(name, **changes)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_whitened_patches_are_white():
     tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
     # Neighbors alike and channels alike, as in photos.
     images = F.avg_pool2d(torch.randn(200, 3, 35, 35), 4, stride=1) @ torch.randn(32, 32) * 0.1
-    tokenizer.whiten(images, floor=0.0)
+    tokenizer.whiten(images)
     patches = F.conv2d(images, tokenizer.filters[:, :, :2, :2]).transpose(0, 1).flatten(1)
     torch.testing.assert_close(patches[:12] @ patches[:12].T / patches.shape[1], torch.eye(12), atol=1e-2, rtol=0)
     torch.testing.assert_close(patches[12:], -patches[:12])

@@ -70,7 +70,7 @@ def test_any_settings_are_a_model_and_a_recipe_or_one_line(tmp_path):
                 path.write_text(f"{key} = {value}\n")
                 with refused_or_read(f"{key} = {value[:60]}") as said:
                     settings = read(path)
-                    for preset in ("nano", "resnet50", "vit-small"):
+                    for preset in {config.kind: name for name, config in PRESETS.items()}.values():
                         if key == "model" or key in {f.name for f in fields(PRESETS[preset])} or key in RECIPE_KEYS:
                             chosen, how = cli.resolve(replace(settings, model={"preset": preset, **settings.model}))
                             how.step_weights()

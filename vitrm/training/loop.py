@@ -32,12 +32,13 @@ import torch
 from torch import Tensor
 
 from vitrm import __version__, checkpoint
+from vitrm.airbench import Whitening
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalisation
 from vitrm.errors import UserError
 from vitrm.fields import checked, shown
-from vitrm.model import ViTRM, WhitenedTokenizer
+from vitrm.model import WhitenedTokenizer
 from vitrm.system.files import is_leftover, remove_leftovers, write_text
 from vitrm.system.interrupt import Interruption
 from vitrm.system.locks import Lock, check_free, lock
@@ -58,9 +59,14 @@ from vitrm.training.supervision import BatchResult, Learner
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
-CLASSIFIERS = ("classifier.", "net.fc.", "net.head.")  # the layers that know classes, in all kinds of models
+CLASSIFIERS = (
+    "classifier.",
+    "net.fc.",
+    "net.head.",
+    "net.classifier.",
+)  # layers that know classes, in all kinds of models
 _OTHER_OUT = "wait for it, stop it, or name another folder with --out"
-WHITENING_IMAGES = 5000  # that the first filters of a tokenizer are computed from
+WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
 
 
@@ -250,9 +256,10 @@ class Run:
         torch.manual_seed(seed)
         with shortage_explained(lambda: "the model does not fit: choose a smaller one"):
             model = checkpoint.build_model(self.config).to(self.device)
-            if isinstance(model, ViTRM) and isinstance(model.tokenizer, WhitenedTokenizer):
-                some = torch.from_numpy(data.train.pixels[:WHITENING_IMAGES]).to(self.device)
-                model.tokenizer.whiten((some.float() / 255 - model.mean) / model.std)
+            for module in model.modules():
+                if isinstance(module, (WhitenedTokenizer, Whitening)):
+                    some = torch.from_numpy(data.train.pixels[:WHITENING_IMAGES]).to(self.device)
+                    module.whiten((some.float() / 255 - model.mean) / model.std)
             lanes = lanes_for(model, self.device, self.batch_size, world.size)
             self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
         self.progress = Progress()

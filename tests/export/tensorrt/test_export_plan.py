@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from small_models import SMALL, small
 
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
@@ -79,13 +80,12 @@ def test_halting_and_every_step_build_with_several_profiles(recursion, run, tmp_
     assert built.engine.gpus == ["sm86", "sm89"]
 
 
-@pytest.mark.parametrize(
-    "config", [preset("resnet18"), preset("vit-small", dim=64, layers=1, heads=2, mlp=64)], ids=["resnet", "vit"]
-)
-def test_baselines_in_int8_build(tmp_path, monkeypatch, config):
+@pytest.mark.parametrize("name", ["resnet18", *(name for name in SMALL if name != "mobilenetv2-cifar")])
+def test_baselines_in_int8_build(tmp_path, monkeypatch, name):
     few = load("digits", "train").take(slice(0, 64))
     monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
     torch.manual_seed(0)
+    config = small(name) if name in SMALL else preset(name)
     net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")
     made = export(net, tmp_path / "net.plan", precision="int8", engine=OPTIONS)
     assert made.metadata.graph == "single"

@@ -371,7 +371,7 @@ def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     assert not out.exists(), "nothing is left, the folder made for it included"
 
 
-@pytest.mark.parametrize("name", ["paper", "nano", "vit-small"])
+@pytest.mark.parametrize("name", ["paper", "nano", "vit-small", "airbench"])
 def test_the_model_of_an_earlier_run_is_named_by_its_preset(name):
     config = preset(name, classes=7, image_size=64, mean=[0.1, 0.2, 0.3])
     fields = cli.preset_fields(config)

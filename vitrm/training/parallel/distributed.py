@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.errors import UserError
-from vitrm.training.parallel.sync_batch_norm import share_batch_norms
+from vitrm.training.parallel.sync_batch_norm import share_batch_norms, share_batch_norms_on_gpus
 
 T = TypeVar("T")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -133,8 +133,7 @@ class TorchrunWorld(World):
 
         group: Any = dist.new_group()
         if self.device.type == "cuda":
-            # torch's own, fused, is for GPUs only.
-            nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
+            share_batch_norms_on_gpus(model, group)
         else:
             share_batch_norms(model, _Group(group))
         with warnings.catch_warnings():

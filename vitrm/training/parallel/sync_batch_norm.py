@@ -5,6 +5,7 @@ Each normalises its part by the statistics of the whole batch, so that what is l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -25,10 +26,40 @@ class Exchange(Protocol):
 
 def share_batch_norms(model: nn.Module, exchange: Exchange) -> None:
     """Gives the batch norms of `model` the statistics of the whole batch; parameters and buffers stay the same tensors."""
+    _replace(model, lambda norm: WholeBatchNorm(norm, exchange))
+
+
+def share_batch_norms_on_gpus(model: nn.Module, group: Any) -> None:
+    """The same with torch's own, fused, which is for GPUs only; `group` is a process group.
+
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm does not know a scale that is a buffer.
+    """
+
+    def sync(norm: nn.BatchNorm2d) -> nn.Module:
+        new = nn.SyncBatchNorm(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, process_group=group
+        )
+        _take_over(new, norm)
+        return new
+
+    _replace(model, sync)
+
+
+def _replace(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, WholeBatchNorm(child, exchange))
+                setattr(module, name, make(child))
+
+
+def _take_over(new: nn.Module, norm: nn.BatchNorm2d) -> None:
+    """Gives `new` the tensors and the mode of `norm`; a scale that is fixed stays a buffer."""
+    if not isinstance(norm.weight, nn.Parameter):
+        del new._parameters["weight"]
+        new.register_buffer("weight", norm.weight, persistent=False)
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, name, getattr(norm, name))
+    new.train(norm.training)
 
 
 class WholeBatchNorm(nn.BatchNorm2d):
@@ -36,16 +67,8 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d, exchange: Exchange) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        if isinstance(norm.weight, nn.Parameter):
-            self.weight = norm.weight
-        else:  # a fixed scale
-            del self._parameters["weight"]
-            self.register_buffer("weight", norm.weight, persistent=False)
-        self.bias = norm.bias
-        self.running_mean, self.running_var = norm.running_mean, norm.running_var
-        self.num_batches_tracked = norm.num_batches_tracked
+        _take_over(self, norm)
         self.exchange = exchange
-        self.train(norm.training)
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from small_learners import make_batch, make_learner
+from small_models import small
 
 from vitrm import checkpoint
 from vitrm.config import preset
@@ -67,6 +68,8 @@ def test_three_lanes_of_unequal_parts_learn_what_one_computation_does(changes):
 
 def test_a_baseline_and_a_distilled_model_too():
     assert_same(learn(preset("resnet18"), None), learn(preset("resnet18"), Lanes(2)))
+    airbench = small("airbench")  # its batch norms have no scale, and one convolution no gradient
+    assert_same(learn(airbench, None), learn(airbench, Lanes(2)))
     teacher = Teacher(checkpoint.load("nano-cifar10"), torch.device("cpu"), steps=1)
     changes = {"teacher": teacher, "distill_weight": 0.5}
     assert_same(learn(CONV, None, **changes), learn(CONV, Lanes(2), **changes))
