@@ -53,7 +53,7 @@ def trained(name: str, run: Path, data: list[str], threads: int) -> list[str]:
 
 
 def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str]) -> Path:
-    """The artefact of a run at a depth."""
+    """The artifact of a run at a depth."""
     path = folder / f"{run.name}-{precision}.onnx"
     if not path.exists():
         command("vitrm.export.cli", str(run), "--steps", str(depth), *PRECISIONS[precision], *data, "-o", str(path))

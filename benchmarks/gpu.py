@@ -61,7 +61,7 @@ def main(argv: list[str] | None) -> None:
     device = gpus.found[0].name if args.device == "cuda" else cpu_name()
     batches = [int(b) for b in args.batches.split(",")]
     work = args.work / f"{name}-{args.steps}"
-    artefacts, missing = make(checkpoint, args, batches, work)
+    artifacts, missing = make(checkpoint, args, batches, work)
 
     path = args.record or record_path(f"gpu-{name}-{args.steps}-{device}")
     settings = {"run": name, "weights_sha256": checkpoint.weights_id, "steps": args.steps, "device": args.device}
@@ -76,7 +76,7 @@ def main(argv: list[str] | None) -> None:
     for batch in batches:
         done = {(row["name"], row["batch"]) for row in record["rows"] if row["status"] == "ok"}
         # A batch size is one interleaved run: whole, or not there.
-        if all((Path(a).name, batch) in done for a in artefacts) and any(
+        if all((Path(a).name, batch) in done for a in artifacts) and any(
             b["batch"] == batch for b in record["benches"]
         ):
             say(f"batch {batch}: there already")
@@ -84,9 +84,9 @@ def main(argv: list[str] | None) -> None:
         say(f"batch {batch}")
         record["rows"] = [row for row in record["rows"] if row["batch"] != batch]
         record["benches"] = [b for b in record["benches"] if b["batch"] != batch]
-        rows, about = measure(artefacts, args, batch)
+        rows, about = measure(artifacts, args, batch)
         record["rows"] += rows + [
-            {"name": n, "kind": "artefact", "status": why, "batch": batch} for n, why in missing.items()
+            {"name": n, "kind": "artifact", "status": why, "batch": batch} for n, why in missing.items()
         ]
         record["benches"].append(about)
         record["command"] = command(args, name)
@@ -101,7 +101,7 @@ def make(
     checkpoint: Any, args: argparse.Namespace, batches: list[int], work: Path
 ) -> tuple[list[Path], dict[str, str]]:
     """The ONNX files and plans that are not in `work` yet; those that cannot be made, with the reason."""
-    artefacts, missing = [], {}
+    artifacts, missing = [], {}
     top = max(batches)
     # One image alone, a few, many: each profile is tuned for its own batch size.
     profiles = [(1, 1, 1), (2, min(32, top), min(64, top)), (65, 256, top)]
@@ -124,9 +124,9 @@ def make(
                     target=target,
                     data_dir=args.data_dir,
                 )
-            artefacts.append(onnx)
+            artifacts.append(onnx)
             if whole(plan):
-                artefacts.append(plan)
+                artifacts.append(plan)
                 continue
             try:
                 if args.device == "cpu":
@@ -134,23 +134,23 @@ def make(
                 if not toolchain(options).runs_here:
                     raise UserError("TensorRT builds it, but no GPU that runs it is here")
                 say(f"building {plan.name}")
-                artefacts.append(build_engine(onnx, plan, options).path)
+                artifacts.append(build_engine(onnx, plan, options).path)
             except UserError as error:
                 missing[plan.name] = str(error)
-    return artefacts, missing
+    return artifacts, missing
 
 
 def whole(path: Path) -> bool:
-    """Whether the artefact is there: they are written whole or not at all."""
+    """Whether the artifact is there: they are written whole or not at all."""
     return path.is_file() or any(all((path / f"{part}{s}").exists() for part in PARTS) for s in (".onnx", ".plan"))
 
 
-def measure(artefacts: list[Path], args: argparse.Namespace, batch: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(artifacts: list[Path], args: argparse.Namespace, batch: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One interleaved run at one batch size: its rows, and what is to be known of it."""
     date = time.strftime("%Y-%m-%d")
     try:
         result = bench(
-            artefacts,
+            artifacts,
             run=args.run,
             data_dir=args.data_dir,
             batches=(batch,),
@@ -162,7 +162,7 @@ def measure(artefacts: list[Path], args: argparse.Namespace, batch: int) -> tupl
             device=args.device,
         ).to_dict()
     except UserError as error:  # nothing at all could run
-        rows = [{"name": a.name, "kind": "artefact", "status": str(error), "batch": batch} for a in artefacts]
+        rows = [{"name": a.name, "kind": "artifact", "status": str(error), "batch": batch} for a in artifacts]
         return rows, {"batch": batch, "date": date, "machine": None, "notes": [str(error)]}
     about = {
         k: result[k]

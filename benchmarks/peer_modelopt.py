@@ -1,4 +1,4 @@
-"""What NVIDIA ModelOpt makes of a float32 file, as an artefact that vitrm-bench measures beside ours.
+"""What NVIDIA ModelOpt makes of a float32 file, as an artifact that vitrm-bench measures beside ours.
 
     python -m venv modelopt && modelopt/bin/pip install "nvidia-modelopt[onnx]"      # it pins an older onnx: its own environment
     python benchmarks/peer_modelopt.py mine-6steps-fp32.onnx --python modelopt/bin/python [--data-dir DIR]
@@ -25,7 +25,7 @@ from vitrm.errors import UserError, run_command
 from vitrm.runtime.artifact.metadata import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.bench.images import load_sample
-from vitrm.runtime.bench.peers import count_int8_initialisers
+from vitrm.runtime.bench.peers import count_int8_initializers
 
 IMAGES = 128
 
@@ -52,13 +52,13 @@ def main(argv: list[str] | None) -> None:
         done = subprocess.run([args.python, *words], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not raw.exists():
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-            raise UserError(f"ModelOpt could not quantise {args.file}: {said[-1][:300]}")
+            raise UserError(f"ModelOpt could not quantize {args.file}: {said[-1][:300]}")
         model = onnx.load(raw)
         onnx.save(model, made)  # with its weights inside
     write_metadata(made, made, replace(inspect(args.file).metadata, precision="int8"))
     before, after = args.file.stat().st_size, made.stat().st_size
     print(
-        f"{made}: {count_int8_initialisers(model.graph)} int8 weight tensors, {after / 1e6:.2f} MB, {after / before:.2f} × {args.file}"
+        f"{made}: {count_int8_initializers(model.graph)} int8 weight tensors, {after / 1e6:.2f} MB, {after / before:.2f} × {args.file}"
     )
 
 

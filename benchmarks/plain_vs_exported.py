@@ -110,7 +110,7 @@ def measure(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 def quantized_statically(
     model: torch.nn.Module, steps: int, images: np.ndarray, folder: Path, threads: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """onnxruntime's own static quantisation, with its defaults, of torch's export of the plain equations."""
+    """onnxruntime's own static quantization, with its defaults, of torch's export of the plain equations."""
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 

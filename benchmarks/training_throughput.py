@@ -42,7 +42,7 @@ from vitrm.data import photo_crops  # noqa: E402
 from vitrm.runtime.system.machine import physical_cores  # noqa: E402
 from vitrm.system.files import write_json  # noqa: E402
 from vitrm.training.augment import augment  # noqa: E402
-from vitrm.training.parallel.device import Execution, compile_learner, keep_freed_memory, lanes_for  # noqa: E402
+from vitrm.training.parallel.device import Execution, compile_learner, keep_freed_memory, workers_for  # noqa: E402
 from vitrm.training.parallel.distributed import join  # noqa: E402
 from vitrm.training.recipe import recipe  # noqa: E402
 from vitrm.training.supervision import Learner, step_loss  # noqa: E402
@@ -118,8 +118,8 @@ def own_loop(
     world = join(device)
     part = world.part(chosen.batch_size)
     model = build_model(preset(preset_name))
-    lanes = lanes_for(model, device, chosen.batch_size, world.size)
-    learner = Learner(model, chosen, device, bf16, world, lanes=lanes)
+    workers = workers_for(model, device, chosen.batch_size, world.size)
+    learner = Learner(model, chosen, device, bf16, world, workers=workers)
     if way in (COMPILED, BOTH) and not compile_learner(
         learner, pixels.shape[-1], part.stop - part.start, lambda text: print(text, file=sys.stderr)
     ):

@@ -4,7 +4,7 @@ symmetric   value ≈ scale · q,            q ∈ −127 … 127      weights, 
 affine      value ≈ scale · (q − zero),   q ∈ 0 … 255         activations for ONNX Runtime's CPU
 
 Weights obey one more rule, so that a file computes the same on every CPU.  x86 processors without VNNI multiply bytes with
-`vpmaddubsw`: it adds the products of two neighbouring rows, unsigned activation times signed weight, in 16 bits, and
+`vpmaddubsw`: it adds the products of two neighboring rows, unsigned activation times signed weight, in 16 bits, and
 saturates.  The sum of two weights of one sign in rows 2i and 2i + 1 is therefore held to 128: 255 · 128 < 2¹⁵.  The
 alternatives cost more: unsigned weights run on a kernel without VNNI where there is VNNI, and 7-bit weights
 (|q| ≤ 64, exact in any order of rows) have twice the rounding error.
@@ -34,7 +34,7 @@ def affine_scale(extent: Range) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(round(-extent.low / float(scale)), 0, 255))
 
 
-def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric int8 of a weight [in, out] with one scale per output channel: weight ≈ integers · scales.
 
     The scale is the least at which every integer fits into int8 and every pair of rows into 16 bits (see above).

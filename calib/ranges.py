@@ -36,7 +36,7 @@ class Histogram:
     counts: NDArray[np.int64]  # [BINS], of equal width from low to high
 
     @property
-    def centres(self) -> NDArray[np.float64]:
+    def centers(self) -> NDArray[np.float64]:
         """The middle of each bin."""
         return self.low + (np.arange(BINS) + 0.5) * (self.high - self.low) / BINS
 
@@ -126,7 +126,7 @@ def _squared_error(histogram: Histogram, low: float, high: float) -> float:
     if high <= low:
         return float("inf")
     scale = (high - low) / 255
-    values = histogram.centres
+    values = histogram.centers
     rounded = np.round(np.clip(values, low, high) / scale) * scale
     return float((histogram.counts * (values - rounded) ** 2).sum())
 
@@ -140,15 +140,15 @@ def _divergence(histogram: Histogram, low: float, high: float) -> float:
     low, high = min(low, 0.0), max(high, 0.0)
     if high <= low:
         return float("inf")
-    centres, counts = histogram.centres, histogram.counts.astype(np.float64)
-    inside = np.flatnonzero((centres >= low) & (centres <= high))
+    centers, counts = histogram.centers, histogram.counts.astype(np.float64)
+    inside = np.flatnonzero((centers >= low) & (centers <= high))
     if not len(inside):
         return float("inf")
     kept = counts[inside]
     p = kept.copy()
     p[0] += counts[: inside[0]].sum()
     p[-1] += counts[inside[-1] + 1 :].sum()
-    level = np.round(centres[inside] / ((high - low) / 255)).astype(np.int64)
+    level = np.round(centers[inside] / ((high - low) / 255)).astype(np.int64)
     level -= level.min()
     held = kept > 0
     total = np.bincount(level, kept)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.quantize import LEVELS, affine_scale, quantise_weight, symmetric_scale
+from vitrm.calib.quantize import LEVELS, affine_scale, quantize_weight, symmetric_scale
 from vitrm.calib.ranges import Range
 from vitrm.calib.sites import ROLES, Site, run_watched
 from vitrm.checkpoint import Checkpoint
@@ -63,7 +63,7 @@ class Int8:
         self.exact = {name: layer.weight.detach() for name, layer in self.layers.items()}
         self.rounded = {}
         for name, weight in self.exact.items():
-            integers, scales = quantise_weight(weight.T.contiguous().numpy())
+            integers, scales = quantize_weight(weight.T.contiguous().numpy())
             self.rounded[name] = torch.from_numpy(integers * scales).T.contiguous()
 
     def __call__(self, site: Site, values: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
 class Site(NamedTuple):
-    """Where an activation is quantised.
+    """Where an activation is quantized.
 
     The same layer sees other values in each role (the embedding, layer 1's projections of y and z, the latent update, the
     answer update) and at each step.  The projection of z₀ belongs to step 1.

@@ -8,7 +8,7 @@ __all__ = ["Exported", "export"]
 def __getattr__(name: str) -> Any:
     # Torch and the tracer load when an export is asked for, not with `--help`.
     if name in __all__:
-        from vitrm.export import pipeline as artefact
+        from vitrm.export import pipeline as artifact
 
-        return getattr(artefact, name)
+        return getattr(artifact, name)
     raise AttributeError(f"module 'vitrm.export' has no attribute {name!r}")

@@ -31,7 +31,7 @@ exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 
 terminal); 141 done, but nobody reads the output any more.
 """
 
-# What exporting takes and a device that only runs artefacts may lack.
+# What exporting takes and a device that only runs artifacts may lack.
 _PACKAGES = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich")
 
 
@@ -207,13 +207,13 @@ def _run(args: argparse.Namespace, scratch: str | None) -> int:
     from vitrm import checkpoint as checkpoints
     from vitrm.errors import UserError
     from vitrm.export.pipeline import export
-    from vitrm.export.settings import MAX_STEPS, NEVER, default_steps
+    from vitrm.export.settings import MAX_UNROLLED, NEVER, default_steps
     from vitrm.export.targets import huggingface, triton
     from vitrm.system.files import atomic_files
     from vitrm.training.state import STATE_FILE
 
-    if args.steps is not None and not 1 <= args.steps <= MAX_STEPS:
-        raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_STEPS}")
+    if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
+        raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")
     checkpoint = checkpoints.load(args.run)
     name = Path(checkpoint.source).name
     depth = ""

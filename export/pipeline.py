@@ -328,7 +328,7 @@ def _models(
 
 
 def as_metadata(parity: Parity) -> dict[str, float]:
-    """What of a parity the artefact itself keeps."""
+    """What of a parity the artifact itself keeps."""
     return {
         "logits": parity.logits,
         "halt_prob": parity.halt_prob,

@@ -15,7 +15,7 @@ from vitrm.runtime.artifact.metadata import PARTS
 
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
-MAX_STEPS = 256  # each adds nodes to an unrolled file
+MAX_UNROLLED = 256  # each adds nodes to an unrolled file
 MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
 NEVER = 2.0  # a halt_threshold no probability exceeds
 
@@ -102,8 +102,8 @@ class Request:
             raise UserError(
                 f"halt threshold is {self.halt_threshold}, expected a number above 0, at most {MAX_THRESHOLD} (1 or more never halts)"
             )
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"steps is {self.steps}, expected 1 to {MAX_STEPS}")
+        if not 1 <= self.steps <= MAX_UNROLLED:
+            raise UserError(f"steps is {self.steps}, expected 1 to {MAX_UNROLLED}")
         if self.every_step and self.graph != "unrolled":
             raise UserError(f"--every-step needs --graph unrolled: a {self.graph} graph gives its last answer only")
 
@@ -121,9 +121,9 @@ class Request:
 
 
 def _check_folder(path: Path) -> None:
-    """Raises `UserError` unless a stepwise artefact may take the place of `path`: only another one may be replaced."""
+    """Raises `UserError` unless a stepwise artifact may take the place of `path`: only another one may be replaced."""
     if path.suffix == ".onnx":
-        raise UserError(f"{path}: a stepwise artefact is a folder of three files: leave out .onnx")
+        raise UserError(f"{path}: a stepwise artifact is a folder of three files: leave out .onnx")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: name a folder")
     if path.is_dir():

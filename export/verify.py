@@ -30,7 +30,7 @@ LIMITS = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.1}
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences found between an artefact and eager."""
+    """The largest differences found between an artifact and eager."""
 
     logits: float  # max |Δ logit|
     halt_prob: float  # max |Δ halt_prob|; 0 for a baseline

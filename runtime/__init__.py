@@ -1,4 +1,4 @@
-"""Opens any artefact and runs, measures and compares it.  Needs numpy and a backend, never torch.
+"""Opens any artifact and runs, measures and compares it.  Needs numpy and a backend, never torch.
 
 session = vitrm.runtime.open("model.onnx")
 result = session.infer(images)          # float32 [B, 3, H, W] in [0, 1]
@@ -33,7 +33,7 @@ def open(
     provider: str | None = None,
     verify: bool = True,
 ) -> Session:
-    """Opens the artefact at `path` for inference.
+    """Opens the artifact at `path` for inference.
 
     `device` is "cpu", "cuda" (an error where the backend cannot use it, never a quiet run on the CPU) or "auto"
     (cuda where it works); a TensorRT plan runs on the GPU it was built for whatever it says.  `provider` is what ONNX Runtime

@@ -1,7 +1,7 @@
 """One interface to every backend: images in, `Result` out.
 
-A session is an artefact opened on a device.  What all of them promise is checked here, once: the
-images' shape, type and range, and whether the depth that was asked for is one the artefact can run.
+A session is an artifact opened on a device.  What all of them promise is checked here, once: the
+images' shape, type and range, and whether the depth that was asked for is one the artifact can run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.metadata import MAX_STEPS, PARTS, Metadata
+from vitrm.model_size import MAX_STEPS
+from vitrm.runtime.artifact.metadata import PARTS, Metadata
 
 DEVICES = ("cpu", "cuda", "auto")
-# Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalised pixels do by far more.
+# Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalized pixels do by far more.
 _RANGE_SLACK = 1e-3
 
 
@@ -34,14 +35,14 @@ class Result:
 
 
 class Session(ABC):
-    """An artefact, opened on a device."""
+    """An artifact, opened on a device."""
 
     metadata: Metadata
     backend: str  # what runs it: "onnxruntime-cpu", "pytorch-cpu" …
     device: str  # in words: "AMD EPYC 9B14", "NVIDIA H100"
     device_kind: str  # "cpu" or "cuda"
     threads: int  # CPU threads of one inference
-    path: Path | None  # the artefact's file; None for a model in memory
+    path: Path | None  # the artifact's file; None for a model in memory
     size_bytes: int  # of the weights and graph as stored
     notes: tuple[str, ...] = ()  # what a reader of its figures should know
     prefers_one_batch: bool = False  # whether a batch of a new size costs it much, as a compiler does
@@ -81,9 +82,9 @@ class Session(ABC):
     ) -> Result:
         """Runs on `images`, float32 [B, 3, H, W] in [0, 1].
 
-        `steps` and `halt_threshold` replace the artefact's own where its graph takes them (a threshold of 1 or
+        `steps` and `halt_threshold` replace the artifact's own where its graph takes them (a threshold of 1 or
         more never halts).  Raises `UserError` for images of another shape, type or range, and for a depth that the
-        artefact cannot run.
+        artifact cannot run.
         """
         return self.prepare(images, steps=steps, halt_threshold=halt_threshold)()
 
@@ -96,9 +97,9 @@ class Session(ABC):
         return self._runner(np.ascontiguousarray(images), *self._depth(steps, halt_threshold))
 
     def at(self, *, steps: int | None = None, halt_threshold: float | None = None) -> Session:
-        """The same open artefact with another depth and threshold as what `infer` does unless told otherwise.
+        """The same open artifact with another depth and threshold as what `infer` does unless told otherwise.
 
-        Raises `UserError` for a depth that the artefact cannot run.
+        Raises `UserError` for a depth that the artifact cannot run.
         """
         self._check_depth(steps, halt_threshold)
         view = copy.copy(self)
@@ -107,7 +108,7 @@ class Session(ABC):
         return view
 
     def _depth(self, steps: int | None, halt_threshold: float | None) -> tuple[int, float]:
-        """What was asked for, and the artefact's own where nothing was."""
+        """What was asked for, and the artifact's own where nothing was."""
         own = self.metadata
         return (
             own.steps if steps is None else int(steps),
@@ -135,7 +136,7 @@ class Session(ABC):
         if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
             raise UserError(
                 f"pixels range from {low:.3g} to {high:.3g}, {expected}: divide by 255, and leave out any "
-                "normalisation (it is inside the model)"
+                "normalization (it is inside the model)"
             )
 
     def _check_depth(self, steps: int | None, halt_threshold: float | None) -> None:
@@ -215,5 +216,5 @@ def open_session(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
     raise UserError(
-        f"{file} is not an artefact this version knows, expected an .onnx or .plan file written by vitrm-export"
+        f"{file} is not an artifact this version knows, expected an .onnx or .plan file written by vitrm-export"
     )

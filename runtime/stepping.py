@@ -80,7 +80,7 @@ class Stepping(ABC):
 
 
 class SteppingSession(Session):
-    """An artefact of three graphs, embed, step and heads."""
+    """An artifact of three graphs, embed, step and heads."""
 
     @property
     def takes_depth(self) -> bool:

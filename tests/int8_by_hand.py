@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.quantize import quantise_weight
+from vitrm.calib.quantize import quantize_weight
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 
@@ -40,7 +40,7 @@ def simulated(
 
     for name, module in model.block.named_modules():
         if isinstance(module, torch.nn.Linear):
-            integers, scales = quantise_weight(module.weight.T.contiguous().numpy())
+            integers, scales = quantize_weight(module.weight.T.contiguous().numpy())
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
     embedded = model.embed(torch.from_numpy(images))

@@ -11,7 +11,7 @@ from vitrm.checkpoint import build_model
 from vitrm.config import ModelConfig
 from vitrm.training.augment import Batch
 from vitrm.training.distillation import Teacher
-from vitrm.training.parallel.cpu_workers import Lanes
+from vitrm.training.parallel.cpu_workers import Workers
 from vitrm.training.recipe import recipe
 from vitrm.training.supervision import Learner
 
@@ -20,14 +20,14 @@ def make_learner(
     config: ModelConfig,
     *,
     bf16: bool = False,
-    lanes: Lanes | None = None,
+    workers: Workers | None = None,
     teacher: Teacher | None = None,
     **changes: Any,
 ) -> Learner:
     """A learner of `config` on the CPU, by the recipe `fast` with `changes`."""
     torch.manual_seed(0)
     model = build_model(config)
-    return Learner(model, recipe("fast", **changes), torch.device("cpu"), bf16, teacher=teacher, lanes=lanes)
+    return Learner(model, recipe("fast", **changes), torch.device("cpu"), bf16, teacher=teacher, workers=workers)
 
 
 def make_batch() -> Batch:

@@ -1,4 +1,4 @@
-"""Small models that mostly answer right, and artefacts with altered metadata, for the tests of what reads them."""
+"""Small models that mostly answer right, and artifacts with altered metadata, for the tests of what reads them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """ViTRM: train, export and measure recursive vision models.
 
 vitrm           the model and how it learns
-vitrm.calib     what quantisation needs to know, measured on images
+vitrm.calib     what quantization needs to know, measured on images
 vitrm.export    model → files for a device
 vitrm.runtime   opens those files, runs, measures and compares them (no torch)
 """

@@ -1,6 +1,6 @@
 """The models ViTRM is compared with, under the same input contract: networks of convolutions, and two transformers.
 
-Images are float [B, 3, H, W] in [0, 1], normalised inside.  There is no recursion, so no depth and no halting.
+Images are float [B, 3, H, W] in [0, 1], normalized inside.  There is no recursion, so no depth and no halting.
 torchvision's implementations are taken where it has them (it takes a second to import, and only these need it).
 """
 
@@ -23,11 +23,11 @@ from vitrm.baseline_configs import (
     ResNetConfig,
     ViTConfig,
 )
-from vitrm.model import Layer, initialise
+from vitrm.model import Layer, initialize
 
 
 class Baseline(nn.Module):
-    """A network behind the normalisation of its config; forward gives logits [B, classes]."""
+    """A network behind the normalization of its config; forward gives logits [B, classes]."""
 
     recursive = False
     mean: Tensor
@@ -101,7 +101,7 @@ class ViT(Transformer):
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.classes)
         self.dropout = nn.Dropout(config.dropout)
-        initialise(self, [self.cls, self.pos], std=0.02)
+        initialize(self, [self.cls, self.pos], std=0.02)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class CCT(Transformer):
         self.pool = nn.Linear(config.dim, 1)
         self.head = nn.Linear(config.dim, config.classes)
         self.dropout = nn.Dropout(config.dropout)
-        initialise(self, [self.pos], std=0.2)
+        initialize(self, [self.pos], std=0.2)
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             nn.init.kaiming_normal_(conv.weight)

@@ -100,7 +100,7 @@ class Checkpoint:
 
 
 def build_model(config: ModelConfig) -> ViTRM | Baseline:
-    """A freshly initialised model of `config`."""
+    """A freshly initialized model of `config`."""
     from vitrm.baselines import Baseline
     from vitrm.model import ViTRM
 

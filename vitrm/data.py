@@ -35,7 +35,7 @@ _CUT_SEED = 20260319  # of every stratified cut; changing it would leak test ima
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Per-channel mean and standard deviation of the training images, in [0, 1] units."""
 
     mean: tuple[float, float, float]
@@ -73,8 +73,8 @@ class Images:
 
 # The training sets' own statistics, over all training pixels (CIFAR-100 differs from CIFAR-10).
 NORMALISATION = {
-    "cifar10": Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Normalisation((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -102,15 +102,15 @@ def load(
     )
 
 
-def normalisation(images: Images) -> Normalisation:
-    """The mean and standard deviation that a model trained on `images` should normalise with."""
+def normalization(images: Images) -> Normalization:
+    """The mean and standard deviation that a model trained on `images` should normalize with."""
     if images.name in NORMALISATION:
         return NORMALISATION[images.name]
     x = images.floats(slice(0, 10_000))
     mean, std = x.mean((0, 2, 3), dtype=np.float64), x.std((0, 2, 3), dtype=np.float64)
     r, g, b = (round(float(v), 4) for v in mean)
     sr, sg, sb = (max(round(float(v), 4), 1e-3) for v in std)
-    return Normalisation((r, g, b), (sr, sg, sb))
+    return Normalization((r, g, b), (sr, sg, sb))
 
 
 def photo_crops(count: int, size: int = 32) -> NDArray[np.uint8]:
@@ -170,8 +170,8 @@ def _digits(split: str, size: int) -> Images:
 
     digits = load_digits()
     _check_fits(len(digits.images), size, "digits")
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # 8 × 8, 0 … 16
-    rgb = np.stack([_resize(np.repeat(g[:, :, None], 3, 2), size) for g in grey])
+    gray = (digits.images * (255 / 16)).round().astype(np.uint8)  # 8 × 8, 0 … 16
+    rgb = np.stack([_resize(np.repeat(g[:, :, None], 3, 2), size) for g in gray])
     images = Images(rgb, digits.target.astype(np.int64), tuple(str(i) for i in range(10)), "digits", split)
     return _part(images, split, test_fraction=0.2)
 
@@ -275,7 +275,7 @@ def _check_fits(count: int, size: int, name: str) -> None:
 
 
 def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """An RGB image [H, W, 3] as [3, size, size]: shorter side to `size`, then the centre."""
+    """An RGB image [H, W, 3] as [3, size, size]: shorter side to `size`, then the center."""
     from PIL import Image
 
     height, width = image.shape[:2]

@@ -373,7 +373,7 @@ class WhitenedTokenizer(nn.Module):
 TOKENIZERS = {"patch": PatchTokenizer, "conv": ConvTokenizer, "whitened": WhitenedTokenizer}
 
 
-def initialise(model: nn.Module, embeddings: list[nn.Parameter], std: float) -> None:
+def initialize(model: nn.Module, embeddings: list[nn.Parameter], std: float) -> None:
     """Linear weights from Xavier's uniform distribution, biases 0, embeddings from a truncated normal of σ `std`.
 
     The usual σ of 0.02 for linear weights is made for D = 768: at D = 192 it leaves attention nearly uniform, and
@@ -409,7 +409,7 @@ class ViTRM(nn.Module):
         self.halt = nn.Linear(config.dim, 1)
         self.dropout = nn.Dropout(config.dropout)
         # The latents must differ from each other from the start, or they all learn the same.
-        initialise(self, [self.pos, self.y0, self.z0], std=0.2)
+        initialize(self, [self.pos, self.y0, self.z0], std=0.2)
         for head in (self.classifier, self.halt):
             nn.init.trunc_normal_(head.weight, std=0.02)
 

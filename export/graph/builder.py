@@ -1,7 +1,7 @@
 """Graphs from fragments: nodes copied as often as the recursion needs them, weights stored once.
 
 An `Assembly` collects nodes for one graph.  `apply` copies a fragment's nodes behind given inputs; its
-weights become initialisers of the outermost graph under their checkpoint names, where every copy, and a
+weights become initializers of the outermost graph under their checkpoint names, where every copy, and a
 loop body too, refers to them.
 """
 
@@ -18,7 +18,7 @@ from vitrm.export.graph.fragments import OPSET, Fragment
 IR_VERSION = 9  # of opset 18 … 20's time: what JetPack 6 and older runtimes read
 
 
-class Initialisers:
+class Initializers:
     """The outermost graph's constants, each stored once."""
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Initialisers:
 class Assembly:
     """Nodes of one graph (the main one or a loop's body) under construction."""
 
-    def __init__(self, initialisers: Initialisers | None = None) -> None:
-        self.initialisers = initialisers or Initialisers()
+    def __init__(self, initializers: Initializers | None = None) -> None:
+        self.initializers = initializers or Initializers()
         self.nodes: list[ir.Node] = []
         self._names: set[str] = set()
 
@@ -72,10 +72,10 @@ class Assembly:
         values: dict[ir.Value, ir.Value] = dict(zip(fragment.inputs, inputs, strict=True))
         for name, value in fragment.weights.items():
             assert value.const_value is not None
-            values[value] = self.initialisers.weight(name, value.const_value)
+            values[value] = self.initializers.weight(name, value.const_value)
         for value in fragment.constants:
             assert value.const_value is not None
-            values[value] = self.initialisers.constant(value.const_value)
+            values[value] = self.initializers.constant(value.const_value)
         for node in fragment.nodes:
             outputs = [ir.Value(shape=out.shape, type=out.type) for out in node.outputs]
             values.update(zip(node.outputs, outputs, strict=True))
@@ -114,7 +114,7 @@ class Assembly:
 
     def constant(self, array: ArrayLike, dtype: type[np.generic]) -> ir.Value:
         """A shared constant."""
-        return self.initialisers.constant(ir.tensor(np.asarray(array, dtype)))
+        return self.initializers.constant(ir.tensor(np.asarray(array, dtype)))
 
     def _append(self, node: ir.Node, name: str) -> None:
         if name in self._names:
@@ -148,7 +148,7 @@ class Assembly:
             inputs,
             named,
             nodes=self.nodes,
-            initializers=[v for v in self.initialisers.values.values() if v in used],
+            initializers=[v for v in self.initializers.values.values() if v in used],
             opset_imports=opsets,
             name=graph_name,
         )
@@ -175,7 +175,7 @@ class Assembly:
 
 
 def _opsets(nodes: Sequence[ir.Node]) -> dict[str, int]:
-    """What the nodes need: quantising float16 came with opset 19, which changes nothing else that is used here."""
+    """What the nodes need: quantizing float16 came with opset 19, which changes nothing else that is used here."""
     half = any(
         n.op_type == "QuantizeLinear" and n.inputs[0] and n.inputs[0].dtype == ir.DataType.FLOAT16 for n in nodes
     )

@@ -11,7 +11,7 @@
 
 Whatever shape is assembled from them, at whatever depth, the tracer's cost and the weights are paid
 once.  A fragment's weights carry their names in the checkpoint (`block.0.q.weight`), its nodes the
-module they came from (`block.0.q/MatMul`), so that a profile or a quantiser can tell sites apart.
+module they came from (`block.0.q/MatMul`), so that a profile or a quantizer can tell sites apart.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRACE_BATCH = 2  # a batch of 1 would be traced as a constant
 class Fragment:
     """A traced function: nodes in topological order between named inputs and outputs.
 
-    `weights` are the initialisers with a name in the checkpoint (transposed ones end in `.T`),
+    `weights` are the initializers with a name in the checkpoint (transposed ones end in `.T`),
     `constants` the small unnamed ones.
     """
 
@@ -203,7 +203,7 @@ def _cut(
 def fold_weight_transposes(graph: ir.Graph) -> bool:
     """Replaces Transpose(weight) by the transposed weight, named `weight.T`; returns whether anything changed.
 
-    torch writes a Linear as MatMul(h, Transpose(W)).  Quantisers look for a MatMul with a constant
+    torch writes a Linear as MatMul(h, Transpose(W)).  Quantizers look for a MatMul with a constant
     on its right and pass over this one in silence.
     """
     changed = False

@@ -15,11 +15,11 @@ from vitrm.config import ViTRMConfig
 from vitrm.export.graph.builder import Assembly
 from vitrm.export.graph.fragments import BATCH, Fragment, Fragments
 from vitrm.export.graph.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
+from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.artifact.metadata import (
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
-    MAX_STEPS,
     NEXT_SUFFIX,
     PIXELS,
     STEP_HALT_PROB,
@@ -148,7 +148,7 @@ def loop(recursion: Recursion) -> ir.Model:
     at_least = a.op("Max", [steps, a.constant(1, np.int64)], "trips/at_least", dtype=INT64, shape=[])
     trips = a.op("Min", [at_least, a.constant(MAX_STEPS, np.int64)], "trips", dtype=INT64, shape=[])
     carried = [*state, *start]
-    body = _body(recursion, Assembly(a.initialisers), embedded, carried, threshold)
+    body = _body(recursion, Assembly(a.initializers), embedded, carried, threshold)
     finals = [ir.Value(shape=v.shape, type=v.type) for v in carried]
     a.add(ir.node("Loop", [trips, a.constant(True, np.bool_), *carried], {"body": body}, outputs=finals), "loop")
     logits, halt_prob, trip = finals[len(state) :]

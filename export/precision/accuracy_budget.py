@@ -1,6 +1,6 @@
 """--max-drop: int8 within an accuracy budget, by keeping the sites that hurt most in floating point.
 
-The artefact itself is judged, in ONNX Runtime on validation images; the sensitivity of its sites only says in which order
+The artifact itself is judged, in ONNX Runtime on validation images; the sensitivity of its sites only says in which order
 to give them up.  As few as meet the budget are kept: their number doubles until it does, then halves the gap.
 """
 
@@ -24,8 +24,8 @@ class Budget:
     allowed: float
     images: int
     exact: float  # accuracy of PyTorch
-    first: float  # of the artefact with every site in int8
-    final: float  # of the artefact that was made
+    first: float  # of the artifact with every site in int8
+    final: float  # of the artifact that was made
     agreement: float  # share of the images on which it and PyTorch say the same
     kept: tuple[Unit, ...]  # in floating point, most harmful first
 
@@ -49,7 +49,7 @@ def keep_within(
 ) -> Budget:
     """The fewest sites to keep, of those `ranked` gives, so that at most `allowed` percentage points are lost.
 
-    `labels` [n] and PyTorch's predictions `exact` [n] are compared with the `answers` [n] of the artefact in which the
+    `labels` [n] and PyTorch's predictions `exact` [n] are compared with the `answers` [n] of the artifact in which the
     given sites are floating point.
     """
     first = _judge(allowed, labels, exact, answers, ())

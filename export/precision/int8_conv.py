@@ -1,4 +1,4 @@
-"""INT8 for a network of convolutions: these stand between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantiser.
+"""INT8 for a network of convolutions: these stand between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantizer.
 
 Weights are symmetric with a scale per output channel and have 7 bits: |q| ≤ 64, so that no two products overflow the
 16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantize).  Activations have one range each, the
@@ -66,13 +66,13 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
         _load(found)
     _rename(found)
     convolutions = [node for node in found.graph if node.op_type == "Conv"]
-    left = [n.name for n in convolutions if not all(_dequantised(v) for v in n.inputs[:2])]
+    left = [n.name for n in convolutions if not all(_dequantized(v) for v in n.inputs[:2])]
     if left or not convolutions:
         raise ValueError(f"{', '.join(map(str, left)) or 'no convolution'} became int8")
     return found
 
 
-def _dequantised(value: ir.Value | None) -> bool:
+def _dequantized(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
     return node is not None and node.op_type == "DequantizeLinear"
 
@@ -97,7 +97,7 @@ def _load(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser advises on standard error to pre-process what is processed already."""
+    """The quantizer advises on standard error to pre-process what is processed already."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitrm.calib.quantize import affine_scale, quantise_weight, symmetric_scale
+from vitrm.calib.quantize import affine_scale, quantize_weight, symmetric_scale
 from vitrm.calib.ranges import Range
 from vitrm.export.graph.fragments import Fragment
 
@@ -65,7 +65,7 @@ class _Rewriting:
         self.constants: list[ir.Value] = list(fragment.constants)
         self.values.update({v: v for v in fragment.constants})
         self.nodes: list[ir.Node] = []
-        self.quantised: dict[ir.Value, tuple[ir.Value, ...]] = {}  # of activations: several layers may read one
+        self.quantized: dict[ir.Value, tuple[ir.Value, ...]] = {}  # of activations: several layers may read one
         self.skipped: set[ir.Node] = set()
         self.taken = {n.name for n in fragment.nodes}
 
@@ -92,7 +92,7 @@ class _Rewriting:
         if self.target == "cpu":
             self._integer_product(node, source, weight, name, layer, extent)
         else:
-            self._dequantised_product(node, source, weight, name, layer, extent)
+            self._dequantized_product(node, source, weight, name, layer, extent)
 
     def value(self, value: ir.Value) -> ir.Value:
         """The copy's value for one of the original's."""
@@ -115,34 +115,34 @@ class _Rewriting:
 
     # The two forms of a product --------------------------------------------------------------------
 
-    def _dequantised_product(
+    def _dequantized_product(
         self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
     ) -> None:
-        if source not in self.quantised:
+        if source not in self.quantized:
             scale = self._constant(symmetric_scale(extent))
             zero = self._constant(np.int8(0))
             shape = source.shape
             q = self._node("QuantizeLinear", [self.value(source), scale, zero], f"{layer}/quantize", INT8, shape)
-            self.quantised[source] = (
+            self.quantized[source] = (
                 self._node("DequantizeLinear", [q, scale, zero], f"{layer}/dequantize", FLOAT, shape),
             )
         integers, scales = self._int8_weight(weight, name)
         restored = self._node(
             "DequantizeLinear", [integers, scales], f"{layer}/weight", FLOAT, weight.shape, {"axis": 1}
         )
-        self._product(node, "MatMul", [*self.quantised[source], restored], "")
+        self._product(node, "MatMul", [*self.quantized[source], restored], "")
 
     def _integer_product(
         self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
     ) -> None:
-        if source not in self.quantised:
+        if source not in self.quantized:
             scale, zero = affine_scale(extent)
             a_scale, a_zero = self._constant(scale), self._constant(zero)
             q = self._node(
                 "QuantizeLinear", [self.value(source), a_scale, a_zero], f"{layer}/quantize", UINT8, source.shape
             )
-            self.quantised[source] = q, a_scale, a_zero
-        q, a_scale, a_zero = self.quantised[source]
+            self.quantized[source] = q, a_scale, a_zero
+        q, a_scale, a_zero = self.quantized[source]
         integers, scales = self._int8_weight(weight, name)
         inputs = [q, integers, a_scale, scales, a_zero]
         # The operator adds the bias too.
@@ -178,14 +178,14 @@ class _Rewriting:
         stored = f"{name}.int8", f"{name}.scale"
         if stored[0] not in self.weights:
             assert weight.const_value is not None
-            integers, scales = quantise_weight(weight.const_value.numpy())
-            self.weights[stored[0]] = _initialiser(stored[0], integers)
-            self.weights[stored[1]] = _initialiser(stored[1], scales)
+            integers, scales = quantize_weight(weight.const_value.numpy())
+            self.weights[stored[0]] = _initializer(stored[0], integers)
+            self.weights[stored[1]] = _initializer(stored[1], scales)
         return self.weights[stored[0]], self.weights[stored[1]]
 
     def _constant(self, number: np.float32 | np.int8 | np.uint8) -> ir.Value:
         array: NDArray[Any] = np.asarray(number)
-        value = _initialiser(f"scale.{len(self.constants)}", array)
+        value = _initializer(f"scale.{len(self.constants)}", array)
         self.constants.append(value)
         return value
 
@@ -208,6 +208,6 @@ class _Rewriting:
         return output
 
 
-def _initialiser(name: str, array: NDArray[Any]) -> ir.Value:
+def _initializer(name: str, array: NDArray[Any]) -> ir.Value:
     tensor = ir.tensor(array, name=name)
     return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -3,7 +3,7 @@
     ORTModelForImageClassification.from_pretrained(folder)          optimum
     pipeline("image-classification", model=…, image_processor=…)    transformers
 
-The pixels' normalisation is inside the graph, so the processor only resizes and divides by 255.
+The pixels' normalization is inside the graph, so the processor only resizes and divides by 255.
 """
 
 from __future__ import annotations

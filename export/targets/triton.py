@@ -8,7 +8,7 @@
 
 The file is written as protobuf text by hand, which needs no package; the tests parse it with Triton's own schema.  A config
 can name a library to load, so nothing in it may come from a stranger: strings are quoted by protobuf's rules, and the
-one text that is an artefact's own, in a comment, has its line breaks and other control characters escaped.
+one text that is an artifact's own, in a comment, has its line breaks and other control characters escaped.
 What Triton's rules make of this project's graphs:
 
 * The first axis is the batch and is not part of `dims`; a value per sample (`halt_prob`, `steps_used`) has no further
@@ -46,7 +46,7 @@ CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
 _ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
-MAX_BATCH = 64  # that the server may form of requests, where the artefact does not bound it
+MAX_BATCH = 64  # that the server may form of requests, where the artifact does not bound it
 _MAX_TEXT = 8 << 20  # bytes of a configuration or of labels: a hundred thousand class names
 _INTERFACE = "# interface "  # begins the line that says whether a later export may become a version of this model
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, line and paragraph separators
@@ -135,7 +135,7 @@ def add_file(repository: Path, name: str, path: Path) -> Path:
 def add_model(
     repository: Path, name: str, path: Path, metadata: Metadata, *, max_batch: int = MAX_BATCH, profiles: int = 1
 ) -> Path:
-    """Adds the artefact at `path`, an .onnx or .plan file, to `repository` as the model `name`; returns its new version's folder.
+    """Adds the artifact at `path`, an .onnx or .plan file, to `repository` as the model `name`; returns its new version's folder.
 
     A model that is there already gets the next version, and keeps its earlier ones and its config.pbtxt, edited or not;
     other models are not touched.  A new model or version appears whole or not at all.  `max_batch` bounds the batches
@@ -192,7 +192,7 @@ def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int =
         f"input [\n{_joined(inputs)}\n]\noutput [\n{_joined(outputs)}\n]\n"
     )
     depth = f", {m.steps} step{'s' * (m.steps > 1)}" if m.recursive else ""
-    head = f"# {neutral_line(m.run)}: {m.graph}{depth}, {m.precision}.  Pixels are float32 in [0, 1]; normalisation is inside.\n"
+    head = f"# {neutral_line(m.run)}: {m.graph}{depth}, {m.precision}.  Pixels are float32 in [0, 1]; normalization is inside.\n"
     if not batched:
         head += (
             f"# steps and halt_threshold [1]: exported with defaults {m.steps} and {m.halt_threshold:g} (1 or more never "
@@ -279,7 +279,7 @@ def _versions(model: Path) -> list[int]:
 
 
 def _place(path: Path, target: Path, metadata: Metadata) -> None:
-    """Puts the artefact at `path` where Triton looks for it; a plan's side-car, or external weights, go with it."""
+    """Puts the artifact at `path` where Triton looks for it; a plan's side-car, or external weights, go with it."""
     if metadata.graph == "loop":
         _without_scalars(path, target)
         return

@@ -65,7 +65,7 @@ class EngineOptions:
     """What is asked of a plan beside its graph."""
 
     gpus: tuple[str, ...] = ()  # compute capabilities, as "sm89"; none: the GPU present, or all that can be
-    profiles: tuple[tuple[int, int, int], ...] = (BATCHES,)  # batch sizes (min, opt, max) of each optimisation profile
+    profiles: tuple[tuple[int, int, int], ...] = (BATCHES,)  # batch sizes (min, opt, max) of each optimization profile
     workspace_mib: int | None = None  # limit of the builder's scratch memory
     timing_cache: Path | None = None  # of TensorRT; None: beside the plan, one for each GPU and version
     version_compatible: bool = False  # also runs in later TensorRT of the same major version
@@ -150,7 +150,7 @@ def toolchain(options: EngineOptions, gpus: Gpus | None = None) -> Toolchain:
     unknown = [g for g in wanted if g not in targets]
     if unknown:
         raise UserError(
-            f"--gpu {', '.join(unknown)}: {api} builds for {', '.join(targets)}; for other GPUs (Jetson, data centre) build "
+            f"--gpu {', '.join(unknown)}: {api} builds for {', '.join(targets)}; for other GPUs (Jetson, data center) build "
             f"with {NAMES[FULL]} on the machine that has it: {INSTALL[FULL]}"
         )
     if not wanted and present is not None and present.sm not in targets:

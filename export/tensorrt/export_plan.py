@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
-from vitrm.export import pipeline as artefact
+from vitrm.export import pipeline as artifact
 from vitrm.export.settings import Request
 from vitrm.export.tensorrt.build import Built, EngineOptions, build_engine, check_plan_path, toolchain
 from vitrm.export.verify import Parity, verify
@@ -31,10 +31,10 @@ def export_plan(checkpoint: Checkpoint, path: Path, options: EngineOptions, requ
     toolchain(options)  # refuses here rather than after minutes of calibration
     images, verified_on = means.images, "the given images"
     if images is None:
-        images, verified_on = artefact.verification_images(checkpoint, means.data_dir)
+        images, verified_on = artifact.verification_images(checkpoint, means.data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         graphs = Path(scratch) / ("graphs" if stepwise else "graph.onnx")
-        made = artefact.export_onnx(checkpoint, graphs, request, replace(means, images=images))
+        made = artifact.export_onnx(checkpoint, graphs, request, replace(means, images=images))
         parity: list[Parity] = []
 
         def check(plan: Path) -> Metadata:
@@ -47,7 +47,7 @@ def export_plan(checkpoint: Checkpoint, path: Path, options: EngineOptions, requ
                 precision=request.precision,
             )
             parity.append(found)
-            return replace(made.metadata, parity=artefact.as_metadata(found))
+            return replace(made.metadata, parity=artifact.as_metadata(found))
 
         built: Built = build_engine(
             made.path,

@@ -82,7 +82,7 @@ def _graph_problems(
         elif node.domain not in ("", "ai.onnx"):
             yield f"{name} is a {node.op_type} of {node.domain}, which is not a standard operator"
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            yield from _quantisation_problems(node, name, constants, types)
+            yield from _quantization_problems(node, name, constants, types)
         subgraphs = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
         if node.op_type == "Loop":
             yield from _loop_problems(name, subgraphs["body"])
@@ -92,30 +92,30 @@ def _graph_problems(
             yield from _graph_problems(subgraph, constants, types)
 
 
-def _quantisation_problems(
+def _quantization_problems(
     node: onnx.NodeProto, name: str, constants: dict[str, onnx.TensorProto], types: dict[str, int]
 ) -> Iterator[str]:
     source, scale = node.input[0], node.input[1]
-    quantises = node.op_type == "QuantizeLinear"
+    quantizes = node.op_type == "QuantizeLinear"
     zero = node.input[2] if len(node.input) > 2 and node.input[2] else None
     told = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
-    # Without a zero point or an output_dtype, ONNX quantises to uint8.
-    integers = (types.get(zero, 0) if zero else told or _TYPES.UINT8) if quantises else types.get(source, 0)
+    # Without a zero point or an output_dtype, ONNX quantizes to uint8.
+    integers = (types.get(zero, 0) if zero else told or _TYPES.UINT8) if quantizes else types.get(source, 0)
     if integers == _TYPES.UINT8:
         yield (
-            f"{name} is uint8, which TensorRT computes otherwise than ONNX after a mere warning: quantise to int8 with zero "
+            f"{name} is uint8, which TensorRT computes otherwise than ONNX after a mere warning: quantize to int8 with zero "
             f"point 0 ({_FOR_CPU})"
         )
     elif integers == _TYPES.INT32:
         yield (
-            f"{name} dequantises int32 (a bias, as quantize_static writes it), which TensorRT has not: leave biases in "
+            f"{name} dequantizes int32 (a bias, as quantize_static writes it), which TensorRT has not: leave biases in "
             "floating point"
         )
     if zero and zero not in constants:
         yield f"{name} has a zero point that is computed, TensorRT takes 0 alone"
     elif zero and np.any(numpy_helper.to_array(constants[zero])):
         yield f"{name} has a zero point other than 0, TensorRT takes symmetric int8 alone: {_FOR_CPU}"
-    floats = {types.get(source if quantises else node.output[0], 0), types.get(scale, 0)} - {0}
+    floats = {types.get(source if quantizes else node.output[0], 0), types.get(scale, 0)} - {0}
     if len(floats) > 1:
         yield (
             f"{name} has a scale of another type than its tensor ("

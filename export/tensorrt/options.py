@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_batches,
         metavar="MIN,OPT,MAX",
-        help="batch sizes of an optimisation profile, fastest at OPT (default: 1,8,64); may be given several times",
+        help="batch sizes of an optimization profile, fastest at OPT (default: 1,8,64); may be given several times",
     )
     g.add_argument("--workspace", type=int, metavar="MIB", help="limit of the builder's scratch memory on the GPU")
     g.add_argument(

@@ -1,4 +1,4 @@
-"""What an artefact says of itself: the contract between vitrm.export, which writes it, and vitrm.runtime.
+"""What an artifact says of itself: the contract between vitrm.export, which writes it, and vitrm.runtime.
 
 In an ONNX file each field is one entry `vitrm.FIELD` of `metadata_props`, its value JSON, and one more entry,
 `vitrm.sha256`, is the digest of the file (vitrm.runtime.artifact.onnx_file says of what); beside a TensorRT plan the same fields
@@ -18,6 +18,7 @@ from typing import Any
 
 from vitrm import config
 from vitrm.errors import UserError
+from vitrm.model_size import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_STEPS
 from vitrm.system import strict_json
 
 PREFIX = "vitrm."
@@ -25,8 +26,6 @@ FORMAT = 2
 DIGEST_SINCE = 2  # the format from which on a file holds its own digest
 DIGEST = PREFIX + "sha256"  # the entry that is not a field
 MAX_BYTES = 8 << 20  # of all fields together: twenty thousand class names take one
-MAX_CLASSES = 1 << 20
-MAX_IMAGE_SIZE = 1 << 14
 GRAPHS = ("unrolled", "loop", "stepwise", "single")
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("any", "cpu", "tensorrt")
@@ -38,7 +37,6 @@ HALT_PROB = "halt_prob"  # float32 [batch]
 STEPS_USED = "steps_used"  # int64 [batch]
 STEPS = "steps"  # int64 scalar, input of `loop`
 HALT_THRESHOLD = "halt_threshold"  # float32 scalar, input of `loop`
-MAX_STEPS = 1024  # what `steps` is clamped to in `loop`: nobody should wait for a million steps by mistake
 STEP_LOGITS = "step_logits"  # float32 [steps, batch, classes], optional output of `unrolled`
 STEP_HALT_PROB = "step_halt_prob"  # float32 [steps, batch], optional output of `unrolled`
 
@@ -55,7 +53,7 @@ NEXT_SUFFIX = "_next"
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """An artefact's own description."""
+    """An artifact's own description."""
 
     format: int = FORMAT
     model: dict[str, Any]  # vitrm.config.to_dict of the model's config: kind, classes, n, recursions, mean, std …

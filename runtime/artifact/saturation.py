@@ -1,6 +1,6 @@
 """Could an integer product of an ONNX graph saturate on some CPU?
 
-x86 processors without VNNI multiply bytes with `vpmaddubsw`: it adds two neighbouring products, unsigned activation times
+x86 processors without VNNI multiply bytes with `vpmaddubsw`: it adds two neighboring products, unsigned activation times
 signed weight, in 16 bits.  Two weights of one sign that exceed 128 together can overflow there, as 255 · 129 > 2¹⁵ − 1,
 and the answer is another than on a processor with VNNI.
 
@@ -76,7 +76,7 @@ def _weights(
 
 
 def _largest_of_rows(weight: NDArray[np.int8], transposed: bool) -> int:
-    """The largest size that two neighbouring rows of [..., in, out] reach together with one sign."""
+    """The largest size that two neighboring rows of [..., in, out] reach together with one sign."""
     rows = np.moveaxis(weight.astype(np.int64), -1 if transposed else -2, 0)
     even = rows[: len(rows) // 2 * 2]
     sides = (np.maximum(side, 0).reshape(-1, 2, *rows.shape[1:]).sum(1) for side in (even, -even))

@@ -47,7 +47,7 @@ class Engine:
     gpus: list[str]  # compute capabilities it runs on, as "sm89"
     gpu_name: str | None  # the GPU it was built on; None where it was built without one, for `gpus`
     system: str  # operating system and architecture: "Linux x86_64"
-    profiles: list[list[int]]  # batch sizes [min, opt, max] of each optimisation profile
+    profiles: list[list[int]]  # batch sizes [min, opt, max] of each optimization profile
     flags: list[str]  # builder flags asked for
     workspace_mib: int | None  # limit of the builder's scratch memory
     source: str  # the run, or the ONNX file, that it was made from
@@ -249,7 +249,7 @@ def _version_fits(engine: Engine, version: str) -> bool:
 
 
 def rebuild(sidecar: Sidecar, path: Path, gpu: str | None = None) -> str:
-    """The command that makes the artefact `path` anew, with the plan's own settings; `gpu` replaces its targets."""
+    """The command that makes the artifact `path` anew, with the plan's own settings; `gpu` replaces its targets."""
     m, e = sidecar.metadata, sidecar.engine
     words = ["vitrm-export", e.source]
     if not e.source.endswith(".onnx"):
@@ -261,7 +261,7 @@ def rebuild(sidecar: Sidecar, path: Path, gpu: str | None = None) -> str:
             words += ["--halt-threshold", f"{m.halt_threshold:g}"]
         words += {"fp16": ["--fp16"], "int8": ["--int8"]}.get(m.precision, [])
     if path.suffix in SUFFIXES or path.suffix == "":
-        # A stepwise artefact is known by its folder.
+        # A stepwise artifact is known by its folder.
         folder = m.graph == "stepwise"
         words += ["-o", str(path.parent if folder else path), *(["--plan"] if folder else [])]
         for profile in e.profiles:

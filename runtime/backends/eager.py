@@ -1,6 +1,6 @@
 """The eager PyTorch model as one more backend, and `torch.compile` of it.
 
-This is what an artefact is compared with, so it has the same checks and the same `Result`.  The only
+This is what an artifact is compared with, so it has the same checks and the same `Result`.  The only
 module of the runtime that needs torch; it is imported when a comparison asks for it.
 """
 

@@ -1,7 +1,7 @@
 """What a model answers on many images, and how two sets of answers differ.
 
 Two models of the same accuracy can disagree on many images.  Paired figures say so: top-1 agreement,
-and the flips an artefact gained (wrong → right) and lost (right → wrong).  On 10,000 images the
+and the flips an artifact gained (wrong → right) and lost (right → wrong).  On 10,000 images the
 standard error of an accuracy is 0.25 points; one flip is 0.01.
 """
 
@@ -58,12 +58,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an artefact's answers differ from the reference's, image by image."""
+    """How an artifact's answers differ from the reference's, image by image."""
 
     agreement: float  # share of images with the same top-1 answer, in [0, 1]
     disagreeing: NDArray[np.int64]  # indices of the others
-    gained: int | None  # reference wrong, artefact right; None without labels
-    lost: int | None  # reference right, artefact wrong
+    gained: int | None  # reference wrong, artifact right; None without labels
+    lost: int | None  # reference right, artifact wrong
     max_logit_difference: float  # largest |Δlogit| anywhere; infinite if one side is not finite
     halt_agreement: float | None  # share of images on which halt_prob > 0.5 says the same; None without a halting head
     steps_used_agreement: float | None  # share of images that used the same number of steps; None without steps
@@ -122,9 +122,9 @@ def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for `right` of `count` (95 % by default): it stays in [0, 1], also at 100 %."""
     share = right / count
     spread = z * z / count
-    centre = (share + spread / 2) / (1 + spread)
+    center = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def compare(reference: Predictions, own: Predictions, labels: NDArray[np.int64] | None) -> Comparison:

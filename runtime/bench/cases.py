@@ -1,6 +1,6 @@
-"""What a bench measures, before it is measured: artefacts opened and grouped, each group with its images and eager model.
+"""What a bench measures, before it is measured: artifacts opened and grouped, each group with its images and eager model.
 
-Artefacts that compute the same function on the same images form a group; each group has one eager model.
+Artifacts that compute the same function on the same images form a group; each group has one eager model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Entry:
 
     key: str
     name: str
-    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
+    kind: str  # artifact, peer, eager or compiled; eager-bf16 or compiled-bf16
     session: Session
     group: str
     failure: str = OK
@@ -64,21 +64,21 @@ class Unopened:
 
 @dataclass(frozen=True)
 class Opened:
-    """An artefact that was opened, and what to call it."""
+    """An artifact that was opened, and what to call it."""
 
     name: str
     session: Session
 
 
 def open_all(
-    artefacts: Sequence[str | os.PathLike[str]],
+    artifacts: Sequence[str | os.PathLike[str]],
     device: str,
     threads: int,
     provider: str | None = None,
     verify: bool = True,
 ) -> tuple[list[Opened], list[Unopened]]:
     """Opens every path once; what does not open is returned with the reason."""
-    paths = list(dict.fromkeys(str(a) for a in artefacts))
+    paths = list(dict.fromkeys(str(a) for a in artifacts))
     short = [Path(p).name for p in paths]
     opened, unopened = [], []
     for path, file in zip(paths, short, strict=True):
@@ -88,16 +88,16 @@ def open_all(
                 Opened(name, open_session(path, device=device, threads=threads, provider=provider, verify=verify))
             )
         except UserError as error:
-            unopened.append(Unopened(name, "artefact", str(error)))
+            unopened.append(Unopened(name, "artifact", str(error)))
     return opened, unopened
 
 
 def at_settings(
     opened: Opened, steps: Sequence[int], halt_thresholds: Sequence[float], notes: list[str]
 ) -> list[Entry]:
-    """An entry for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artefact's own.
+    """An entry for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artifact's own.
 
-    One step is measured once: no threshold changes it.  Appends to `notes` where an artefact cannot be told what was asked for.
+    One step is measured once: no threshold changes it.  Appends to `notes` where an artifact cannot be told what was asked for.
     """
     session, name = opened.session, opened.name
     if not session.takes_depth:
@@ -116,7 +116,7 @@ def at_settings(
         if threshold is not None and len(halt_thresholds) > 1:
             setting.append("no halting" if threshold >= 1 else f"halting at {threshold:g}")
         label = " · ".join([name, *setting])
-        entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artefact", view, _group(view.metadata)))
+        entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artifact", view, _group(view.metadata)))
     return entries
 
 
@@ -138,7 +138,7 @@ def _listed(words: Sequence[str]) -> str:
 def open_peers(
     opened: Sequence[Opened], folder: Path, data: str | None, data_dir: Any, report: Callable[[str, float], None]
 ) -> tuple[list[Entry], list[Unopened]]:
-    """An entry for what each other tool makes of each opened artefact; what fails is returned with the reason."""
+    """An entry for what each other tool makes of each opened artifact; what fails is returned with the reason."""
     from vitrm.runtime.bench.peers import peers_of
 
     entries, unopened = [], []
@@ -155,7 +155,7 @@ def open_peers(
 
 
 def _group(metadata: Metadata) -> str:
-    """The same for artefacts that compute the same function (weights, settings, depth) on the same images."""
+    """The same for artifacts that compute the same function (weights, settings, depth) on the same images."""
     m = metadata
     function = [m.weights_sha256, m.model, m.steps, min(m.halt_threshold, 1.0)]
     return json.dumps([*function, m.data.get("name"), m.classes], sort_keys=True)
@@ -184,7 +184,7 @@ def load_samples(
 ) -> dict[str, Sample]:
     """The images of each group; groups with the same data set, classes and image size share them.
 
-    Appends to `notes` where they are not the artefact's own.  Raises `UserError` for `data` that does not fit.
+    Appends to `notes` where they are not the artifact's own.  Raises `UserError` for `data` that does not fit.
     """
     loaded: dict[tuple[Any, ...], Sample] = {}
     samples = {}
@@ -202,7 +202,7 @@ def load_samples(
 def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> dict[str, Checkpoint]:
     """The checkpoint of each group that has one; appends to `notes` why another has none.
 
-    Raises `UserError` if `run` is named and is not what every artefact was exported from.
+    Raises `UserError` if `run` is named and is not what every artifact was exported from.
     """
     checkpoints: dict[str, Checkpoint] = {}
     for entry in entries:
@@ -221,7 +221,7 @@ def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> 
 
 
 def with_eager(
-    artefacts: list[Entry],
+    artifacts: list[Entry],
     unopened: list[Unopened],
     checkpoints: dict[str, Checkpoint],
     device: str,
@@ -236,16 +236,16 @@ def with_eager(
         for compiled in dict.fromkeys((False, compile))
     ]
     entries = []
-    labels = _eager_labels(artefacts, checkpoints)
-    for group in dict.fromkeys(e.group for e in artefacts):
-        members = [e for e in artefacts if e.group == group]
+    labels = _eager_labels(artifacts, checkpoints)
+    for group in dict.fromkeys(e.group for e in artifacts):
+        members = [e for e in artifacts if e.group == group]
         for compiled, half in ways:
             if group not in checkpoints:
                 continue
             from vitrm.runtime.backends.eager import EagerSession
 
             checkpoint, like = checkpoints[group], members[0].session
-            # For "auto", where the artefacts ended up: torch alone might go elsewhere.
+            # For "auto", where the artifacts ended up: torch alone might go elsewhere.
             where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
             mode = f" {compiled}" if isinstance(compiled, str) else ""
             name = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
-from vitrm.runtime.artifact.metadata import MAX_STEPS
+from vitrm.model_size import MAX_STEPS
 from vitrm.system.outputs import check_outputs
 from vitrm.system.terminal import console, neutral_line, say
 
@@ -34,7 +34,7 @@ examples:
   vitrm-bench model.onnx --threads 1 --seconds 5   one core, longer
   vitrm-bench model.onnx --json bench.json --min-agreement 0.999   a gate for CI
 
-exit status: 0 measured; 2 an artefact could not be measured, a gate failed, the input was wrong or standard output is
+exit status: 0 measured; 2 an artifact could not be measured, a gate failed, the input was wrong or standard output is
 full; 130 interrupted; 141 measured and written, but nobody reads the table.
 """
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -53,14 +53,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "artefacts",
+        "artifacts",
         nargs="+",
-        metavar="ARTEFACT",
+        metavar="ARTIFACT",
         help="what vitrm-export wrote: an .onnx or .plan file, or a stepwise folder",
     )
-    parser.add_argument("--run", help="checkpoint to compare with (default: the one the artefact was exported from)")
+    parser.add_argument("--run", help="checkpoint to compare with (default: the one the artifact was exported from)")
     parser.add_argument(
-        "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artefact's)"
+        "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artifact's)"
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
@@ -70,19 +70,19 @@ def _parser() -> argparse.ArgumentParser:
         type=_depths,
         default=(),
         metavar="N,N",
-        help="depths to measure loop and stepwise artefacts at, such as 1,2,6 or 1-16 (default: the artefact's own)",
+        help="depths to measure loop and stepwise artifacts at, such as 1,2,6 or 1-16 (default: the artifact's own)",
     )
     parser.add_argument(
         "--halt-threshold",
         type=_thresholds,
         default=(),
         metavar="P,P",
-        help="halting thresholds to measure them at, each with every depth; 1 never halts (default: the artefact's own)",
+        help="halting thresholds to measure them at, each with every depth; 1 never halts (default: the artifact's own)",
     )
     parser.add_argument(
         "--halting",
         action="store_true",
-        help="choose the halting threshold of loop and stepwise artefacts on the validation images, measure them with and "
+        help="choose the halting threshold of loop and stepwise artifacts on the validation images, measure them with and "
         "without, and write it into them",
     )
     parser.add_argument(
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="measure artefacts on corrupted test images too (noise, blur, weather, digital; five severities): accuracy, and "
+        help="measure artifacts on corrupted test images too (noise, blur, weather, digital; five severities): accuracy, and "
         "what halting gives up and halt_prob is worth there",
     )
     parser.add_argument(
@@ -139,14 +139,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add rows for what other tools make of the same file: OpenVINO, NNCF, onnxruntime's quantize_static, optimum",
     )
-    parser.add_argument("--no-eager", action="store_true", help="measure the artefacts alone, without torch")
+    parser.add_argument("--no-eager", action="store_true", help="measure the artifacts alone, without torch")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
     parser.add_argument(
         "--min-agreement",
         type=_share,
         metavar="X",
-        help="fail (exit 2) if an artefact gives another answer than eager on more than 1 − X of the images",
+        help="fail (exit 2) if an artifact gives another answer than eager on more than 1 − X of the images",
     )
     return parser
 
@@ -160,7 +160,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if isinstance(args.compile, str) and args.compile not in _COMPILE_MODES:
         raise UserError(
             f"--compile {args.compile}: expected a mode of torch.compile, one of {', '.join(_COMPILE_MODES)} (put --compile "
-            "behind the artefacts)"
+            "behind the artifacts)"
         )
     if args.max_drop is not None and not args.halting:
         raise UserError("--max-drop says what --halting may give up: add --halting")
@@ -177,7 +177,7 @@ def _main(argv: Sequence[str] | None) -> int:
             check_writable(path)
     check_outputs(
         {"--json": args.json and Path(args.json), "--report": args.report and Path(args.report)},
-        [Path(name) for name in (*args.artefacts, args.run) if name],
+        [Path(name) for name in (*args.artifacts, args.run) if name],
     )
 
     from dataclasses import replace
@@ -189,7 +189,7 @@ def _main(argv: Sequence[str] | None) -> int:
     budget = DEFAULT_BUDGET if args.max_drop is None else args.max_drop / 100
     with _progress() as progress:
         result = bench(
-            args.artefacts,
+            args.artifacts,
             run=args.run,
             data=args.data,
             data_dir=args.data_dir,
@@ -225,7 +225,7 @@ def _device(args: argparse.Namespace) -> str:
     """The device where none is named."""
     if args.provider:
         return "cuda"
-    return "auto" if any(_is_plan(Path(a)) for a in args.artefacts) else "cpu"
+    return "auto" if any(_is_plan(Path(a)) for a in args.artifacts) else "cpu"
 
 
 def _is_plan(path: Path) -> bool:
@@ -263,11 +263,11 @@ def _write(result: BenchResult, json_path: str | None, report_path: str | None) 
 
 
 def _judge(result: BenchResult, min_agreement: float | None) -> None:
-    """Raises `UserError` for artefacts that failed, and for a gate that was not met."""
+    """Raises `UserError` for artifacts that failed, and for a gate that was not met."""
     complaints = [f"{row.name} could not be measured: {row.status}" for row in result.failed]
     if min_agreement is not None:
         failed = {row.name for row in result.failed}
-        for row in {r.name: r for r in result.rows if r.kind == "artefact" and r.name not in failed}.values():
+        for row in {r.name: r for r in result.rows if r.kind == "artifact" and r.name not in failed}.values():
             if row.agreement is None:
                 complaints.append(
                     f"{row.name}'s agreement could not be measured, --min-agreement {min_agreement} asks for it"

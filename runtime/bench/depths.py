@@ -1,6 +1,6 @@
 """Accuracy and halting probability after each step of the recursion, from one eager run to the deepest.
 
-Where the curve is flat, an artefact with fewer steps answers as well and costs less.
+Where the curve is flat, an artifact with fewer steps answers as well and costs less.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def depth_curve(
     sample: Sample,
     depths: int,
     *,
-    artefacts: Mapping[str, Predictions],
+    artifacts: Mapping[str, Predictions],
     seconds: float = 20.0,
     progress: Callable[[float], None] | None = None,
 ) -> DepthCurve:
     """The curve of a recursive model over depths 1 … `depths`, on as many labelled images as fit into `seconds`.
 
-    `artefacts` are answers to the whole sample; their points are taken on the same images as the curve.
+    `artifacts` are answers to the whole sample; their points are taken on the same images as the curve.
     """
     assert sample.labels is not None
     batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
@@ -46,7 +46,7 @@ def depth_curve(
             progress(min(1.0, max(seen / len(order), (time.perf_counter() - start) / seconds)))
     subset = order[:seen]
     points = []
-    for name, predictions in artefacts.items():
+    for name, predictions in artifacts.items():
         if predictions.steps_used is not None:
             share = float((predictions.top1 == sample.labels)[subset].mean())
             points.append((name, float(predictions.steps_used[subset].mean()), share))

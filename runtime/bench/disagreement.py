@@ -1,4 +1,4 @@
-"""The images themselves: those an artefact and its eager model answer differently, or the least certain ones."""
+"""The images themselves: those an artifact and its eager model answer differently, or the least certain ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _tile(subject: Subject, i: int) -> str:
     lines = [f'<span class="truth">{escape(truth) or "unlabelled"}</span>']
     if subject.reference is not None:
         lines.append(_answer("eager", subject, subject.reference, i, label))
-    lines.append(_answer("artefact", subject, subject.predictions, i, label))
+    lines.append(_answer("artifact", subject, subject.predictions, i, label))
     return (
         f'<li><img src="{png.data_uri(sample.pixels[i])}" alt="{escape(alt, quote=True)}" loading="lazy">'
         f"<div>{''.join(lines)}<span class=number>#{number}</span></div></li>"

@@ -1,4 +1,4 @@
-"""The images an artefact is measured on: its own data set's test part, or photographs where that is not at hand."""
+"""The images an artifact is measured on: its own data set's test part, or photographs where that is not at hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sample:
     name: str  # of the data set
     split: str  # "test", or "" for images that belong to none
     total: int  # images in the whole part
-    note: str | None = None  # why these are not the artefact's own test images, and what to do
+    note: str | None = None  # why these are not the artifact's own test images, and what to do
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -55,7 +55,7 @@ def load_sample(
     """The `split` images of `data` (default: the data set named in `metadata`), at most `limit` of them.
 
     Without `data`, a data set that is not there is replaced by photographs, and the sample's note says so.
-    Raises `UserError` if `data` cannot be loaded or has other classes than the artefact `where` knows.
+    Raises `UserError` if `data` cannot be loaded or has other classes than the artifact `where` knows.
     """
     name = data or metadata.data.get("name")
     try:

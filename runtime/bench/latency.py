@@ -55,7 +55,7 @@ class Timing:
 
     @property
     def latency(self) -> Latency:
-        return summarise(self.samples)
+        return summarize(self.samples)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Ratio:
     high: float
 
 
-def summarise(samples: NDArray[np.float64]) -> Latency:
+def summarize(samples: NDArray[np.float64]) -> Latency:
     """Percentiles (linear between samples) and moments of times in milliseconds."""
     p50, p90, p99 = (float(v) for v in np.percentile(samples, [50, 90, 99]))
     return Latency(p50, p90, p99, float(samples.mean()), float(samples.min()), float(samples.max()), len(samples))

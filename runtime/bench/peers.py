@@ -1,12 +1,12 @@
 """What other tools make of the same float32 file: the rows that `vitrm-bench --peers` puts beside ours.
 
     OpenVINO            runs the file itself, in float32 and (where the CPU has it) bfloat16, and our Q/DQ int8 file
-    NNCF                OpenVINO's quantiser, with its preset for transformers
-    quantize_static     onnxruntime's static quantisation, per channel
+    NNCF                OpenVINO's quantizer, with its preset for transformers
+    quantize_static     onnxruntime's static quantization, per channel
     ORTQuantizer        optimum's, dynamic, with its settings for AVX-512 VNNI
 
-The quantisers get the file and training images, and their defaults otherwise: what a user gets who knows nothing of the
-recursion.  A note of each row says how many of the weights became int8: a quantiser that does not enter a Loop's body leaves them all.
+The quantizers get the file and training images, and their defaults otherwise: what a user gets who knows nothing of the
+recursion.  A note of each row says how many of the weights became int8: a quantizer that does not enter a Loop's body leaves them all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vitrm.runtime.bench.images import load_sample
 from vitrm.runtime.session import Session
 from vitrm.runtime.system.machine import saturates_integer_sums
 
-_IMAGES = 128  # that a static quantiser is shown
+_IMAGES = 128  # that a static quantizer is shown
 _BATCH = 16
 
 
@@ -46,7 +46,7 @@ class Peer:
 
 
 def peers_of(session: Session, name: str, folder: Path, data: str | None, data_dir: Any) -> Iterator[Peer]:
-    """The peers of an open ONNX artefact called `name`; the quantisers write into `folder`.
+    """The peers of an open ONNX artifact called `name`; the quantizers write into `folder`.
 
     None for what only ONNX Runtime can run, for float16 (a GPU's), and for stepwise folders.
     """
@@ -70,18 +70,18 @@ def peers_of(session: Session, name: str, folder: Path, data: str | None, data_d
 
     yield Peer(f"{name} by NNCF in OpenVINO", lambda: _nncf(path, feeds(), threads))
 
-    def quantised(tool: str, make: Callable[[], Path]) -> Peer:
+    def quantized(tool: str, make: Callable[[], Path]) -> Peer:
         return Peer(f"{name} by {tool}", lambda: _in_onnxruntime(_tried(tool, make), path, threads))
 
-    yield quantised("quantize_static", lambda: _quantize_static(path, folder / f"{path.stem}-static", feeds()))
-    yield quantised("ORTQuantizer", lambda: _ort_quantizer(path, folder / f"{path.stem}-optimum"))
+    yield quantized("quantize_static", lambda: _quantize_static(path, folder / f"{path.stem}-static", feeds()))
+    yield quantized("ORTQuantizer", lambda: _ort_quantizer(path, folder / f"{path.stem}-optimum"))
 
 
 # The tools --------------------------------------------------------------------------------------
 
 
 def _quantize_static(path: Path, folder: Path, feeds: list[dict[str, NDArray[Any]]]) -> Path:
-    """onnxruntime's static quantisation of the file, with its defaults but for a scale per channel."""
+    """onnxruntime's static quantization of the file, with its defaults but for a scale per channel."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -97,7 +97,7 @@ def _quantize_static(path: Path, folder: Path, feeds: list[dict[str, NDArray[Any
 
 
 def _ort_quantizer(path: Path, folder: Path) -> Path:
-    """optimum's dynamic quantisation of the file."""
+    """optimum's dynamic quantization of the file."""
     if find_spec("optimum") is None:
         raise UserError('optimum is not installed: pip install "vitrm[optimum]"')
     from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
@@ -112,11 +112,11 @@ def _ort_quantizer(path: Path, folder: Path) -> Path:
 
 
 def _nncf(path: Path, feeds: list[dict[str, NDArray[Any]]], threads: int) -> Session:
-    """NNCF's static quantisation of the file, in OpenVINO."""
+    """NNCF's static quantization of the file, in OpenVINO."""
     if find_spec("nncf") is None:
         raise UserError("NNCF is not installed: pip install nncf")
 
-    def quantise() -> Any:
+    def quantize() -> Any:
         import nncf
         import openvino
 
@@ -127,7 +127,7 @@ def _nncf(path: Path, feeds: list[dict[str, NDArray[Any]]], threads: int) -> Ses
             subset_size=len(feeds),
         )
 
-    model = _tried("NNCF", quantise)
+    model = _tried("NNCF", quantize)
     session = OpenVinoSession(path, threads=threads, compiled_from=model)
     count = sum(_int8_constants(op) for op in model.get_ops())
     session.notes = (
@@ -152,7 +152,7 @@ def _int8_constants(op: Any) -> int:
 
 
 def _in_onnxruntime(made: Path, source: Path, threads: int) -> Session:
-    """The file that a quantiser made, opened as what its source was."""
+    """The file that a quantizer made, opened as what its source was."""
     import onnx
 
     write_metadata(made, made, inspect(source, verify=False).metadata)
@@ -161,21 +161,21 @@ def _in_onnxruntime(made: Path, source: Path, threads: int) -> Session:
     products = integer_products(model.graph)
     saturating = products.saturating and saturates_integer_sums()
     session.notes = (
-        _counted(count_int8_initialisers(model.graph)),
+        _counted(count_int8_initializers(model.graph)),
         *((f"{products}, as this one is",) if saturating else ()),
     )
     session.metadata = replace(session.metadata, precision="int8")
     return session
 
 
-def count_int8_initialisers(graph: Any) -> int:
+def count_int8_initializers(graph: Any) -> int:
     """int8 weight matrices of an ONNX graph and its bodies."""
     import onnx
 
     kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     bodies = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     return sum(i.data_type in kinds and len(i.dims) >= 2 for i in graph.initializer) + sum(
-        map(count_int8_initialisers, bodies)
+        map(count_int8_initializers, bodies)
     )
 
 

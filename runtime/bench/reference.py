@@ -1,4 +1,4 @@
-"""The checkpoint an artefact was exported from: what it is compared with must have the same weights.
+"""The checkpoint an artifact was exported from: what it is compared with must have the same weights.
 
 Torch is needed to find it (the weights' hash is taken over tensors), so it is imported inside.
 """
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def find_reference(metadata: Metadata, path: Path | None, run: str | None = None) -> Checkpoint:
-    """The checkpoint with the weights inside the artefact at `path`.
+    """The checkpoint with the weights inside the artifact at `path`.
 
-    `run` names it; None looks where the artefact says it came from, beside the artefact, and at the run trained
+    `run` names it; None looks where the artifact says it came from, beside the artifact, and at the run trained
     last or the bundled default.  Raises `UserError` when torch is missing, when `run` is another model or has other
     weights, or when none of the places has the right ones.
     """
@@ -31,13 +31,13 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
         ) from None
     from vitrm import checkpoint as checkpoints
 
-    artefact = str(path) if path else "the artefact"
+    artifact = str(path) if path else "the artifact"
     if run is not None:
         checkpoint = checkpoints.load(run)
         difference = _difference(metadata, checkpoint)
         if difference:
             raise UserError(
-                f"run {run} {difference}: {artefact} was exported from {metadata.run}; name that run, or export {run} anew"
+                f"run {run} {difference}: {artifact} was exported from {metadata.run}; name that run, or export {run} anew"
             )
         return checkpoint
     differing = []
@@ -52,12 +52,12 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
         differing.append(f"{checkpoint.source} {difference}")
     found = differing[0] if differing else f"no run {metadata.run!r} here, in {checkpoints.RUNS} or beside the file"
     raise UserError(
-        f"no eager model to compare {artefact} with ({found}): name the run it was exported from with --run, or export it again"
+        f"no eager model to compare {artifact} with ({found}): name the run it was exported from with --run, or export it again"
     )
 
 
 def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
-    """Where the artefact's run may be: an artefact knows its run's name, not its folder."""
+    """Where the artifact's run may be: an artifact knows its run's name, not its folder."""
     from vitrm.checkpoint import CONFIG_FILE, RUNS
 
     folders = [Path(metadata.run), RUNS / metadata.run]
@@ -71,19 +71,19 @@ def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
 
 
 def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:
-    """Why `checkpoint` is not the artefact's own model, as a phrase; None if it is."""
+    """Why `checkpoint` is not the artifact's own model, as a phrase; None if it is."""
     from vitrm.config import to_dict
 
     theirs, ours = to_dict(checkpoint.model), metadata.model
     if theirs["kind"] != ours.get("kind"):
-        return f"is a {theirs['kind']}, the artefact a {ours.get('kind')}"
+        return f"is a {theirs['kind']}, the artifact a {ours.get('kind')}"
     if checkpoint.weights_id != metadata.weights_sha256:
-        return f"has other weights ({checkpoint.weights_id[:12]}, the artefact {metadata.weights_sha256[:12]})"
+        return f"has other weights ({checkpoint.weights_id[:12]}, the artifact {metadata.weights_sha256[:12]})"
     changed = [k for k in sorted(set(theirs) | set(ours)) if theirs.get(k) != ours.get(k) and k != "dropout"]
     if changed:
         return (
             "has other settings ("
-            + ", ".join(f"{k} {theirs.get(k)!r}, the artefact {ours.get(k)!r}" for k in changed)
+            + ", ".join(f"{k} {theirs.get(k)!r}, the artifact {ours.get(k)!r}" for k in changed)
             + ")"
         )
     return None

@@ -17,24 +17,24 @@ from vitrm.runtime.bench.latency import Latency
 from vitrm.runtime.bench.robustness.measure import Robustness
 from vitrm.runtime.halting.choose import HaltingChoice
 
-FORMAT = 1
+FORMAT = 2  # 1 spelled the kind of a row "artefact"
 OK = "ok"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Images on which an artefact and its reference are not both right or both wrong."""
+    """Images on which an artifact and its reference are not both right or both wrong."""
 
-    gained: int  # reference wrong, artefact right
-    lost: int  # reference right, artefact wrong
+    gained: int  # reference wrong, artifact right
+    lost: int  # reference right, artifact wrong
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One thing at one batch size."""
 
-    name: str  # the artefact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
-    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
+    name: str  # the artifact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
+    kind: str  # artifact, peer, eager or compiled; eager-bf16 or compiled-bf16
     status: str = OK  # "ok", or why it could not run
     backend: str | None = None  # onnxruntime-cpu, pytorch-cpu …
     graph: str | None = None  # unrolled, loop, stepwise, single; eager for PyTorch
@@ -62,7 +62,7 @@ class Row:
     mean_steps_used: float | None = None
     halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
-    bytes: int | None = None  # of the artefact's file; of the weights in memory for eager
+    bytes: int | None = None  # of the artifact's file; of the weights in memory for eager
     device_bytes: int | None = None  # memory on the GPU, where it is counted
     device: str | None = None  # in words
     threads: int | None = None  # CPU threads
@@ -77,13 +77,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthCurve:
-    """A recursive model's accuracy after each step, eager, with the artefacts' own points on the same images."""
+    """A recursive model's accuracy after each step, eager, with the artifacts' own points on the same images."""
 
     run: str
     accuracy: tuple[float, ...]  # at depth 1, 2, …
     halt_prob: tuple[float, ...]  # mean over the images, at depth 1, 2, …
     images: int
-    points: tuple[tuple[str, float, float], ...]  # (artefact, mean steps used, accuracy)
+    points: tuple[tuple[str, float, float], ...]  # (artifact, mean steps used, accuracy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Subject:
 
     key: str
     name: str
-    kind: str  # artefact, peer, eager or compiled; eager-bf16 or compiled-bf16
+    kind: str  # artifact, peer, eager or compiled; eager-bf16 or compiled-bf16
     metadata: Metadata
     sample: Sample
     predictions: Predictions
@@ -127,13 +127,13 @@ class BenchResult:
     started: str  # ISO 8601, UTC
     command: str | None = None  # the command line, where one asked
     halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for
-    corruptions: tuple[Robustness, ...] = ()  # what corrupted images do to each artefact, where asked for
+    corruptions: tuple[Robustness, ...] = ()  # what corrupted images do to each artifact, where asked for
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """One row for each artefact that could not be measured."""
-        rows = {r.name: r for r in self.rows if r.kind == "artefact" and not r.ok}
+        """One row for each artifact that could not be measured."""
+        rows = {r.name: r for r in self.rows if r.kind == "artifact" and not r.ok}
         return tuple(rows.values())
 
     def to_dict(self) -> dict[str, Any]:

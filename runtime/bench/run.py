@@ -1,4 +1,4 @@
-"""Measures artefacts beside the eager models they were exported from.
+"""Measures artifacts beside the eager models they were exported from.
 
 Everything that shares weights and depth forms a group, and is compared with that group's eager model:
 answers image by image, latency round by round.  What cannot run becomes a row that says why; the rest goes on.
@@ -18,7 +18,7 @@ import numpy as np
 
 from vitrm.data import affordable
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.metadata import MAX_STEPS
+from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.bench.accuracy import Predictions, accuracy, compare, predict
 from vitrm.runtime.bench.cases import (
     Entry,
@@ -33,7 +33,7 @@ from vitrm.runtime.bench.cases import (
 )
 from vitrm.runtime.bench.energy import Meters, measure
 from vitrm.runtime.bench.images import Sample, load_sample
-from vitrm.runtime.bench.latency import ROUNDS, interleave, speedup, summarise
+from vitrm.runtime.bench.latency import ROUNDS, interleave, speedup, summarize
 from vitrm.runtime.bench.robustness.measure import measure_corruptions
 from vitrm.runtime.bench.rows import OK, BenchResult, DepthCurve, Evidence, Flips, Row, Subject
 from vitrm.runtime.halting.choose import HaltingChoice, choose, reliability, run_every_step
@@ -45,14 +45,14 @@ Progress = Callable[[str, float], None]  # what is being done, and which fractio
 EVALUATION_BATCH = 100
 _INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
 _INPUT_MEBIBYTES = 1024  # of them, for each row
-_DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artefact
+_DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artifact
 _DEVICE_RUNS = 100  # timed on the GPU's own clock
 _PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
 _PEER_PACKAGES = ("openvino", "nncf", "optimum-onnx")
 
 
 def bench(
-    artefacts: Sequence[str | os.PathLike[str]],
+    artifacts: Sequence[str | os.PathLike[str]],
     *,
     run: str | None = None,
     data: str | None = None,
@@ -77,23 +77,23 @@ def bench(
     root: Path = ROOT,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Accuracy, agreement with eager and latency of `artefacts`, each at every batch size.
+    """Accuracy, agreement with eager and latency of `artifacts`, each at every batch size.
 
-    `steps` and `halt_thresholds` measure every loop and stepwise artefact at each combination of them (default: its own).
-    `max_drop` chooses each such artefact's threshold on the validation images, the cheapest that gives up at most this
+    `steps` and `halt_thresholds` measure every loop and stepwise artifact at each combination of them (default: its own).
+    `max_drop` chooses each such artifact's threshold on the validation images, the cheapest that gives up at most this
     share of accuracy (in [0, 1]), measures it with and without halting, and at last writes threshold and depth into it.
-    `run`, `data` and `data_dir` replace what the artefacts say of themselves; `seconds` is measured per artefact and
+    `run`, `data` and `data_dir` replace what the artifacts say of themselves; `seconds` is measured per artifact and
     batch size; `limit` bounds the images of the accuracy; `eager=False` leaves torch out; `compile` adds torch.compile, in
-    the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artefacts
+    the mode it names; `bf16` adds PyTorch in bfloat16; `peers` adds what other tools make of the artifacts
     (vitrm.runtime.bench.peers); `depths` adds the accuracy by depth; `corruption_images` adds what
     at most so many images do when they are corrupted (vitrm.runtime.bench.robustness.measure); `threads` None means every physical core;
     `device`, `provider` and `verify` are those of `vitrm.runtime.open`; `power` measures energy where there are sensors, which takes
     as long as latency once more; `root` is where the machine's /sys and /proc are.
-    Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artefacts; one artefact of
+    Raises `UserError` when nothing can be measured, or `run` or `data` do not fit the artifacts; one artifact of
     several that fails becomes a row with the reason as its status.
     """
-    if not artefacts:
-        raise UserError("no artefact to measure: name an .onnx file that vitrm-export wrote")
+    if not artifacts:
+        raise UserError("no artifact to measure: name an .onnx file that vitrm-export wrote")
     if not batches or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in batches):
         raise UserError(f"batch sizes are {list(batches)}, expected whole numbers of at least 1")
     if not (math.isfinite(seconds) and seconds > 0):
@@ -121,11 +121,11 @@ def bench(
     batches = list(dict.fromkeys(batches))
 
     notes: list[str] = []
-    opened, unopened = open_all(artefacts, device, threads, provider, verify)
+    opened, unopened = open_all(artifacts, device, threads, provider, verify)
     if not opened:
         raise UserError("; ".join(u.reason for u in unopened))
     choices: dict[Path, HaltingChoice] = {}
-    artefact_entries: list[Entry] = []
+    artifact_entries: list[Entry] = []
     for one in opened:
         thresholds = halt_thresholds
         if max_drop is not None and one.session.takes_depth and one.session.path is not None:
@@ -134,26 +134,26 @@ def bench(
                 check_storable(one.session.path)
                 choice = _choose_threshold(one, depth, max_drop, data, data_dir, limit, report)
             except UserError as error:
-                unopened.append(Unopened(one.name, "artefact", str(error)))
+                unopened.append(Unopened(one.name, "artifact", str(error)))
                 continue
             choices[one.session.path] = choice
             thresholds = list(dict.fromkeys((1.0, choice.chosen.threshold)))
-        artefact_entries += at_settings(one, steps, thresholds, notes)
-    if not artefact_entries:
+        artifact_entries += at_settings(one, steps, thresholds, notes)
+    if not artifact_entries:
         raise UserError("; ".join(u.reason for u in unopened))
     if max_drop is not None and not choices:
         raise UserError(
-            "no loop or stepwise artefact to choose a threshold for: make one with vitrm-export --graph stepwise"
+            "no loop or stepwise artifact to choose a threshold for: make one with vitrm-export --graph stepwise"
         )
     if peers:
         # The files are read whole when they are opened.
         with tempfile.TemporaryDirectory() as folder:
             found, failed = open_peers(opened, Path(folder), data, data_dir, report)
-        artefact_entries += found
+        artifact_entries += found
         unopened += failed
-    samples = load_samples(artefact_entries, data, data_dir, limit, notes)
-    checkpoints = find_references(artefact_entries, run, notes) if eager else {}
-    entries = with_eager(artefact_entries, unopened, checkpoints, device, threads, compile, bf16)
+    samples = load_samples(artifact_entries, data, data_dir, limit, notes)
+    checkpoints = find_references(artifact_entries, run, notes) if eager else {}
+    entries = with_eager(artifact_entries, unopened, checkpoints, device, threads, compile, bf16)
 
     for entry in entries:
         _predict(entry, samples, report)
@@ -291,15 +291,15 @@ def _meter(entry: Entry, runs: Sequence[Callable[[], object]], batch: int, secon
 
 
 def _reason(entry: Entry, error: Exception) -> str:
-    """Why a row could not run.  torch.compile and GPUs fail in many ways; a failing artefact's other errors are bugs."""
-    if isinstance(error, (UserError, MemoryError)) or entry.kind != "artefact":
+    """Why a row could not run.  torch.compile and GPUs fail in many ways; a failing artifact's other errors are bugs."""
+    if isinstance(error, (UserError, MemoryError)) or entry.kind != "artifact":
         lines = str(error).strip().splitlines() or [""]
         return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0][:200]}"
     raise error
 
 
 def _depth_curves(entries: list[Entry], samples: dict[str, Sample], report: Progress) -> list[DepthCurve]:
-    """One curve for each recursive checkpoint with labelled images, whatever depths its artefacts have."""
+    """One curve for each recursive checkpoint with labelled images, whatever depths its artifacts have."""
     curves: dict[str, DepthCurve] = {}
     for entry in entries:
         own, sample = entry.metadata, samples[entry.group]
@@ -313,13 +313,13 @@ def _depth_curves(entries: list[Entry], samples: dict[str, Sample], report: Prog
         relatives = [
             e
             for e in entries
-            if e.kind == "artefact" and e.metadata.weights_sha256 == weights and samples[e.group] is sample
+            if e.kind == "artifact" and e.metadata.weights_sha256 == weights and samples[e.group] is sample
         ]
         curves[weights] = depth_curve(
             entry.session,
             sample,
             max([_DEPTHS, *(e.metadata.steps + 2 for e in relatives)]),
-            artefacts={e.name: e.predictions for e in relatives if e.predictions},
+            artifacts={e.name: e.predictions for e in relatives if e.predictions},
             progress=lambda fraction: report("accuracy by depth", fraction),
         )
     return list(curves.values())
@@ -380,7 +380,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
         latency = timing.latency
         values |= {"latency_ms": latency, "images_per_s": batch / latency.mean * 1000}
         if (device_times := entry.device_times[batch]) is not None:
-            values["device_ms"] = summarise(device_times)
+            values["device_ms"] = summarize(device_times)
         values["device_bytes"] = entry.device_bytes[batch]
         if energy := entry.energies.get(batch):
             right = values.get("accuracy")
@@ -399,7 +399,7 @@ def _row(entry: Entry, entries: list[Entry], sample: Sample, batch: int) -> Row:
         kind=entry.kind,
         status=entry.refusals.get(batch, entry.failure),
         backend=session.backend,
-        graph=own.graph if entry.kind in ("artefact", "peer") else "eager",
+        graph=own.graph if entry.kind in ("artifact", "peer") else "eager",
         precision=own.precision,
         steps=own.steps if own.recursive else None,
         halt_threshold=own.halt_threshold if own.recursive else None,

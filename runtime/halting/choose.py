@@ -67,7 +67,7 @@ class Reliability:
 class HaltingChoice:
     """The outcome of a sweep over the validation part."""
 
-    name: str  # of the artefact
+    name: str  # of the artifact
     data: str
     images: int
     steps: int  # full depth
@@ -79,7 +79,7 @@ class HaltingChoice:
     reliability: Reliability  # of every step's halt_prob
 
     def evidence(self) -> dict[str, str | int | float]:
-        """What an artefact keeps of this beside the threshold."""
+        """What an artifact keeps of this beside the threshold."""
         return {
             "data": self.data,
             "split": "validation",
@@ -96,14 +96,14 @@ class HaltingChoice:
 def run_every_step(
     session: Session, sample: Sample, steps: int, *, batch: int = 100, progress: Callable[[float], None] | None = None
 ) -> Trajectory:
-    """Runs a loop or stepwise artefact on labelled images and notes every step's answer.
+    """Runs a loop or stepwise artifact on labelled images and notes every step's answer.
 
-    A loop is run once for each depth, as it says only its last answer.  Raises `UserError` for an artefact whose
+    A loop is run once for each depth, as it says only its last answer.  Raises `UserError` for an artifact whose
     depth is built in, or images without labels.
     """
     if not session.takes_depth:
         raise UserError(
-            f"{session.name} has its depth and threshold built in: choose a threshold on a loop or stepwise artefact "
+            f"{session.name} has its depth and threshold built in: choose a threshold on a loop or stepwise artifact "
             "(vitrm-export --graph stepwise), then bake it in with vitrm-export --halt-threshold"
         )
     if sample.labels is None:

@@ -1,4 +1,4 @@
-"""Writes a halting threshold into an artefact, where `infer` takes it as the default from then on."""
+"""Writes a halting threshold into an artifact, where `infer` takes it as the default from then on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from vitrm.system.files import atomic_folder, atomic_path
 
 
 def check_storable(path: Path) -> None:
-    """Raises `UserError` now rather than after a sweep if a threshold could not be written into the artefact at `path`."""
+    """Raises `UserError` now rather than after a sweep if a threshold could not be written into the artifact at `path`."""
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"a threshold cannot be written into {path}: no permission in {folder}; copy the artefact")
+        raise UserError(f"a threshold cannot be written into {path}: no permission in {folder}; copy the artifact")
 
 
 def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
-    """Makes `threshold`, at a depth of `steps`, the default of the loop or stepwise artefact at `path`.
+    """Makes `threshold`, at a depth of `steps`, the default of the loop or stepwise artifact at `path`.
 
-    `evidence` says how the threshold was chosen, and is kept beside it.  Everything else in the artefact, and other files
+    `evidence` says how the threshold was chosen, and is kept beside it.  Everything else in the artifact, and other files
     in a stepwise folder, stay as they are; it is replaced whole or not at all.  Returns its new metadata.
-    Raises `UserError` for an artefact of another graph, or one that is damaged.
+    Raises `UserError` for an artifact of another graph, or one that is damaged.
     """
     path = Path(path)
     check_storable(path)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitrm.calib.quantize import LEVELS, affine_scale, largest_pair, quantise_weight, symmetric_scale
+from vitrm.calib.quantize import LEVELS, affine_scale, largest_pair, quantize_weight, symmetric_scale
 from vitrm.calib.ranges import Range
 
 weights = hnp.arrays(
@@ -20,8 +20,8 @@ weights = hnp.arrays(
 
 @given(weights)
 @settings(max_examples=300, deadline=None)
-def test_no_two_products_of_neighbouring_rows_overflow_16_bits(weight):
-    integers, scales = quantise_weight(weight)
+def test_no_two_products_of_neighboring_rows_overflow_16_bits(weight):
+    integers, scales = quantize_weight(weight)
     assert integers.dtype == np.int8
     assert np.abs(integers.astype(int)).max() <= LEVELS
     assert 255 * largest_pair(integers.astype(int)).max() < 2**15
@@ -30,11 +30,11 @@ def test_no_two_products_of_neighbouring_rows_overflow_16_bits(weight):
     assert (scales <= np.where(np.abs(weight).max(0) > 0, np.abs(weight).max(0) / 63.7, 1)).all()
 
 
-def test_a_channel_without_large_neighbours_keeps_all_eight_bits():
+def test_a_channel_without_large_neighbors_keeps_all_eight_bits():
     weight = np.array(
         [[1.0], [-0.99], [0.5], [0.1], [-0.9]], np.float32
     )  # opposite signs never add up; the last is alone
-    integers, scales = quantise_weight(weight)
+    integers, scales = quantize_weight(weight)
     assert integers[0, 0] == LEVELS
     assert scales == pytest.approx(1 / LEVELS)
 

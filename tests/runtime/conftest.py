@@ -1,4 +1,4 @@
-"""Real artefacts for the runtime's tests: small models exported once for all of them."""
+"""Real artifacts for the runtime's tests: small models exported once for all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitrm.export import export
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("artefacts")
+    return tmp_path_factory.mktemp("artifacts")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def run(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def artefact(folder: Path, run: Path) -> Path:
+def artifact(folder: Path, run: Path) -> Path:
     """The run exported with three steps."""
     return export(checkpoints.load(str(run)), folder / "tiny.onnx", steps=STEPS).path
 
@@ -55,9 +55,9 @@ def stepwise(folder: Path, run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rough(folder: Path, artefact: Path) -> Path:
-    """The artefact with noise on its weights, as a careless quantisation leaves it: some answers change."""
-    model = onnx.load(str(artefact))
+def rough(folder: Path, artifact: Path) -> Path:
+    """The artifact with noise on its weights, as a careless quantization leaves it: some answers change."""
+    model = onnx.load(str(artifact))
     random = np.random.default_rng(0)
     for weight in model.graph.initializer:
         values = numpy_helper.to_array(weight)

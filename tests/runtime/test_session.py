@@ -1,4 +1,4 @@
-"""Opening artefacts and running them: what fits, what is refused and how."""
+"""Opening artifacts and running them: what fits, what is refused and how."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def images() -> np.ndarray:
     return data.load("digits", "test").floats(slice(0, 33))
 
 
-def test_agrees_with_eager(artefact: Path, run: Path, images: np.ndarray) -> None:
-    session = vitrm.runtime.open(artefact, threads=1)
+def test_agrees_with_eager(artifact: Path, run: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(artifact, threads=1)
     model = checkpoints.load(str(run)).build()
     for batch in (1, 2, 33):
         result = session.infer(images[:batch])
@@ -45,16 +45,16 @@ def test_agrees_with_eager(artefact: Path, run: Path, images: np.ndarray) -> Non
         assert result.steps_used.dtype == np.int64
 
 
-def test_describes_itself(artefact: Path) -> None:
-    session = vitrm.runtime.open(artefact, threads=1)
+def test_describes_itself(artifact: Path) -> None:
+    session = vitrm.runtime.open(artifact, threads=1)
     assert session.metadata.steps == STEPS
     assert session.metadata.graph == "unrolled"
     assert session.metadata.image_size == 32
     assert session.backend == "onnxruntime-cpu"
     assert session.device
-    assert session.size_bytes == artefact.stat().st_size
+    assert session.size_bytes == artifact.stat().st_size
     assert session.threads == 1
-    assert session.path == artefact
+    assert session.path == artifact
     assert session.notes == ()
 
 
@@ -68,8 +68,8 @@ def test_baseline_has_logits_only(vit: Path, images: np.ndarray) -> None:
         session.infer(images, steps=3)
 
 
-def test_fp16_on_a_cpu_says_so(artefact: Path, tmp_path: Path) -> None:
-    half = with_props(artefact, tmp_path / "half.onnx", precision='"fp16"')
+def test_fp16_on_a_cpu_says_so(artifact: Path, tmp_path: Path) -> None:
+    half = with_props(artifact, tmp_path / "half.onnx", precision='"fp16"')
     (note,) = vitrm.runtime.open(half, threads=1).notes
     assert "computed in float32" in note
 
@@ -90,13 +90,13 @@ def test_fp16_on_a_cpu_says_so(artefact: Path, tmp_path: Path) -> None:
         ([[1.0]], "are a list"),
     ],
 )
-def test_refuses_wrong_images(artefact: Path, wrong: np.ndarray, message: str) -> None:
+def test_refuses_wrong_images(artifact: Path, wrong: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        vitrm.runtime.open(artefact, threads=1).infer(wrong)
+        vitrm.runtime.open(artifact, threads=1).infer(wrong)
 
 
-def test_refuses_a_depth_that_is_built_in_otherwise(artefact: Path, images: np.ndarray) -> None:
-    session = vitrm.runtime.open(artefact, threads=1)
+def test_refuses_a_depth_that_is_built_in_otherwise(artifact: Path, images: np.ndarray) -> None:
+    session = vitrm.runtime.open(artifact, threads=1)
     assert not session.takes_depth
     same = session.infer(images, steps=STEPS, halt_threshold=1.5)  # from 1 on, every threshold means never
     np.testing.assert_array_equal(same.logits, session.infer(images).logits)
@@ -150,24 +150,24 @@ def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) ->
     np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
 
 
-def test_cuda_where_there_is_none_is_an_error(artefact: Path, run: Path) -> None:
+def test_cuda_where_there_is_none_is_an_error(artifact: Path, run: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(UserError, match=r"device cuda was asked for.*--device cpu"):
-        vitrm.runtime.open(artefact, device="cuda")
+        vitrm.runtime.open(artifact, device="cuda")
     with pytest.raises(UserError, match="device cuda was asked for"):
         EagerSession(checkpoints.load(str(run)), device="cuda")
-    assert vitrm.runtime.open(artefact, device="auto", threads=1).backend == "onnxruntime-cpu"
+    assert vitrm.runtime.open(artifact, device="auto", threads=1).backend == "onnxruntime-cpu"
 
 
 @pytest.mark.parametrize(("device", "threads"), [("gpu", None), ("cpu", 0), ("cpu", 1.5)])
-def test_refuses_unknown_settings(artefact: Path, device: str, threads: int | None) -> None:
+def test_refuses_unknown_settings(artifact: Path, device: str, threads: int | None) -> None:
     with pytest.raises(UserError, match=r"expected (one of cpu, cuda, auto|a whole number)"):
-        vitrm.runtime.open(artefact, device=device, threads=threads)
+        vitrm.runtime.open(artifact, device=device, threads=threads)
 
 
-def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) -> None:
-    whole = artefact.read_bytes()
+def test_refuses_what_is_no_artifact(artifact: Path, run: Path, tmp_path: Path) -> None:
+    whole = artifact.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "text.onnx").write_text("not a model")
@@ -181,7 +181,7 @@ def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) 
         ("text.onnx", "not a whole ONNX file"),
         ("engine.plan", "no side-car engine.plan.json"),
         ("weights.pt", "export the run with vitrm-export"),
-        ("notes.txt", "not an artefact this version knows"),
+        ("notes.txt", "not an artifact this version knows"),
         (".", "is a folder"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
@@ -191,16 +191,16 @@ def test_refuses_what_is_no_artefact(artefact: Path, run: Path, tmp_path: Path) 
         vitrm.runtime.open(run)
 
 
-def test_refuses_metadata_that_is_not_ours(artefact: Path, tmp_path: Path) -> None:
-    bare = with_props(artefact, tmp_path / "bare.onnx", **dict.fromkeys([*Metadata.__dataclass_fields__, "sha256"]))
+def test_refuses_metadata_that_is_not_ours(artifact: Path, tmp_path: Path) -> None:
+    bare = with_props(artifact, tmp_path / "bare.onnx", **dict.fromkeys([*Metadata.__dataclass_fields__, "sha256"]))
     for source, message in [
         (bare, "not written by vitrm-export"),
-        (with_props(artefact, tmp_path / "a.onnx", format="99"), "metadata format 99"),
-        (with_props(artefact, tmp_path / "b.onnx", steps=None), "lacks"),
-        (with_props(artefact, tmp_path / "c.onnx", steps="{"), "damaged vitrm metadata"),
-        (with_props(artefact, tmp_path / "d.onnx", colour='"red"'), "unknown"),
-        (with_props(artefact, tmp_path / "e.onnx", model='{"kind": "vitrm"}'), "model is .*expected a config"),
-        (with_props(artefact, tmp_path / "f.onnx", graph='"spiral"'), "graph is 'spiral', expected one of unrolled"),
+        (with_props(artifact, tmp_path / "a.onnx", format="99"), "metadata format 99"),
+        (with_props(artifact, tmp_path / "b.onnx", steps=None), "lacks"),
+        (with_props(artifact, tmp_path / "c.onnx", steps="{"), "damaged vitrm metadata"),
+        (with_props(artifact, tmp_path / "d.onnx", color='"red"'), "unknown"),
+        (with_props(artifact, tmp_path / "e.onnx", model='{"kind": "vitrm"}'), "model is .*expected a config"),
+        (with_props(artifact, tmp_path / "f.onnx", graph='"spiral"'), "graph is 'spiral', expected one of unrolled"),
     ]:
         with pytest.raises(UserError, match=message):
             vitrm.runtime.open(source)
@@ -213,18 +213,18 @@ def test_refuses_a_graph_that_contradicts_its_metadata(vit: Path, tmp_path: Path
         vitrm.runtime.open(wrong)
 
 
-def test_refuses_shapes_that_contradict_the_metadata(artefact: Path, stepwise: Path, tmp_path: Path) -> None:
-    model = vitrm.runtime.open(artefact, threads=1).metadata.model
-    one = with_props(artefact, tmp_path / "one.onnx", classes='["cat"]')
+def test_refuses_shapes_that_contradict_the_metadata(artifact: Path, stepwise: Path, tmp_path: Path) -> None:
+    model = vitrm.runtime.open(artifact, threads=1).metadata.model
+    one = with_props(artifact, tmp_path / "one.onnx", classes='["cat"]')
     with pytest.raises(UserError, match="1 class names for a model of 10 classes"):
         vitrm.runtime.open(one)
     classes = {"classes": json.dumps(["cat", "dog"]), "model": json.dumps({**model, "classes": 2})}
-    two = with_props(artefact, tmp_path / "two.onnx", **classes)
+    two = with_props(artifact, tmp_path / "two.onnx", **classes)
     with pytest.raises(
         UserError, match=r"logits is float32 \[batch, 10\] in the graph, and float32 \[batch, 2\] after"
     ):
         vitrm.runtime.open(two)
-    large = with_props(artefact, tmp_path / "large.onnx", model=json.dumps({**model, "image_size": 64}))
+    large = with_props(artifact, tmp_path / "large.onnx", model=json.dumps({**model, "image_size": 64}))
     with pytest.raises(
         UserError, match=r"pixel_values is float32 \[batch, 3, 32, 32\] in the graph.*3, 64, 64\] after"
     ):
@@ -236,10 +236,10 @@ def test_refuses_shapes_that_contradict_the_metadata(artefact: Path, stepwise: P
         vitrm.runtime.open(tmp_path / "parts")
 
 
-def test_opens_and_runs_without_torch(artefact: Path) -> None:
+def test_opens_and_runs_without_torch(artifact: Path) -> None:
     script = WITHOUT_TORCH + (
         "import numpy, vitrm.runtime\n"
-        f"session = vitrm.runtime.open({str(artefact)!r}, threads=1)\n"
+        f"session = vitrm.runtime.open({str(artifact)!r}, threads=1)\n"
         "result = session.infer(numpy.zeros((2, 3, 32, 32), 'float32'))\n"
         "assert result.logits.shape == (2, 10)\n"
         "assert not any(m.split('.')[0] in ('torch', 'torchvision', 'onnx') for m in sys.modules)\n"
@@ -259,7 +259,7 @@ def test_import_needs_only_numpy_and_the_standard_library() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_missing_onnxruntime_names_the_extra(artefact: Path, tmp_path: Path) -> None:
+def test_missing_onnxruntime_names_the_extra(artifact: Path, tmp_path: Path) -> None:
     # An environment without the wheel: neither its package nor its record can be found.
     script = (
         "import importlib.metadata as m, sys\n"
@@ -270,7 +270,7 @@ def test_missing_onnxruntime_names_the_extra(artefact: Path, tmp_path: Path) -> 
         "    return find(name)\n"
         "m.version = version\n"
         "from vitrm.runtime.bench.cli import main\n"
-        f"sys.exit(main([{str(artefact)!r}]))"
+        f"sys.exit(main([{str(artifact)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
@@ -278,13 +278,13 @@ def test_missing_onnxruntime_names_the_extra(artefact: Path, tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_both_onnxruntime_wheels_are_explained(artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_onnxruntime_wheels_are_explained(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.22.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"onnxruntime .* and onnxruntime-gpu 1.22.0 are both installed.*uninstall"):
-        vitrm.runtime.open(artefact)
+        vitrm.runtime.open(artifact)
 
 
 def test_halting_is_part_of_the_graph(halting: Path, run: Path, images: np.ndarray) -> None:
@@ -309,7 +309,7 @@ def test_metadata_of_eager_is_the_checkpoints(run: Path) -> None:
     assert session.size_bytes > 0
 
 
-def test_a_stepwise_folder_must_be_whole_and_of_one_export(stepwise: Path, artefact: Path, tmp_path: Path) -> None:
+def test_a_stepwise_folder_must_be_whole_and_of_one_export(stepwise: Path, artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stepwise"
     shutil.copytree(stepwise, folder)
     with_props(folder / "heads.onnx", folder / "heads.onnx", weights_sha256='"other"')
@@ -318,7 +318,7 @@ def test_a_stepwise_folder_must_be_whole_and_of_one_export(stepwise: Path, artef
     shutil.copy(stepwise / "embed.onnx", folder / "heads.onnx")
     with pytest.raises(UserError, match=r"heads\.onnx: inputs .* are not those of a vitrm heads graph"):
         vitrm.runtime.open(folder)
-    shutil.copy(artefact, folder / "heads.onnx")
+    shutil.copy(artifact, folder / "heads.onnx")
     with pytest.raises(UserError, match="are not of one export"):
         vitrm.runtime.open(folder)
     (folder / "heads.onnx").write_bytes((stepwise / "heads.onnx").read_bytes()[:-50])

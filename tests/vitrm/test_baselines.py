@@ -15,7 +15,7 @@ from vitrm.baselines import BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
 from vitrm.training.loop import CLASSIFIERS
-from vitrm.training.parallel.cpu_workers import Lanes
+from vitrm.training.parallel.cpu_workers import Workers
 
 
 def test_vit_equals_torchvisions():
@@ -50,7 +50,7 @@ def test_vit_equals_torchvisions():
         torch.testing.assert_close(ours(images), theirs((images - 0.5) / 0.5), atol=1e-5, rtol=1e-5)
 
 
-def test_normalisation_is_inside():
+def test_normalization_is_inside():
     model = build_model(preset("resnet18", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])).eval()
     images = torch.rand(2, 3, 32, 32)
     by_hand = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
@@ -89,9 +89,9 @@ def test_a_convolution_begins_as_the_identity():
     torch.testing.assert_close(group.conv1(maps)[:, :6], maps)
 
 
-@pytest.mark.parametrize("lanes", [None, 2])
-def test_the_whitening_is_kept_and_not_trained(lanes):
-    learner = make_learner(small("airbench"), lanes=Lanes(lanes) if lanes else None)
+@pytest.mark.parametrize("workers", [None, 2])
+def test_the_whitening_is_kept_and_not_trained(workers):
+    learner = make_learner(small("airbench"), workers=Workers(workers) if workers else None)
     whitening = learner.model.net.whitening
     torch.manual_seed(1)
     images = torch.randn(64, 3, 16, 16).cumsum(3)  # neighbors are alike

@@ -133,9 +133,9 @@ def test_a_limited_part_is_the_same_every_time_and_in_range(digits):
             limited(digits.train, count)
 
 
-def test_normalisation_of_a_folder_is_its_own(photos):
+def test_normalization_of_a_folder_is_its_own(photos):
     images = data.load(str(photos()), "train", size=16)
-    found = data.normalisation(images)
+    found = data.normalization(images)
     assert found.mean == pytest.approx(tuple(images.floats().mean((0, 2, 3))), abs=1e-3)
 
 
@@ -153,7 +153,7 @@ def test_cifar_parts_are_disjoint(name):
     assert (len(train & validation), len(train & test), len(validation & test)) == twice
     assert all(len(np.unique(p.labels)) == len(p.classes) for p in parts)
     found = parts[0].floats(slice(0, 20_000)).mean((0, 2, 3))
-    assert found == pytest.approx(np.array(data.normalisation(parts[0]).mean), abs=0.01)
+    assert found == pytest.approx(np.array(data.normalization(parts[0]).mean), abs=0.01)
 
 
 def _png(width: int, height: int) -> bytes:

@@ -64,10 +64,10 @@ def test_whitened_patches_are_white():
     torch.testing.assert_close(patches[12:], -patches[:12])
 
 
-def test_colors_that_grey_images_lack_have_no_filter():
+def test_colors_that_gray_images_lack_have_no_filter():
     tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
-    grey = torch.randn(50, 1, 32, 32).expand(-1, 3, -1, -1)
-    tokenizer.whiten(grey)
+    gray = torch.randn(50, 1, 32, 32).expand(-1, 3, -1, -1)
+    tokenizer.whiten(gray)
     assert [bool(f.any()) for f in tokenizer.filters[:12]] == [True] * 4 + [False] * 8
 
 

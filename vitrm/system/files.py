@@ -1,10 +1,10 @@
 """Files that are either whole or not there.
 
-Everything the toolkit writes goes to a temporary neighbour first and gets its name by an atomic
+Everything the toolkit writes goes to a temporary neighbor first and gets its name by an atomic
 rename, so a killed command or a full disk leaves neither a half-written file nor a damaged old one.
 Of two commands that write the same file at once, the one that ends last wins, whole.
 
-The neighbour is in a folder of its own, `.NAME.SYSTEM-PID-XXXXXXXX.part`, with a file `lock` that its writer holds: what
+The neighbor is in a folder of its own, `.NAME.SYSTEM-PID-XXXXXXXX.part`, with a file `lock` that its writer holds: what
 the libraries below leave beside it (safetensors' `.tmp…`) goes with it.  What `kill -9` leaves is removed when the same
 name is written the next time: the lock is free then, whichever container the writer was in.  A kill between the making
 of the folder and of its lock is told by the PID, where that is of the same PID namespace, or else by time.

@@ -121,7 +121,7 @@ def mirror(pixels: Tensor, which: NDArray[np.bool_]) -> Tensor:
 
 
 def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
-    """Each image with a grey square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
+    """Each image with a gray square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
     b, _, h, w = pixels.shape
     rows, size = of or Rows.all(b)
     centers = torch.from_numpy(rng.integers(0, (h, w), (size, 2))[rows]).to(pixels.device)
@@ -160,12 +160,12 @@ def mix(
     *,
     led: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Mixes each image (and its target) with its neighbour in the batch, by Mixup or CutMix; α = 0 rules one out.
+    """Mixes each image (and its target) with its neighbor in the batch, by Mixup or CutMix; α = 0 rules one out.
 
     Mixup: λ a + (1 − λ) b.  CutMix: a rectangle of b with the share 1 − λ of the area, pasted into a,
     and λ corrected for what the border cut off.  λ ~ Beta(α, α); with both, a coin decides per batch.
-    The neighbour is the image before, the last one's of a whole batch for the first.  `led`: this is a part of a
-    batch, and its first image is there as the second one's neighbour only; it is not in the result.
+    The neighbor is the image before, the last one's of a whole batch for the first.  `led`: this is a part of a
+    batch, and its first image is there as the second one's neighbor only; it is not in the result.
     """
     alphas = [("mixup", mixup_alpha), ("cutmix", cutmix_alpha)]
     choices = [(how, alpha) for how, alpha in alphas if alpha > 0]
@@ -187,7 +187,7 @@ def mix(
 
 
 def _rectangle(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A rectangle (top, bottom, left, right) of about `area` of the image, its centre anywhere in it."""
+    """A rectangle (top, bottom, left, right) of about `area` of the image, its center anywhere in it."""
     half_h, half_w = round(height * area**0.5 / 2), round(width * area**0.5 / 2)
     y, x = int(rng.integers(height)), int(rng.integers(width))
     return max(y - half_h, 0), min(y + half_h, height), max(x - half_w, 0), min(x + half_w, width)

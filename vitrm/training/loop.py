@@ -35,7 +35,7 @@ from vitrm import __version__, checkpoint
 from vitrm.airbench import Whitening
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
-from vitrm.data import DATASETS, Images, normalisation
+from vitrm.data import DATASETS, Images, normalization
 from vitrm.errors import UserError
 from vitrm.fields import checked, shown
 from vitrm.model import WhitenedTokenizer
@@ -48,7 +48,7 @@ from vitrm.training import state as training_state
 from vitrm.training.augment import augment
 from vitrm.training.distillation import Teacher, check_teacher
 from vitrm.training.evaluate import DepthAccuracy, accuracy_by_depth
-from vitrm.training.parallel.device import Execution, compile_learner, lanes_for
+from vitrm.training.parallel.device import Execution, compile_learner, workers_for
 from vitrm.training.parallel.distributed import World, losses_explained
 from vitrm.training.progress import Reporter, Ticker
 from vitrm.training.recipe import Recipe
@@ -97,8 +97,8 @@ OnBatch = Callable[[int, int, list[float]], None]
 
 
 def fit_config(config: ModelConfig, images: Images) -> ModelConfig:
-    """`config` with the classes, image size and normalisation of `images`."""
-    norm = normalisation(images)
+    """`config` with the classes, image size and normalization of `images`."""
+    norm = normalization(images)
     return dataclasses.replace(
         config, classes=len(images.classes), image_size=images.pixels.shape[-1], mean=norm.mean, std=norm.std
     )
@@ -122,7 +122,7 @@ def train(
 ) -> TrainingResult:
     """Trains a model into the folder `out`, or with `resume` continues the run in it.
 
-    `model_config` takes its classes, image size and normalisation from the data.  A new run starts from the weights of
+    `model_config` takes its classes, image size and normalization from the data.  A new run starts from the weights of
     `init`, where one is given: a checkpoint of the same model, on any data (its classifier is left out for other
     classes).  `teacher` is a trained model whose answers count as `recipe.distill_weight` says; a run
     that is resumed needs the same one.  `settings` is any JSON
@@ -260,8 +260,8 @@ class Run:
                 if isinstance(module, (WhitenedTokenizer, Whitening)):
                     some = torch.from_numpy(data.train.pixels[:WHITENING_IMAGES]).to(self.device)
                     module.whiten((some.float() / 255 - model.mean) / model.std)
-            lanes = lanes_for(model, self.device, self.batch_size, world.size)
-            self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, lanes)
+            workers = workers_for(model, self.device, self.batch_size, world.size)
+            self.learner = Learner(model, recipe, self.device, self.bf16, world, asked, workers)
         self.progress = Progress()
         self.resumed = False
         self.settings: dict[str, Any] = {}
@@ -589,7 +589,7 @@ def _summary(result: BatchResult, share: float) -> Tensor:
 
 
 def _score(found: DepthAccuracy) -> tuple[float, float]:
-    """What selection maximises: the mean accuracy over the trained depths; the loss decides ties.
+    """What selection maximizes: the mean accuracy over the trained depths; the loss decides ties.
 
     Small validation sets tie often, and the earliest of the best is then seldom the best of them.
     """

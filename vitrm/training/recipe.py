@@ -24,8 +24,7 @@ from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.fields import check, choice, flag, from_values, real, shown, whole
-
-MAX_STEPS = 1024  # that training goes through, with gradient or without
+from vitrm.model_size import MAX_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class Recipe:
     # mirror images left to right: "on" (with chance 1/2), "off", "auto" (off for digits, else on), or "alternate": a random
     # half of the images in the first epoch, the other half in the next, and so on
     flip: str = choice("auto", "on", "off", "alternate")
-    cutout: int = whole(0, 0, 1024)  # side of a square at a random place that is made grey; 0 leaves it out
+    cutout: int = whole(0, 0, 1024)  # side of a square at a random place that is made gray; 0 leaves it out
     label_smoothing: float = real(0.0, 0, 1, below=True)  # share of a target spread over all classes
     randaugment_ops: int = whole(2, 0, 64)  # RandAugment operations per image; 0 leaves it out
     randaugment_magnitude: int = whole(9, 0, 30)  # RandAugment's strength

@@ -31,7 +31,7 @@ from vitrm.training.augment import Batch
 from vitrm.training.distillation import Taught, Teacher, classification_loss, divergence
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
-from vitrm.training.parallel.cpu_workers import Gradients, Lanes, Replica
+from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
 from vitrm.training.parallel.distributed import World
 from vitrm.training.recipe import Recipe
 
@@ -50,7 +50,7 @@ Carried = tuple[Tensor, Tensor]  # y [B, 1, D] and z [B, K, D], detached
 
 
 class Part(NamedTuple):
-    """What is computed at once of a batch: all of it, or a lane's part."""
+    """What is computed at once of a batch: all of it, or a worker's part."""
 
     batch: Batch
     taught: Taught | None
@@ -68,7 +68,7 @@ class Found(NamedTuple):
 
 
 class Functions:
-    """A model (the learner's, or a lane's replica of it) and its functions, which vitrm.training.parallel.device may replace by compiled ones."""
+    """A model (the learner's, or a worker's replica of it) and its functions, which vitrm.training.parallel.device may replace by compiled ones."""
 
     tokens: Callable[[Tensor], Tensor]
     step: Callable[[Embedded, State], State]
@@ -137,7 +137,7 @@ def step_loss(
 class Learner:
     """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it.
 
-    With `lanes` (in one process, on a CPU, for a model without dropout) a batch is shared by its cores: see vitrm.training.parallel.cpu_workers.
+    With `workers` (in one process, on a CPU, for a model without dropout) a batch is shared by its cores: see vitrm.training.parallel.cpu_workers.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Learner:
         bf16: bool,
         world: World | None = None,
         teacher: Teacher | None = None,
-        lanes: Lanes | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.model = model
         self.world = world or World()
@@ -163,14 +163,14 @@ class Learner:
         joint = recipe.supervision == "joint" and not recipe.free_steps
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
         self.share = 1.0
-        self.lanes = lanes
-        self.replicas = [Replica(model, lanes, bf16) for _ in range(lanes.count)] if lanes else []
+        self.workers = workers
+        self.replicas = [Replica(model, workers, bf16) for _ in range(workers.count)] if workers else []
         # One for each part of a batch that is computed at once.
         self.functions = [Functions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
-        cached = self.lanes is None  # see vitrm.training.parallel.cpu_workers
+        cached = self.workers is None  # see vitrm.training.parallel.cpu_workers
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
 
     def batch(self, batch: Batch, lr: float, free_steps: int = 0, share: float = 1.0) -> BatchResult:
@@ -232,11 +232,11 @@ class Learner:
             return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
 
     def _parts(self, whole: Part) -> list[Part]:
-        """What of a batch each lane computes; without lanes, all of it at once."""
-        if self.lanes is None:
+        """What of a batch each worker computes; without workers, all of it at once."""
+        if self.workers is None:
             return [whole]
         images = len(whole.batch.images)
-        slices = [self.lanes.part(lane, images) for lane in range(self.lanes.count)]
+        slices = [self.workers.part(worker, images) for worker in range(self.workers.count)]
         taught = whole.taught
         return [
             Part(
@@ -248,7 +248,7 @@ class Learner:
 
     def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[Carried | None]]:
         """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
-        if self.lanes is None:
+        if self.workers is None:
             self.model.zero_grad(set_to_none=True)
             found = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
             # The processes' gradients are averaged; their parts of the batch may differ in size.
@@ -260,13 +260,13 @@ class Learner:
         images = sum(len(part.batch.images) for part in parts)
         shares = [len(part.batch.images) / images for part in parts]
 
-        def in_lane(lane: int) -> tuple[Found, Gradients]:
-            replica = self.replicas[lane]
+        def in_worker(worker: int) -> tuple[Found, Gradients]:
+            replica = self.replicas[worker]
             replica.refresh()
-            found = self.compute(self.functions[lane], parts[lane], free_steps)
-            return found, replica.gradients(found.loss * shares[lane])
+            found = self.compute(self.functions[worker], parts[worker], free_steps)
+            return found, replica.gradients(found.loss * shares[worker])
 
-        results = self.lanes.map(in_lane)
+        results = self.workers.map(in_worker)
         total = results[0][1]
         for _, others in results[1:]:
             total.all.add_(others.all)

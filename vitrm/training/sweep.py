@@ -176,9 +176,9 @@ def draw(axis: Axis, rows: Sequence[Row], path: Path) -> None:
         spread = [[m - min(points[p]) for p, m in zip(x, means, strict=True)]]
         spread.append([max(points[p]) - m for p, m in zip(x, means, strict=True)])
         # One hue, darker line by line: the order of the other setting's values is what the eye should read.
-        colour = (0.1, 0.3, 0.6, 0.3 + 0.7 * (i + 1) / len(lines))
+        color = (0.1, 0.3, 0.6, 0.3 + 0.7 * (i + 1) / len(lines))
         bars = spread if any(len(points[p]) > 1 for p in x) else None
-        axes.errorbar(x, means, yerr=bars, marker="o", markersize=4, capsize=3, label=label, color=colour)
+        axes.errorbar(x, means, yerr=bars, marker="o", markersize=4, capsize=3, label=label, color=color)
     axes.set_xticks(range(len(axis.values)), [str(v) for v in axis.values])
     axes.set_xlabel(axis.name)
     axes.set_ylabel("test accuracy at the deepest trained step, %")

@@ -46,7 +46,7 @@ class Cuda:
     # Memory ------------------------------------------------------------------------------------
 
     def allocate(self, size: int) -> DeviceMemory:
-        """`size` bytes on the GPU, not initialised."""
+        """`size` bytes on the GPU, not initialized."""
         address = self._call(f"allocating {size} bytes on the GPU", self._api.cudaMalloc(max(size, 1)))
         return DeviceMemory(int(address), size, self._api.cudaFree)
 

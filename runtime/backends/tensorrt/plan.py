@@ -153,7 +153,7 @@ class Plan:
         if context is None:
             raise CudaError(f"{self.path}: no memory on the GPU for a batch of {batch}")
         if not context.set_optimization_profile_async(index, stream.handle):
-            raise UserError(f"{self.path}: {self.api} refused optimisation profile {index}")
+            raise UserError(f"{self.path}: {self.api} refused optimization profile {index}")
         for tensor in self.tensors.values():
             if not tensor.is_input:
                 continue

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, MAX_STEPS, PIXELS, STEPS, STEPS_USED
+from vitrm.model_size import MAX_STEPS
+from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.artifact.sidecar import Sidecar, weights_path
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Graph, PinnedArray, Stream
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, Tensor, choose_profile

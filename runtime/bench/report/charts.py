@@ -1,6 +1,6 @@
 """Charts as inline SVG, without a plotting library: a device that measures need not have one.
 
-Colours come from the page (`.s0`, `.s1` … set `color`), so that the same drawing suits a light and a dark one.
+Colors come from the page (`.s0`, `.s1` … set `color`), so that the same drawing suits a light and a dark one.
 Names are escaped here.
 """
 
@@ -25,7 +25,7 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
-    colour: int  # index of the page's series colour
+    color: int  # index of the page's series color
     spans: tuple[tuple[float, float], ...] = ()  # low and high at each point, drawn as a whisker
     dashed: bool = False
     marks_only: bool = False
@@ -117,7 +117,7 @@ def line_chart(
 
 
 def _draw(s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> str:
-    parts = [f'<g class="s{s.colour}">']
+    parts = [f'<g class="s{s.color}">']
     if not s.marks_only:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in s.points)
         dash = ' stroke-dasharray="5 5"' if s.dashed else ""
@@ -136,7 +136,7 @@ def _draw(s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> str:
 def distribution_chart(
     rows: Sequence[tuple[str, int, NDArray[np.float64]]], *, label: str, text: Callable[[float], str]
 ) -> str:
-    """One ridge a row (name, colour, milliseconds of every run): where its times lie, with p50, p90 and p99 marked."""
+    """One ridge a row (name, color, milliseconds of every run): where its times lie, with p50, p90 and p99 marked."""
     height_of_row, left = 58, 150
     height = len(rows) * height_of_row + _BOTTOM + 6
     marks = [np.percentile(samples, [50, 90, 99]) for _, _, samples in rows]
@@ -157,10 +157,10 @@ def distribution_chart(
     parts.append(
         f'<text class="name" x="{(left + _WIDTH - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{scale}</text>'
     )
-    for i, ((name, colour, samples), (p50, p90, p99)) in enumerate(zip(rows, marks, strict=True)):
+    for i, ((name, color, samples), (p50, p90, p99)) in enumerate(zip(rows, marks, strict=True)):
         base = 6 + (i + 1) * height_of_row - 6
         parts.append(
-            f'<g class="s{colour}"><text class="row" x="0" y="{base - 22}">{escape(_short(name))}'
+            f'<g class="s{color}"><text class="row" x="0" y="{base - 22}">{escape(_short(name))}'
             f'<title>{escape(name)}</title></text><text class="tick" x="0" y="{base - 5}">{text(p50)} · {text(p90)} · {text(p99)}</text>'
         )
         parts.append(_ridge(samples, x, base, height_of_row - 16))

@@ -29,20 +29,20 @@ _MOST = 12  # things that charts with a row or a line for each can show
 def render(result: BenchResult) -> str:
     """The page.  `result` must carry its evidence, as `bench` returns it."""
     assert result.evidence is not None
-    colours = _colours(result)
+    colors = _colors(result)
     subjects = result.evidence.subjects
     sections = [
         _section("Figures", _warnings(result) + _cards(result) + _figures(result)),
-        _section("Latency", _latency(result, colours)),
+        _section("Latency", _latency(result, colors)),
         _section("Accuracy against latency", _frontier(result)),
         _section("Halting", _halting(result)),
-        _section("Corruptions", _corruptions(result.corruptions, colours)),
-        _section("Accuracy by depth", _depth(result.evidence.depth_curves, colours)),
+        _section("Corruptions", _corruptions(result.corruptions, colors)),
+        _section("Accuracy by depth", _depth(result.evidence.depth_curves, colors)),
         _section("Where the answers differ", _differences(subjects)),
-        _section("What was measured", "".join(_card(s, result) for s in subjects if s.kind == "artefact")),
+        _section("What was measured", "".join(_card(s, result) for s in subjects if s.kind == "artifact")),
         _section("How it was measured", _method(result)),
     ]
-    title = f"vitrm-bench: {', '.join(r.name for r in _first_rows(result) if r.kind == 'artefact')}"
+    title = f"vitrm-bench: {', '.join(r.name for r in _first_rows(result) if r.kind == 'artifact')}"
     return neutral(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -64,20 +64,20 @@ def _first_rows(result: BenchResult) -> list[Row]:
     return [r for r in result.rows if r.batch == result.rows[0].batch]
 
 
-def _colours(result: BenchResult) -> dict[str, int]:
-    """A series colour by name; the eager model is neutral, because everything is compared with it."""
+def _colors(result: BenchResult) -> dict[str, int]:
+    """A series color by name; the eager model is neutral, because everything is compared with it."""
     names = dict.fromkeys(r.name for r in result.rows if r.kind != "eager")
     return {name: 1 + i % _COLOURS for i, name in enumerate(names)}
 
 
 def _headline(result: BenchResult) -> str:
     """The finding in one sentence."""
-    artefacts = [r for r in _first_rows(result) if r.kind == "artefact" and r.ok]
-    if not artefacts:
+    artifacts = [r for r in _first_rows(result) if r.kind == "artifact" and r.ok]
+    if not artifacts:
         return "Nothing could be measured"
-    timed = [r for r in artefacts if r.latency_ms]
-    best = min(timed, key=lambda r: r.latency_ms.p50 if r.latency_ms else 0) if timed else artefacts[0]
-    subject = best.name if len(artefacts) == 1 else f"{best.name}, the fastest of {len(artefacts)},"
+    timed = [r for r in artifacts if r.latency_ms]
+    best = min(timed, key=lambda r: r.latency_ms.p50 if r.latency_ms else 0) if timed else artifacts[0]
+    subject = best.name if len(artifacts) == 1 else f"{best.name}, the fastest of {len(artifacts)},"
     parts = []
     if best.speedup is not None:
         parts.append(f"runs {best.speedup:.2f} × as fast as eager PyTorch at batch {best.batch}")
@@ -95,10 +95,10 @@ def _warnings(result: BenchResult) -> str:
 
 
 def _cards(result: BenchResult) -> str:
-    artefacts = [r for r in _first_rows(result) if r.kind == "artefact" and r.ok]
-    if len(artefacts) != 1:
+    artifacts = [r for r in _first_rows(result) if r.kind == "artifact" and r.ok]
+    if len(artifacts) != 1:
         return ""
-    row = artefacts[0]
+    row = artifacts[0]
     cards = []
     if row.latency_ms:
         cards.append(
@@ -155,13 +155,13 @@ def _align(name: str) -> str:
 # Charts ----------------------------------------------------------------------------------------
 
 
-def _latency(result: BenchResult, colours: dict[str, int]) -> str:
+def _latency(result: BenchResult, colors: dict[str, int]) -> str:
     assert result.evidence is not None
     batches = list(dict.fromkeys(r.batch for r in result.rows))
     figures = []
     for batch in batches:
         rows = [
-            (s.name, colours.get(s.name, 0), s.times_ms[batch]) for s in result.evidence.subjects if batch in s.times_ms
+            (s.name, colors.get(s.name, 0), s.times_ms[batch]) for s in result.evidence.subjects if batch in s.times_ms
         ]
         if 0 < len(rows) <= _MOST:
             label = f"Distribution of latency at batch {batch}: " + "; ".join(
@@ -178,11 +178,11 @@ def _latency(result: BenchResult, colours: dict[str, int]) -> str:
                 )
             )
     if len(batches) > 1:
-        figures.append(_by_batch(result, colours, batches))
+        figures.append(_by_batch(result, colors, batches))
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _by_batch(result: BenchResult, colours: dict[str, int], batches: Sequence[int]) -> str:
+def _by_batch(result: BenchResult, colors: dict[str, int], batches: Sequence[int]) -> str:
     series = []
     for name in dict.fromkeys(r.name for r in result.rows):
         rows = [r for r in result.rows if r.name == name and r.latency_ms]
@@ -190,7 +190,7 @@ def _by_batch(result: BenchResult, colours: dict[str, int], batches: Sequence[in
         if latencies:
             points = tuple((float(b), v.p50 / b) for b, v in latencies)
             spans = tuple((v.min / b, v.p90 / b) for b, v in latencies)
-            series.append(Series(name, points, colours.get(name, 0), spans))
+            series.append(Series(name, points, colors.get(name, 0), spans))
     if not 0 < len(series) <= _MOST:
         return ""
     label = "Milliseconds per image by batch size: " + "; ".join(
@@ -217,7 +217,7 @@ def _frontier(result: BenchResult) -> str:
         places = [
             (r, r.latency_ms.p50 / batch, r.accuracy)
             for r in result.rows
-            if r.batch == batch and r.ok and r.latency_ms and r.accuracy is not None and r.kind == "artefact"
+            if r.batch == batch and r.ok and r.latency_ms and r.accuracy is not None and r.kind == "artifact"
         ]
         if len(places) < 3:
             continue
@@ -248,7 +248,7 @@ def _frontier(result: BenchResult) -> str:
             y_limits=(0.0, 1.0),
         )
         figures.append(
-            _figure(f"Batch {batch}", chart, "Every artefact at every depth and threshold measured.", _legend(series))
+            _figure(f"Batch {batch}", chart, "Every artifact at every depth and threshold measured.", _legend(series))
         )
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
@@ -314,7 +314,7 @@ def _reliability(choice: HaltingChoice) -> str:
     return _figure(f"{choice.name}: is halt_prob true?", chart, caption, _legend(series))
 
 
-def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:
+def _depth(curves: Iterable[DepthCurve], colors: dict[str, int]) -> str:
     figures = []
     for curve in curves:
         depths = range(1, len(curve.accuracy) + 1)
@@ -326,7 +326,7 @@ def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:
                 0,
                 dashed=True,
             ),
-            *(Series(name, ((x, y),), colours.get(name, 1), marks_only=True) for name, x, y in curve.points),
+            *(Series(name, ((x, y),), colors.get(name, 1), marks_only=True) for name, x, y in curve.points),
         ]
         label = f"Accuracy of {Path(curve.run).name} by steps: " + ", ".join(
             f"{table.percent(a, 1)} at {d}" for d, a in zip(depths, curve.accuracy, strict=True)
@@ -341,7 +341,7 @@ def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:
             y_limits=(0.0, 1.0),
         )
         note = (
-            f"{Path(curve.run).name} after each step, on {curve.images:,} test images; a ring is an artefact's own answer on them. "
+            f"{Path(curve.run).name} after each step, on {curve.images:,} test images; a ring is an artifact's own answer on them. "
             "The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
         )
         figures.append(_figure(None, chart, note, _legend(series)))
@@ -357,7 +357,7 @@ def _depth(curves: Iterable[DepthCurve], colours: dict[str, int]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _corruptions(found: Sequence[Robustness], colours: dict[str, int]) -> str:
+def _corruptions(found: Sequence[Robustness], colors: dict[str, int]) -> str:
     """What follows, charts by severity, and every figure."""
     if not found:
         return ""
@@ -365,8 +365,8 @@ def _corruptions(found: Sequence[Robustness], colours: dict[str, int]) -> str:
     warnings = "".join(f'<p class="{"warn" if warns else "hint"}">{escape(text)}.</p>' for text, warns in told)
     figures = []
     if 1 < len(found) <= _MOST:
-        together = [Series(one.name, _by_severity(one, "accuracy"), colours.get(one.name, 0)) for one in found]
-        figures.append(_severity_figure("All artefacts", together, "Mean over the corruptions."))
+        together = [Series(one.name, _by_severity(one, "accuracy"), colors.get(one.name, 0)) for one in found]
+        figures.append(_severity_figure("All artifacts", together, "Mean over the corruptions."))
     for one in found:
         groups = dict.fromkeys(c.group for c in one.corruptions)
         series = [
@@ -413,7 +413,7 @@ def _severity_figure(title: str, series: Sequence[Series], caption: str) -> str:
 def _corruption_figures(found: Robustness) -> str:
     columns = corruption_table.head(found)
     head = "".join(
-        f'<th scope="col"{_align("artefact" if not i else c)}>{escape(c)}</th>' for i, c in enumerate(columns)
+        f'<th scope="col"{_align("artifact" if not i else c)}>{escape(c)}</th>' for i, c in enumerate(columns)
     )
     rows = "".join(
         f'<tr{" class=failed" if budget == BROKEN else ""}><th scope="row">{escape(name)}</th>'
@@ -437,18 +437,18 @@ def _legend(series: Sequence[Series]) -> str:
     items = []
     for s in series:
         shape = "ring" if s.marks_only else "dash" if s.dashed else "line"
-        items.append(f'<li><span class="key {shape} s{s.colour}"></span>{escape(s.name)}</li>')
+        items.append(f'<li><span class="key {shape} s{s.color}"></span>{escape(s.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-# Images, artefacts, method -----------------------------------------------------------------------
+# Images, artifacts, method -----------------------------------------------------------------------
 
 
 def _differences(subjects: Sequence[Subject]) -> str:
     galleries = []
-    agreeing = False  # the images of an artefact that agrees are the same for the next one
+    agreeing = False  # the images of an artifact that agrees are the same for the next one
     for subject in subjects:
-        if subject.kind == "artefact":
+        if subject.kind == "artifact":
             galleries.append(gallery(subject, repeat=agreeing))
             agreeing |= subject.comparison is not None and not len(subject.comparison.disagreeing)
     return "".join(galleries)

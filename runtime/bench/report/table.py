@@ -128,7 +128,7 @@ def _cells(row: Row, chosen: list[Column]) -> list[str]:
 
 
 COLUMNS: list[Column] = [
-    ("artefact", lambda r: r.name),
+    ("artifact", lambda r: r.name),
     ("backend", lambda r: r.backend or "–"),
     ("precision", lambda r: r.precision or "–"),
     ("steps", depth),
@@ -152,9 +152,9 @@ ENERGY: list[Column] = [
         lambda r: milliseconds(None if r.joules_per_correct_image is None else r.joules_per_correct_image * 1e3),
     ),
 ]
-_SPEED = {"artefact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
-_ANSWERS = {"artefact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
-LEFT = {"artefact", "backend", "precision"}
+_SPEED = {"artifact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
+_ANSWERS = {"artifact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
+LEFT = {"artifact", "backend", "precision"}
 
 
 def _table(result: BenchResult, columns: list[Column], title: str | None = None, once: bool = False) -> Table:
@@ -164,12 +164,12 @@ def _table(result: BenchResult, columns: list[Column], title: str | None = None,
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "artefact", overflow="fold")
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "artifact", overflow="fold")
     first = result.rows[0].batch if result.rows else None
     rows = [r for r in result.rows if not once or r.batch == first]
     for i, row in enumerate(rows):
         cells = _cells(row, columns)
-        style = "red" if not row.ok else "dim" if row.kind != "artefact" else ""
+        style = "red" if not row.ok else "dim" if row.kind != "artifact" else ""
         last_of_batch = i + 1 < len(rows) and rows[i + 1].batch != row.batch
         table.add_row(*(Text(c) for c in cells), style=style, end_section=last_of_batch)
     return table

@@ -110,7 +110,7 @@ def _motion_blur(images: Floats, severity: int, generators: Generators) -> Float
 
 
 def _zoom_blur(images: Floats, severity: int, generators: Generators) -> Floats:
-    """The mean of magnifications about the centre, by 1.00, 1.01, … up to the largest."""
+    """The mean of magnifications about the center, by 1.00, 1.01, … up to the largest."""
     magnifications = 1 + np.arange((6, 11, 16, 21, 26)[severity - 1]) / 100
     total = images.copy()  # CIFAR-10-C counts the image itself twice
     for magnification in magnifications:
@@ -145,8 +145,8 @@ def _snow(images: Floats, severity: int, generators: Generators) -> Floats:
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     angles = _each(generators, lambda g: g.uniform(-3 * np.pi / 4, -np.pi / 4))
     flakes = _convolve(flakes, _trails(angles, trail * scale))
-    grey = np.tensordot(np.asarray([0.299, 0.587, 0.114], np.float32), images, ([0], [1]))[:, None]
-    pale = np.maximum(images, grey * 1.5 + 0.5)
+    gray = np.tensordot(np.asarray([0.299, 0.587, 0.114], np.float32), images, ([0], [1]))[:, None]
+    pale = np.maximum(images, gray * 1.5 + 0.5)
     return kept * images + (1 - kept) * pale + flakes + flakes[:, :, ::-1, ::-1]
 
 
@@ -179,7 +179,7 @@ def _elastic_transform(images: Floats, severity: int, generators: Generators) ->
     field = _each(generators, lambda g: g.uniform(-1, 1, (2, height, width)).astype(np.float32))
     field = _convolve(field, smoothing) * (local * scale / np.sqrt((smoothing**2).sum() / 3))
     y, x = (np.arange(extent, dtype=np.float32) - (extent - 1) / 2 for extent in (height, width))
-    third = max(1.0, min(height, width) / 3)  # the corners' distance from the centre, along each axis
+    third = max(1.0, min(height, width) / 3)  # the corners' distance from the center, along each axis
     first, second, last = (moved[:, i, :, None, None] for i in range(3))  # at (+, +), (+, −) and (−, −)
     whole = (first + last) / 2 + (second - last) / 2 * (y[:, None] / third) + (first - second) / 2 * (x[None] / third)
     field = field + whole
@@ -267,7 +267,7 @@ def _gaussian(deviation: float) -> Floats:
 
 
 def _trails(angles: Floats, deviation: float) -> Floats:
-    """Kernels [n, k, k] that sum to 1: from the centre out along each of `angles` [n], fading as half a Gaussian."""
+    """Kernels [n, k, k] that sum to 1: from the center out along each of `angles` [n], fading as half a Gaussian."""
     reach = max(1, int(np.ceil(3 * deviation)))
     along = np.arange(reach + 1)
     weights = np.exp(-0.5 * (along / deviation) ** 2)
@@ -284,7 +284,7 @@ def _trails(angles: Floats, deviation: float) -> Floats:
 
 
 def _magnified(images: Floats, times: float) -> Floats:
-    """Images [n, c, H, W] enlarged about their centre, cut to the same size."""
+    """Images [n, c, H, W] enlarged about their center, cut to the same size."""
     for axis in (2, 3):
         extent = images.shape[axis]
         at = (np.arange(extent) - (extent - 1) / 2) / times + (extent - 1) / 2
@@ -299,7 +299,7 @@ def _displaced(images: Floats, rows: Floats, columns: Floats) -> Floats:
     """Images [n, c, H, W] read at positions [n, H, W] between pixels; beyond the edges they are mirrored."""
     count, channels, height, width = images.shape
     flat = images.reshape(count, channels, -1)
-    (top, bottom, down), (left, right, across) = _neighbours(rows, height), _neighbours(columns, width)
+    (top, bottom, down), (left, right, across) = _neighbors(rows, height), _neighbors(columns, width)
 
     def at(row: NDArray[np.int64], column: NDArray[np.int64]) -> Floats:
         return np.take_along_axis(flat, (row * width + column).reshape(count, 1, -1), 2).reshape(images.shape)
@@ -309,7 +309,7 @@ def _displaced(images: Floats, rows: Floats, columns: Floats) -> Floats:
     return above * (1 - down) + below * down
 
 
-def _neighbours(at: Floats, extent: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+def _neighbors(at: Floats, extent: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
     """The pixels before and after positions [n, H, W] along an axis, and how far behind the first they lie [n, 1, H, W]."""
     last = extent - 1
     mirrored = np.clip(last - np.abs(last - np.abs(at)), 0, last)
@@ -329,9 +329,9 @@ def _plasma(draws: Floats, decay: float) -> Floats:
         corners = clouds[:, whole, whole]
         pairs = corners + np.roll(corners, -1, 1), corners + np.roll(corners, -1, 2)
         clouds[:, half, half] = (pairs[0] + np.roll(pairs[0], -1, 2)) / 4 + amount * draws[:, half, half]
-        centres = clouds[:, half, half]
-        clouds[:, whole, half] = (pairs[1] + centres + np.roll(centres, 1, 1)) / 4 + amount * draws[:, whole, half]
-        clouds[:, half, whole] = (pairs[0] + centres + np.roll(centres, 1, 2)) / 4 + amount * draws[:, half, whole]
+        centers = clouds[:, half, half]
+        clouds[:, whole, half] = (pairs[1] + centers + np.roll(centers, 1, 1)) / 4 + amount * draws[:, whole, half]
+        clouds[:, half, whole] = (pairs[0] + centers + np.roll(centers, 1, 2)) / 4 + amount * draws[:, half, whole]
         step, amount = step // 2, amount / decay
     clouds -= clouds.min((1, 2), keepdims=True)
     return (clouds / np.maximum(clouds.max((1, 2), keepdims=True), 1e-12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What artefacts do on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
+"""What artifacts do on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
 
 A halting threshold keeps its accuracy budget on images like those it was chosen on.  This says what becomes of it when the
 world changes: full depth and halting answer the same corrupted images, and the difference is paired, image by image.
@@ -33,7 +33,7 @@ BROKEN = "broken"  # more is lost than the budget, with 95 % confidence
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What an artefact does at its depth and threshold, on the same images."""
+    """What an artifact does at its depth and threshold, on the same images."""
 
     accuracy: float  # in [0, 1]
     full_accuracy: float | None = None  # at full depth; None where it never halts, or its threshold is built in
@@ -45,7 +45,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class UnderCorruption:
-    """An artefact under one corruption."""
+    """An artifact under one corruption."""
 
     name: str
     group: str  # noise, blur, weather or digital
@@ -57,9 +57,9 @@ class UnderCorruption:
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """An artefact on corrupted images."""
+    """An artifact on corrupted images."""
 
-    name: str  # the artefact's, with its setting where it is measured at several
+    name: str  # the artifact's, with its setting where it is measured at several
     data: str
     images: int  # under each corruption and severity
     total: int  # of them in the data set's part
@@ -67,7 +67,7 @@ class Robustness:
     steps: int | None  # None for a baseline
     halt_threshold: float | None  # 1 or more never halts; None for a baseline
     budget: float | None  # that halting may give up, in [0, 1]; None where what it gives up is not known
-    budget_from: str | None  # chosen: in this run; stored: in the artefact; default: nobody named one
+    budget_from: str | None  # chosen: in this run; stored: in the artifact; default: nobody named one
     clean: Figures  # the same images as they are
     corruptions: tuple[UnderCorruption, ...]
     mean: Figures  # over the corruptions
@@ -97,27 +97,27 @@ def measure_corruptions(
     report: Callable[[str, float], None],
     corruptions: Sequence[Corruption] = CORRUPTIONS,
 ) -> tuple[Robustness, ...]:
-    """Every artefact among `entries` on at most `images` of its `samples`, under each of `corruptions` at every severity.
+    """Every artifact among `entries` on at most `images` of its `samples`, under each of `corruptions` at every severity.
 
-    `choices` are the thresholds that this run chose, by artefact: their budgets are what halting may give up.
+    `choices` are the thresholds that this run chose, by artifact: their budgets are what halting may give up.
     `report` is called with what is being done and the fraction of it that is done.  Appends to `notes` what could not be
-    measured and why.  Artefacts that failed before are left out.
+    measured and why.  Artifacts that failed before are left out.
     """
-    artefacts = [e for e in entries if e.kind == "artefact" and e.predictions is not None]
-    unlabelled = [e.name for e in artefacts if samples[e.group].labels is None]
+    artifacts = [e for e in entries if e.kind == "artifact" and e.predictions is not None]
+    unlabelled = [e.name for e in artifacts if samples[e.group].labels is None]
     if unlabelled:
         notes.append(f"not measured under corruptions, which needs labelled images: {', '.join(unlabelled)}")
     parts = {id(s): _part(s, images) for s in samples.values() if s.labels is not None}
     measured: dict[str, Robustness] = {}
     for number, (which, sample) in enumerate(parts.items()):
-        members = [e for e in artefacts if id(samples[e.group]) == which]
+        members = [e for e in artifacts if id(samples[e.group]) == which]
 
         def progress(done: float, before: int = number) -> None:
             report("accuracy under corruptions", (before + done) / len(parts))
 
         for entry, answers in _run(members, sample, corruptions, notes, progress):
             measured[entry.key] = _robustness(entry, sample, corruptions, answers, choices)
-    return tuple(measured[e.key] for e in artefacts if e.key in measured)
+    return tuple(measured[e.key] for e in artifacts if e.key in measured)
 
 
 # Running ---------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def measure_corruptions(
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of one artefact, image by image [n]."""
+    """Of one artifact, image by image [n]."""
 
     right: NDArray[np.bool_]
     full_right: NDArray[np.bool_] | None  # at full depth, where that is known
@@ -180,7 +180,7 @@ def _run(
 def _answer(
     entry: Entry, pixels: NDArray[np.uint8], sample: Sample, runs: dict[tuple[str, int, float], Predictions]
 ) -> _Answers:
-    """An entry's answers to `pixels`; `runs` has those that another setting of the same artefact has already given."""
+    """An entry's answers to `pixels`; `runs` has those that another setting of the same artifact has already given."""
     session, own = entry.session, entry.metadata
 
     def run(threshold: float) -> Predictions:

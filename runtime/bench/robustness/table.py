@@ -1,4 +1,4 @@
-"""What corrupted images do, as text: a table for each artefact, and what follows from it in sentences."""
+"""What corrupted images do, as text: a table for each artifact, and what follows from it in sentences."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def basis(found: Sequence[Robustness]) -> list[str]:
 
 
 def sentences(found: Robustness) -> list[tuple[str, bool]]:
-    """What follows for one artefact, and whether it is a warning."""
+    """What follows for one artifact, and whether it is a warning."""
     told = [_budget(found)] if _halts(found) else []
     clean, mean = found.clean, found.mean
     if clean.mean_halt_prob is not None and mean.mean_halt_prob is not None:
@@ -142,7 +142,7 @@ def _budget(found: Robustness) -> tuple[str, bool]:
     if found.budget is None:
         return (
             f"what halting costs {found.name} under corruptions is not known, as its threshold is built in: a loop or stepwise "
-            "artefact says it",
+            "artifact says it",
             False,
         )
     origin = {"chosen": "chosen now", "stored": "stored in it", "default": "the default, as it has none of its own"}

@@ -93,7 +93,7 @@ def test_weights_are_stored_once_under_their_names(recursion, model):
         if name not in ("mean", "std"):
             parameter = parameters[name.removesuffix(".T")].detach().numpy()
             np.testing.assert_array_equal(value.const_value.numpy(), parameter.T if name.endswith(".T") else parameter)
-    # A quantiser finds its weights as the constant right-hand side of a MatMul, never behind a Transpose.
+    # A quantizer finds its weights as the constant right-hand side of a MatMul, never behind a Transpose.
     for node in deep.graph:
         if node.op_type == "Transpose":
             assert node.inputs[0].const_value is None

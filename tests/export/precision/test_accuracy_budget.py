@@ -1,4 +1,4 @@
-"""--max-drop: the fewest sites in floating point that keep the accuracy, judged on the artefact itself."""
+"""--max-drop: the fewest sites in floating point that keep the accuracy, judged on the artifact itself."""
 
 from __future__ import annotations
 

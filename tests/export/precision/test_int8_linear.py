@@ -15,13 +15,13 @@ from small_models import SMALL, small
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate, load_calibration
-from vitrm.calib.quantize import quantise_weight
+from vitrm.calib.quantize import quantize_weight
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
 from vitrm.errors import UserError
 from vitrm.export import cli, export
-from vitrm.export import pipeline as artefact
+from vitrm.export import pipeline as artifact
 from vitrm.export.graph import layouts as shapes
 from vitrm.export.graph.fragments import trace_vitrm
 from vitrm.export.precision.conversion import int8_fragments
@@ -217,7 +217,7 @@ def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
         kept.save(file)
         return found
 
-    monkeypatch.setattr(artefact, "calibrate", meanwhile)
+    monkeypatch.setattr(artifact, "calibrate", meanwhile)
     settings = {"precision": "int8", "target": "tensorrt", "calibration": file}
     made = export(checkpoint, tmp_path / "a.onnx", steps=calibration.steps, **settings)
     assert made.calibration == kept
@@ -231,7 +231,7 @@ def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
 
 
 def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(artefact, "calibrate", None)
+    monkeypatch.setattr(artifact, "calibrate", None)
     for path, message in ((tmp_path / "a.txt", "ending in"), (tmp_path, "is a folder|ending in")):
         with pytest.raises(UserError, match=message):
             export(checkpoint, path, precision="int8", calibration=tmp_path / "c.json")
@@ -261,7 +261,7 @@ def test_a_transformer_in_int8_is_the_eager_model_with_the_same_roundings(name, 
     modules = dict(model.named_modules())
     for layer in layers:
         extent, module = found.at(0, "net", layer), modules[layer]
-        integers, scales = quantise_weight(module.weight.detach().T.contiguous().numpy())
+        integers, scales = quantize_weight(module.weight.detach().T.contiguous().numpy())
         module.weight.data = torch.from_numpy(integers * scales).T.contiguous()
         module.register_forward_pre_hook(lambda _, x, e=extent: (rounded(x[0], *e, target),))
     with torch.no_grad():
@@ -304,7 +304,7 @@ def _normalize(model: torch.nn.Module, images: np.ndarray) -> None:
 )
 def test_a_network_of_convolutions_in_int8(name, target, convolutions, tmp_path, monkeypatch):
     few = load("digits", "train").take(slice(0, 64))
-    monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
+    monkeypatch.setattr(artifact, "calibration_images", lambda *_: (few, ""))
     torch.manual_seed(0)
     config = small(name) if name in SMALL else preset(name)
     model = build_model(config)

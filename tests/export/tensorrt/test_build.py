@@ -51,7 +51,7 @@ def graph(nodes, inputs, outputs, constants=None, opset=19, domains=()):
     return helper.make_model(made, opset_imports=opsets, ir_version=9 if opset < 23 else 10)
 
 
-def quantised(scale, zero, *, dtype=FLOAT):
+def quantized(scale, zero, *, dtype=FLOAT):
     """x → QuantizeLinear → DequantizeLinear → y."""
     constants = {"s": scale} | ({} if zero is None else {"z": zero})
     names = ["s"] + (["z"] if zero is not None else [])
@@ -140,11 +140,11 @@ def array(value, dtype):
     ("model", "message"),
     [
         (attention(), "attend is an Attention operator, which TensorRT's builder refuses or crashes on"),
-        (quantised(array(0.1, "f4"), array(0, "u1")), "quantize is uint8, which TensorRT computes otherwise"),
-        (quantised(array(0.1, "f4"), None), "quantize is uint8"),  # what ONNX says where nothing is said
-        (quantised(array(0.1, "f4"), array(3, "i1")), "zero point other than 0"),
-        (quantised(array(0.1, "f4"), array(0, "i1"), dtype=HALF), "scale of another type than its tensor .*float16"),
-        (integer_bias(), "dequantises int32 .*leave biases in floating point"),
+        (quantized(array(0.1, "f4"), array(0, "u1")), "quantize is uint8, which TensorRT computes otherwise"),
+        (quantized(array(0.1, "f4"), None), "quantize is uint8"),  # what ONNX says where nothing is said
+        (quantized(array(0.1, "f4"), array(3, "i1")), "zero point other than 0"),
+        (quantized(array(0.1, "f4"), array(0, "i1"), dtype=HALF), "scale of another type than its tensor .*float16"),
+        (integer_bias(), "dequantizes int32 .*leave biases in floating point"),
         (dynamic(), "dynamic is a DynamicQuantizeLinear, int8 of another runtime: .*--target tensorrt"),
         (contrib(), "gelu is a FusedGelu of com.microsoft"),
         (loop(declared=True), r"recursion carries c of shape \['b', 4\] and gives it back as \['b', 8\]"),

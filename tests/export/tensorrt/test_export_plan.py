@@ -19,7 +19,7 @@ from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
 from vitrm.export import export
-from vitrm.export import pipeline as artefact
+from vitrm.export import pipeline as artifact
 from vitrm.export.graph.layouts import unrolled
 from vitrm.export.tensorrt.build import Built, EngineOptions, build_engine
 from vitrm.runtime.artifact.metadata import PARTS, Metadata
@@ -83,7 +83,7 @@ def test_halting_and_every_step_build_with_several_profiles(recursion, run, tmp_
 @pytest.mark.parametrize("name", ["resnet18", *(name for name in SMALL if name != "mobilenetv2-cifar")])
 def test_baselines_in_int8_build(tmp_path, monkeypatch, name):
     few = load("digits", "train").take(slice(0, 64))
-    monkeypatch.setattr(artefact, "calibration_images", lambda *_: (few, ""))
+    monkeypatch.setattr(artifact, "calibration_images", lambda *_: (few, ""))
     torch.manual_seed(0)
     config = small(name) if name in SMALL else preset(name)
     net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")

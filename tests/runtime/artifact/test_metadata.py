@@ -1,4 +1,4 @@
-"""What an artefact says of itself is checked before it is used: it may come from anyone."""
+"""What an artifact says of itself is checked before it is used: it may come from anyone."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def same(a: Result, b: Result) -> bool:
 # The digest -----------------------------------------------------------------------------------------
 
 
-def test_the_digest_is_the_one_that_is_described(artefact: Path) -> None:
-    model = onnx.load(str(artefact))
+def test_the_digest_is_the_one_that_is_described(artifact: Path) -> None:
+    model = onnx.load(str(artifact))
     props = {p.key: p.value for p in model.metadata_props}
     del model.metadata_props[:]
     assert props[DIGEST] == digest_of(model, props)
@@ -60,7 +60,7 @@ def flipped(data: bytes, generator: random.Random, positions: range) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << generator.randrange(8)]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize("graph", ["loop", "artefact"])
+@pytest.mark.parametrize("graph", ["loop", "artifact"])
 def test_a_flipped_bit_is_refused_or_changes_nothing(graph: str, tmp_path: Path, request) -> None:
     source: Path = request.getfixturevalue(graph)
     data, expected, damaged = source.read_bytes(), answers(source), tmp_path / "a.onnx"
@@ -85,10 +85,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(graph: str, tmp_path: Path,
     assert refused > 0.9 * total
 
 
-def test_a_flipped_bit_in_a_side_car_is_refused_or_changes_nothing(artefact: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_side_car_is_refused_or_changes_nothing(artifact: Path, tmp_path: Path) -> None:
     plan = tmp_path / "a.plan"
     plan.write_bytes(b"not looked into")
-    sidecar = Sidecar(vitrm.runtime.open(artefact).metadata, engine_of(plan))
+    sidecar = Sidecar(vitrm.runtime.open(artifact).metadata, engine_of(plan))
     write_sidecar(sidecar, sidecar_path(plan))
     data, generator = sidecar_path(plan).read_bytes(), random.Random(0)
     refused = 0
@@ -108,13 +108,13 @@ def engine_of(plan: Path) -> Engine:
     )  # fmt: skip
 
 
-def test_a_file_that_was_changed_on_purpose_opens_when_asked(artefact: Path, tmp_path: Path, capsys) -> None:
-    model = onnx.load(str(artefact))
+def test_a_file_that_was_changed_on_purpose_opens_when_asked(artifact: Path, tmp_path: Path, capsys) -> None:
+    model = onnx.load(str(artifact))
     model.producer_name = "another tool"
     onnx.save(model, str(tmp_path / "a.onnx"))
     with pytest.raises(UserError, match=r"its own metadata says .*verify=False\) or vitrm-bench --no-verify"):
         vitrm.runtime.open(tmp_path / "a.onnx")
-    assert same(answers(tmp_path / "a.onnx", verify=False), answers(artefact))
+    assert same(answers(tmp_path / "a.onnx", verify=False), answers(artifact))
     words = [
         str(tmp_path / "a.onnx"),
         "--limit",
@@ -228,11 +228,11 @@ def test_a_plan_is_not_built_of_weights_from_elsewhere(loop: Path, place: Path) 
         ("missing", "must be copied along: .*missing does not exist"),
     ],
 )
-def test_weights_lie_in_the_files_own_folder(location: str, message: str, artefact: Path, place: Path) -> None:
+def test_weights_lie_in_the_files_own_folder(location: str, message: str, artifact: Path, place: Path) -> None:
     (place / "link").symlink_to("../weights")
     (place / "sub").symlink_to("..")
     os.mkfifo(place / "fifo")
-    path = external(artefact, place / "a.onnx", location.format(outside=place.parent))
+    path = external(artifact, place / "a.onnx", location.format(outside=place.parent))
     began = time.process_time()
     with pytest.raises(UserError, match=message) as caught:
         vitrm.runtime.open(path)
@@ -240,12 +240,12 @@ def test_weights_lie_in_the_files_own_folder(location: str, message: str, artefa
     assert time.process_time() - began < 5
 
 
-def test_weights_beside_the_file_are_part_of_it(artefact: Path, place: Path) -> None:
-    path = external(artefact, place / "a.onnx", "sub/a.data")
+def test_weights_beside_the_file_are_part_of_it(artifact: Path, place: Path) -> None:
+    path = external(artifact, place / "a.onnx", "sub/a.data")
     (place / "sub").mkdir()
     shutil.copy(place.parent / "weights", place / "sub" / "a.data")
     write_metadata(path, path, inspect(path, verify=False).metadata)
-    expected = answers(artefact)
+    expected = answers(artifact)
     session = vitrm.runtime.open(path, threads=1)
     assert same(session.infer(IMAGES), expected)
     assert session.size_bytes == path.stat().st_size + (place / "sub" / "a.data").stat().st_size
@@ -261,7 +261,7 @@ def test_weights_beside_the_file_are_part_of_it(artefact: Path, place: Path) -> 
         vitrm.runtime.open(path)
     (version / "model.onnx").rename(version / "a.onnx")
     shutil.move(place / "sub" / "a.data", place / "model.onnx")
-    clash = external(artefact, place / "b.onnx", "model.onnx")
+    clash = external(artifact, place / "b.onnx", "model.onnx")
     write_metadata(clash, clash, inspect(clash, verify=False).metadata)
     with pytest.raises(UserError, match=r"keeps weights in 'model\.onnx', which is model\.onnx here"):
         triton.add_file(place / "models", "b", clash)
@@ -277,13 +277,13 @@ def test_a_loop_with_weights_beside_it_is_served_with_them_inside(loop: Path, pl
     assert same(answers(version / "model.onnx"), answers(loop))
 
 
-def test_a_plans_weights_are_those_it_was_built_from(artefact: Path, halting: Path, tmp_path: Path) -> None:
-    plan, metadata = tmp_path / "a.plan", vitrm.runtime.open(artefact).metadata
+def test_a_plans_weights_are_those_it_was_built_from(artifact: Path, halting: Path, tmp_path: Path) -> None:
+    plan, metadata = tmp_path / "a.plan", vitrm.runtime.open(artifact).metadata
     with pytest.raises(UserError, match=r"holds no weights and .*a\.plan\.onnx is not there"):
         read_weights(plan, metadata)
-    shutil.copy(artefact, weights_path(plan))
+    shutil.copy(artifact, weights_path(plan))
     assert read_weights(plan, metadata) == weights_path(plan)
-    with_props(artefact, weights_path(plan), weights_sha256='"other"')
+    with_props(artifact, weights_path(plan), weights_sha256='"other"')
     with pytest.raises(UserError, match=r"has other weights \(other\) than"):
         read_weights(plan, metadata)
 
@@ -411,7 +411,7 @@ def test_depth_is_no_bomb(tmp_path: Path) -> None:
         vitrm.runtime.open(tmp_path / "a.onnx")
 
 
-def test_special_files_are_not_opened(artefact: Path, tmp_path: Path) -> None:
+def test_special_files_are_not_opened(artifact: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.onnx")
     os.mkfifo(tmp_path / "b.plan.json")
     (tmp_path / "b.plan").write_bytes(b"plan")

@@ -95,9 +95,9 @@ def test_what_counts_as_exact_is_exact_on_this_cpu(rows, columns):
         np.testing.assert_array_equal(sums, pixels @ weight.astype(int))
 
 
-def test_an_int8_file_from_before_the_rule_has_a_note_where_it_matters(artefact, tmp_path, monkeypatch):
-    old = with_props(artefact, tmp_path / "old.onnx", precision='"int8"', target='"cpu"', exact_sums=None)
-    new = with_props(artefact, tmp_path / "new.onnx", precision='"int8"', target='"cpu"', exact_sums="true")
+def test_an_int8_file_from_before_the_rule_has_a_note_where_it_matters(artifact, tmp_path, monkeypatch):
+    old = with_props(artifact, tmp_path / "old.onnx", precision='"int8"', target='"cpu"', exact_sums=None)
+    new = with_props(artifact, tmp_path / "new.onnx", precision='"int8"', target='"cpu"', exact_sums="true")
     for features, noted in ((("avx2",), True), (("avx2", "avx_vnni"), False), (("avx512f", "avx512_vnni"), False)):
         monkeypatch.setattr(machine, "cpu_features", lambda f=features: f)
         monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")

@@ -55,7 +55,7 @@ def test_what_is_not_finite_agrees_with_nothing(broken: float) -> None:
 
 
 def test_wilson() -> None:
-    # Textbook values (Brown, Cai & DasGupta's definition), and its behaviour at the ends.
+    # Textbook values (Brown, Cai & DasGupta's definition), and its behavior at the ends.
     low, high = wilson(81, 263)
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
     assert wilson(0, 10)[0] == 0
@@ -76,9 +76,9 @@ def test_least_certain_comes_first() -> None:
     assert least_certain(Predictions(logits, None, None), 2).tolist() == [1, 2]
 
 
-def test_predict_is_the_same_in_any_batches(artefact: Path) -> None:
+def test_predict_is_the_same_in_any_batches(artifact: Path) -> None:
     pixels = data.load("digits", "test").pixels[:45]
-    session = vitrm.runtime.open(artefact, threads=1)
+    session = vitrm.runtime.open(artifact, threads=1)
     fractions: list[float] = []
     whole = predict(session, pixels, batch=45)
     parts = predict(session, pixels, batch=20, progress=fractions.append)

@@ -49,12 +49,12 @@ def test_help_is_quick_and_whole() -> None:
     assert seconds < 1  # 0.2 on a quiet machine
 
 
-def test_prints_table_and_writes_files(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_table_and_writes_files(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures, page = tmp_path / "new" / "bench.json", tmp_path / "report.html"
-    assert main([str(artefact), *QUICK, "--json", str(figures), "--report", str(page), "--min-agreement", "1"]) == 0
+    assert main([str(artifact), *QUICK, "--json", str(figures), "--report", str(page), "--min-agreement", "1"]) == 0
     out = capsys.readouterr().out
     for text in (
-        "artefact",
+        "artifact",
         "p50 ms",
         "× eager",
         "agreement",
@@ -73,12 +73,12 @@ def test_prints_table_and_writes_files(artefact: Path, tmp_path: Path, capsys: p
 
 
 def test_bad_input_is_one_line_and_2(
-    artefact: Path, run: Path, vit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    artifact: Path, run: Path, vit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = artefact.read_bytes()
+    whole = artifact.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "file").write_text("")
-    (tmp_path / "linked.onnx").hardlink_to(artefact)
+    (tmp_path / "linked.onnx").hardlink_to(artifact)
     (tmp_path / "x.plan.json").write_text("{}")
     weights = (run / "model.safetensors").read_bytes()
     for args, message in [
@@ -86,21 +86,21 @@ def test_bad_input_is_one_line_and_2(
         ([str(tmp_path / "cut.onnx")], "may be truncated"),
         ([str(tmp_path)], "is a folder"),
         ([str(run)], "is a run folder"),
-        ([str(artefact), "--run", str(vit_run)], "is a vit, the artefact a vitrm"),
-        ([str(artefact), "--run", "nowhere"], "no run folder"),
-        ([str(artefact), "--data", "nothing"], "unknown data set"),
-        ([str(artefact), "--compile", "--no-eager"], "choose one"),
-        ([str(artefact), "--min-agreement", "1", "--no-eager"], "needs the eager model"),
-        ([str(artefact), "--json", str(tmp_path)], "is a folder: name a file"),
-        ([str(artefact), "--report", str(tmp_path / "file" / "r.html")], "is a file, expected a folder"),
-        ([str(artefact), "--json", "/dev/full"], "not a regular file"),
-        ([str(artefact), "--json", str(tmp_path / "a"), "--report", str(tmp_path / "a")], "different names"),
-        ([str(artefact), "--report", str(artefact)], "is read by this command"),
-        ([str(artefact), "--json", str(tmp_path / "linked.onnx")], "is read by this command"),
-        ([str(artefact), "--json", str(tmp_path / "cut.onnx")], "is an ONNX file, which it would replace"),
-        ([str(artefact), "--json", str(tmp_path / "x.plan.json")], "is the side-car of a plan"),
-        ([str(artefact), "--json", str(run / "config.json")], "is part of the model in"),
-        ([str(artefact), "--report", str(run / "model.safetensors")], "is a file of weights"),
+        ([str(artifact), "--run", str(vit_run)], "is a vit, the artifact a vitrm"),
+        ([str(artifact), "--run", "nowhere"], "no run folder"),
+        ([str(artifact), "--data", "nothing"], "unknown data set"),
+        ([str(artifact), "--compile", "--no-eager"], "choose one"),
+        ([str(artifact), "--min-agreement", "1", "--no-eager"], "needs the eager model"),
+        ([str(artifact), "--json", str(tmp_path)], "is a folder: name a file"),
+        ([str(artifact), "--report", str(tmp_path / "file" / "r.html")], "is a file, expected a folder"),
+        ([str(artifact), "--json", "/dev/full"], "not a regular file"),
+        ([str(artifact), "--json", str(tmp_path / "a"), "--report", str(tmp_path / "a")], "different names"),
+        ([str(artifact), "--report", str(artifact)], "is read by this command"),
+        ([str(artifact), "--json", str(tmp_path / "linked.onnx")], "is read by this command"),
+        ([str(artifact), "--json", str(tmp_path / "cut.onnx")], "is an ONNX file, which it would replace"),
+        ([str(artifact), "--json", str(tmp_path / "x.plan.json")], "is the side-car of a plan"),
+        ([str(artifact), "--json", str(run / "config.json")], "is part of the model in"),
+        ([str(artifact), "--report", str(run / "model.safetensors")], "is a file of weights"),
     ]:
         assert main([*args, *QUICK]) == 2, args
         captured = capsys.readouterr()
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_2(
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1
         assert captured.out == ""
-    assert artefact.read_bytes() == whole
+    assert artifact.read_bytes() == whole
     assert (run / "model.safetensors").read_bytes() == weights
 
 
@@ -129,24 +129,24 @@ def test_bad_input_is_one_line_and_2(
         [],
     ],
 )
-def test_bad_flags_are_2(artefact: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flags_are_2(artifact: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([str(artefact), *flags] if flags else [])
+        main([str(artifact), *flags] if flags else [])
     assert caught.value.code == 2
     assert "usage: vitrm-bench" in capsys.readouterr().err
 
 
-def test_cuda_asked_where_none_is(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_asked_where_none_is(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert main([str(artefact), *QUICK, "--device", "cuda"]) == 2
+    assert main([str(artifact), *QUICK, "--device", "cuda"]) == 2
     assert "device cuda was asked for" in capsys.readouterr().err
 
 
-def test_a_failed_artefact_is_2_after_the_others(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(artefact), "missing.onnx", *QUICK]) == 2
+def test_a_failed_artifact_is_2_after_the_others(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(artifact), "missing.onnx", *QUICK]) == 2
     captured = capsys.readouterr()
     assert "✗ missing.onnx: missing.onnx does not exist" in captured.out
     assert "100.00 %" in captured.out
@@ -167,14 +167,14 @@ def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("flag", ["--json", "--report"])
-def test_full_disk_leaves_the_old_file(artefact: Path, tmp_path: Path, flag: str) -> None:
+def test_full_disk_leaves_the_old_file(artifact: Path, tmp_path: Path, flag: str) -> None:
     target = tmp_path / "out"
     target.write_text("old")
 
     def limit() -> None:  # the kernel refuses to let any file grow beyond this, as a full disk would
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
-    done = command(artefact, *QUICK, "--no-eager", flag, target, preexec_fn=limit)
+    done = command(artifact, *QUICK, "--no-eager", flag, target, preexec_fn=limit)
     assert done.returncode == 2
     assert "while writing" in done.stderr
     assert "Traceback" not in done.stderr
@@ -183,19 +183,19 @@ def test_full_disk_leaves_the_old_file(artefact: Path, tmp_path: Path, flag: str
 
 
 def test_no_space_left_is_explained(
-    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert main([str(artefact), *QUICK, "--json", str(tmp_path / "bench.json")]) == 2
+    assert main([str(artifact), *QUICK, "--json", str(tmp_path / "bench.json")]) == 2
     assert "no space left on the disk while writing" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_works_without_torch(artefact: Path) -> None:
-    script = WITHOUT_TORCH + f"from vitrm.runtime.bench.cli import main\nsys.exit(main({[str(artefact), *QUICK]!r}))"
+def test_works_without_torch(artifact: Path) -> None:
+    script = WITHOUT_TORCH + f"from vitrm.runtime.bench.cli import main\nsys.exit(main({[str(artifact), *QUICK]!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch is not installed, so there is no eager model" in done.stdout
@@ -203,7 +203,7 @@ def test_works_without_torch(artefact: Path) -> None:
     assert "tiny.onnx" in done.stdout
 
 
-def test_works_with_numpy_and_onnxruntime_alone(artefact: Path, tmp_path: Path) -> None:
+def test_works_with_numpy_and_onnxruntime_alone(artifact: Path, tmp_path: Path) -> None:
     """What docs/jetson.md calls needed: without the rest there is a plain table, no progress, and noise to run on."""
     absent = (
         "torch",
@@ -219,24 +219,24 @@ def test_works_with_numpy_and_onnxruntime_alone(artefact: Path, tmp_path: Path) 
     )
     script = WITHOUT_TORCH.replace('("torch", "torchvision")', repr(absent))
     script += (
-        f"from vitrm.runtime.bench.cli import main\nsys.exit(main({[str(artefact), *QUICK, '--json', 'b.json']!r}))"
+        f"from vitrm.runtime.bench.cli import main\nsys.exit(main({[str(artifact), *QUICK, '--json', 'b.json']!r}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split()[:2] == ["artefact", "backend"]
+    assert lines[0].split()[:2] == ["artifact", "backend"]
     assert lines[2].startswith("tiny.onnx  onnxruntime-cpu  fp32")
     assert "noise" in done.stdout
     assert json.loads((tmp_path / "b.json").read_text())["rows"][0]["latency_ms"]["n"] >= 10
 
 
-def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
+def test_narrow_terminal_gets_two_tables(artifact: Path) -> None:
     from rich.console import Console
 
     from vitrm.runtime.bench.report.table import print_result
     from vitrm.runtime.bench.run import bench
 
-    found = bench([artefact], batches=(1, 2), limit=5, seconds=0.05, threads=1, eager=False)
+    found = bench([artifact], batches=(1, 2), limit=5, seconds=0.05, threads=1, eager=False)
     for width, titles in ((100, 1), (180, 0)):
         console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
         print_result(found, console)
@@ -248,10 +248,10 @@ def test_narrow_terminal_gets_two_tables(artefact: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
-def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, output: str, code: int) -> None:
+def test_figures_are_written_whoever_reads(artifact: Path, tmp_path: Path, output: str, code: int) -> None:
     """Also on a terminal that has no characters but ASCII."""
     figures, page = tmp_path / "bench.json", tmp_path / "report.html"
-    words = [sys.executable, "-m", "vitrm.runtime.bench.cli", artefact, *QUICK, "--no-eager"]
+    words = [sys.executable, "-m", "vitrm.runtime.bench.cli", artifact, *QUICK, "--no-eager"]
     words += ["--json", figures, "--report", page]
     line = f"set -o pipefail; {shlex.join(map(str, words))} {output}"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
@@ -262,8 +262,8 @@ def test_figures_are_written_whoever_reads(artefact: Path, tmp_path: Path, outpu
     assert "</html>" in page.read_text()
 
 
-def test_interrupt_is_clean(artefact: Path, tmp_path: Path) -> None:
-    args = [artefact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
+def test_interrupt_is_clean(artifact: Path, tmp_path: Path) -> None:
+    args = [artifact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
     # On a terminal it says what it does: the signal comes while it measures.
     terminal, its_end = pty.openpty()
     process = interruptible(

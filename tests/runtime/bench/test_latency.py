@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vitrm.runtime.bench import latency
-from vitrm.runtime.bench.latency import Timing, interleave, speedup, summarise
+from vitrm.runtime.bench.latency import Timing, interleave, speedup, summarize
 from vitrm.runtime.system.machine import CpuClock
 
 
@@ -39,10 +39,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_percentiles() -> None:
-    found = summarise(np.arange(1.0, 102.0))
+    found = summarize(np.arange(1.0, 102.0))
     assert (found.p50, found.p90, found.p99) == (51, 91, 100)
     assert (found.min, found.max, found.mean, found.n) == (1, 101, 51, 101)
-    single = summarise(np.array([2.5]))
+    single = summarize(np.array([2.5]))
     assert (single.p50, single.p99, single.n) == (2.5, 2.5, 1)
 
 

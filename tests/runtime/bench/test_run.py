@@ -23,23 +23,23 @@ QUICK = {"seconds": 0.05, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def result(artefact: Path, rough: Path) -> BenchResult:
-    return bench([artefact, rough], batches=(1, 4), depths=True, **QUICK)
+def result(artifact: Path, rough: Path) -> BenchResult:
+    return bench([artifact, rough], batches=(1, 4), depths=True, **QUICK)
 
 
 def row(result: BenchResult, name: str, batch: int = 1) -> Row:
     return next(r for r in result.rows if r.name == name and r.batch == batch)
 
 
-def test_rows_are_eager_then_artefacts_at_each_batch(result: BenchResult) -> None:
+def test_rows_are_eager_then_artifacts_at_each_batch(result: BenchResult) -> None:
     found = [(r.kind, r.name, r.batch) for r in result.rows]
-    names = [("eager", "eager PyTorch"), ("artefact", "tiny.onnx"), ("artefact", "rough.onnx")]
+    names = [("eager", "eager PyTorch"), ("artifact", "tiny.onnx"), ("artifact", "rough.onnx")]
     assert found == [(kind, name, batch) for batch in (1, 4) for kind, name in names]
     assert all(r.ok for r in result.rows)
     assert result.failed == ()
 
 
-def test_an_exact_artefact_agrees(result: BenchResult, artefact: Path, run: Path) -> None:
+def test_an_exact_artifact_agrees(result: BenchResult, artifact: Path, run: Path) -> None:
     exact = row(result, "tiny.onnx")
     assert exact.agreement == 1
     assert exact.flips is not None
@@ -50,11 +50,11 @@ def test_an_exact_artefact_agrees(result: BenchResult, artefact: Path, run: Path
     assert exact.accuracy == row(result, "eager PyTorch").accuracy
     assert exact.mean_steps_used == STEPS
     assert (exact.steps, exact.graph, exact.precision) == (STEPS, "unrolled", "fp32")
-    assert exact.bytes == artefact.stat().st_size
+    assert exact.bytes == artifact.stat().st_size
     assert exact.weights_sha256 == checkpoints.load(str(run)).weights_id
 
 
-def test_a_rough_artefact_does_not_and_the_counts_add_up(result: BenchResult) -> None:
+def test_a_rough_artifact_does_not_and_the_counts_add_up(result: BenchResult) -> None:
     rough, eager = row(result, "rough.onnx"), row(result, "eager PyTorch")
     assert rough.agreement is not None
     assert rough.accuracy is not None
@@ -87,7 +87,7 @@ def test_latency_is_measured_in_the_same_rounds(result: BenchResult) -> None:
         assert 0 < t.min <= t.p50 <= t.p90 <= t.p99 <= t.max
         assert t.n >= result.rounds
         assert r.images_per_s == pytest.approx(r.batch / t.mean * 1000)
-        if r.kind == "artefact":
+        if r.kind == "artifact":
             assert r.speedup is not None
             assert r.speedup_range is not None
             assert r.speedup_range[0] <= r.speedup <= r.speedup_range[1]
@@ -129,7 +129,7 @@ def test_depth_curve(result: BenchResult) -> None:
     assert all(0 <= h <= 1 for h in curve.halt_prob)
 
 
-def test_halting_artefact_has_an_eager_row_that_halts(halting: Path) -> None:
+def test_halting_artifact_has_an_eager_row_that_halts(halting: Path) -> None:
     found = bench([halting], batches=(1,), limit=50, **QUICK)
     eager, own = found.rows
     assert own.agreement == 1
@@ -142,14 +142,14 @@ def test_halting_artefact_has_an_eager_row_that_halts(halting: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["loop", "stepwise"])
 def test_one_file_is_measured_at_several_depths_and_thresholds(
-    request: pytest.FixtureRequest, artefact: Path, kind: str
+    request: pytest.FixtureRequest, artifact: Path, kind: str
 ) -> None:
     path = request.getfixturevalue(kind)
     session = open_session(path, threads=1)
     images = data.load("digits", "test").floats()
     early = clear_threshold([session.infer(images, steps=steps).halt_prob for steps in range(1, 6)])
-    result = bench([path, artefact], steps=(1, 3, 5), halt_thresholds=(early, 1.0), batches=(1,), **QUICK)
-    rows = [r for r in result.rows if r.kind == "artefact" and r.graph == kind]
+    result = bench([path, artifact], steps=(1, 3, 5), halt_thresholds=(early, 1.0), batches=(1,), **QUICK)
+    rows = [r for r in result.rows if r.kind == "artifact" and r.graph == kind]
     assert [(r.steps, r.halt_threshold) for r in rows] == [(1, 1.0), (3, early), (3, 1.0), (5, early), (5, 1.0)]
     assert len({r.name for r in rows}) == 5
     eager = {(r.steps, r.halt_threshold): r for r in result.rows if r.kind == "eager"}
@@ -165,8 +165,8 @@ def test_one_file_is_measured_at_several_depths_and_thresholds(
     assert row(result, "tiny.onnx").steps == STEPS
 
 
-def test_other_depths_of_one_run_have_their_own_eager_rows(artefact: Path, halting: Path) -> None:
-    found = bench([artefact, halting], batches=(1,), limit=20, **QUICK)
+def test_other_depths_of_one_run_have_their_own_eager_rows(artifact: Path, halting: Path) -> None:
+    found = bench([artifact, halting], batches=(1,), limit=20, **QUICK)
     assert [r.name for r in found.rows] == [
         "eager PyTorch · 3 steps · no halting",
         "tiny.onnx",
@@ -176,16 +176,16 @@ def test_other_depths_of_one_run_have_their_own_eager_rows(artefact: Path, halti
     assert [r.agreement for r in found.rows] == [None, 1, None, 1]
 
 
-def test_models_of_two_kinds_each_have_their_own_reference(artefact: Path, vit: Path) -> None:
-    found = bench([artefact, vit], batches=(2,), limit=20, **QUICK)
+def test_models_of_two_kinds_each_have_their_own_reference(artifact: Path, vit: Path) -> None:
+    found = bench([artifact, vit], batches=(2,), limit=20, **QUICK)
     assert [r.name for r in found.rows] == ["eager PyTorch · run", "tiny.onnx", "eager PyTorch · vit-run", "vit.onnx"]
     assert [r.agreement for r in found.rows] == [None, 1, None, 1]
     assert [r.steps for r in found.rows] == [STEPS, STEPS, None, None]
 
 
-def test_a_failed_artefact_is_a_row_and_the_rest_goes_on(artefact: Path, tmp_path: Path) -> None:
-    (tmp_path / "cut.onnx").write_bytes(artefact.read_bytes()[:1000])
-    found = bench([tmp_path / "cut.onnx", artefact], batches=(1, 2), limit=10, **QUICK)
+def test_a_failed_artifact_is_a_row_and_the_rest_goes_on(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes(artifact.read_bytes()[:1000])
+    found = bench([tmp_path / "cut.onnx", artifact], batches=(1, 2), limit=10, **QUICK)
     assert [r.name for r in found.failed] == ["cut.onnx"]
     assert "truncated" in row(found, "cut.onnx").status
     assert row(found, "cut.onnx", 2).status == row(found, "cut.onnx").status
@@ -196,61 +196,61 @@ def test_a_failed_artefact_is_a_row_and_the_rest_goes_on(artefact: Path, tmp_pat
 def test_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.onnx does not exist.*; .*b.onnx does not exist"):
         bench([tmp_path / "a.onnx", tmp_path / "b.onnx"])
-    with pytest.raises(UserError, match="no artefact"):
+    with pytest.raises(UserError, match="no artifact"):
         bench([])
 
 
 def test_run_of_another_kind_or_other_weights_is_refused(
-    artefact: Path, run: Path, vit_run: Path, tmp_path: Path
+    artifact: Path, run: Path, vit_run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"vit-run is a vit, the artefact a vitrm.*exported from run"):
-        bench([artefact], run=str(vit_run), **QUICK)
+    with pytest.raises(UserError, match=r"vit-run is a vit, the artifact a vitrm.*exported from run"):
+        bench([artifact], run=str(vit_run), **QUICK)
     checkpoints.save(tmp_path / "retrained", make_checkpoint("tiny", seed=1))
     with pytest.raises(UserError, match=r"retrained has other weights"):
-        bench([artefact], run=str(tmp_path / "retrained"), **QUICK)
+        bench([artifact], run=str(tmp_path / "retrained"), **QUICK)
     same_weights = shutil.copytree(run, tmp_path / "other-n")
     config = json.loads((same_weights / "config.json").read_text())
     config["model"]["n"] = 5
     del config["sha256"]
     (same_weights / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"other settings \(n 5, the artefact 2\)"):
-        bench([artefact], run=str(same_weights), **QUICK)
+    with pytest.raises(UserError, match=r"other settings \(n 5, the artifact 2\)"):
+        bench([artifact], run=str(same_weights), **QUICK)
     with pytest.raises(UserError, match="no run folder"):
-        bench([artefact], run="nowhere", **QUICK)
-    assert bench([artefact], run=str(run), batches=(1,), limit=5, **QUICK).rows[1].agreement == 1
+        bench([artifact], run="nowhere", **QUICK)
+    assert bench([artifact], run=str(run), batches=(1,), limit=5, **QUICK).rows[1].agreement == 1
 
 
 def test_reference_is_found_from_elsewhere(
-    artefact: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    alone = shutil.copy(artefact, tmp_path / "alone.onnx")
+    alone = shutil.copy(artifact, tmp_path / "alone.onnx")
     found = bench([alone], batches=(1,), limit=5, **QUICK)
     assert [r.name for r in found.rows] == ["alone.onnx"]
     assert found.rows[0].agreement is None
     assert any("--run" in note and "no agreement" in note for note in found.notes)
-    assert bench([artefact], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # its run lies beside it
+    assert bench([artifact], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # its run lies beside it
     shutil.copytree(run, tmp_path / "runs" / "run")
     assert bench([alone], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # under ./runs
-    inside = shutil.copy(artefact, tmp_path / "runs" / "run" / "inside.onnx")
+    inside = shutil.copy(artifact, tmp_path / "runs" / "run" / "inside.onnx")
     monkeypatch.chdir("/")
     assert bench([inside], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # inside its run folder
 
 
-def test_a_run_called_what_no_folder_can_be_called_is_not_found(artefact: Path) -> None:
-    metadata = replace(open_session(artefact).metadata, run="é" * 300, weights_sha256="0" * 64)
+def test_a_run_called_what_no_folder_can_be_called_is_not_found(artifact: Path) -> None:
+    metadata = replace(open_session(artifact).metadata, run="é" * 300, weights_sha256="0" * 64)
     with pytest.raises(UserError, match="no eager model to compare"):
-        find_reference(metadata, artefact)
+        find_reference(metadata, artifact)
 
 
 def test_retrained_run_of_the_same_name_is_not_compared_with(
-    artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoints.save(tmp_path / "run", make_checkpoint("tiny", seed=1))
-    alone = shutil.copy(artefact, tmp_path / "alone.onnx")
+    alone = shutil.copy(artifact, tmp_path / "alone.onnx")
     found = bench([alone], batches=(1,), limit=5, **QUICK)
-    assert [r.kind for r in found.rows] == ["artefact"]
+    assert [r.kind for r in found.rows] == ["artifact"]
     assert any("run has other weights" in note for note in found.notes)
 
 
@@ -263,9 +263,9 @@ def test_depths_that_were_never_trained_are_named(loop: Path, tmp_path: Path) ->
     assert not any("trained to" in note for note in bench([loop], **QUICK, limit=4, batches=[1], eager=False).notes)
 
 
-def test_without_the_data_set_agreement_is_on_photographs(artefact: Path, tmp_path: Path) -> None:
+def test_without_the_data_set_agreement_is_on_photographs(artifact: Path, tmp_path: Path) -> None:
     # Under its folder, so that the run is found beside it.
-    foreign = with_props(artefact, artefact.with_name("foreign.onnx"), data='{"name": "cifar10"}')
+    foreign = with_props(artifact, artifact.with_name("foreign.onnx"), data='{"name": "cifar10"}')
     found = bench([foreign], batches=(1,), data_dir=tmp_path, **QUICK)
     own = row(found, "foreign.onnx")
     assert own.accuracy is None
@@ -278,7 +278,7 @@ def test_without_the_data_set_agreement_is_on_photographs(artefact: Path, tmp_pa
         bench([foreign], data="cifar10", data_dir=tmp_path, **QUICK)
 
 
-def test_data_with_other_classes_is_refused(artefact: Path, tmp_path: Path) -> None:
+def test_data_with_other_classes_is_refused(artifact: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -287,13 +287,13 @@ def test_data_with_other_classes_is_refused(artefact: Path, tmp_path: Path) -> N
         for i in range(4):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
     with pytest.raises(UserError, match=r"has 2 classes \(cat, dog\), but .*tiny.onnx was trained on 10"):
-        bench([artefact], data=str(tmp_path), **QUICK)
+        bench([artifact], data=str(tmp_path), **QUICK)
 
 
-def test_same_file_names_are_told_apart(artefact: Path, tmp_path: Path) -> None:
-    other = shutil.copy(artefact, tmp_path / "tiny.onnx")
-    found = bench([artefact, other, artefact], batches=(1,), limit=5, eager=False, **QUICK)
-    assert [r.name for r in found.rows] == [str(artefact), str(other)]
+def test_same_file_names_are_told_apart(artifact: Path, tmp_path: Path) -> None:
+    other = shutil.copy(artifact, tmp_path / "tiny.onnx")
+    found = bench([artifact, other, artifact], batches=(1,), limit=5, eager=False, **QUICK)
+    assert [r.name for r in found.rows] == [str(artifact), str(other)]
     assert all(r.agreement is None and r.latency_ms for r in found.rows)
     assert "torch" not in found.versions
 
@@ -307,6 +307,6 @@ def test_same_file_names_are_told_apart(artefact: Path, tmp_path: Path) -> None:
         ({"limit": 0}, "limit"),
     ],
 )
-def test_refuses_impossible_settings(artefact: Path, settings: dict, message: str) -> None:
+def test_refuses_impossible_settings(artifact: Path, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        bench([artefact], **settings)
+        bench([artifact], **settings)

@@ -35,13 +35,13 @@ def trajectory(stepwise, validation) -> Trajectory:
 
 @pytest.fixture
 def copies(loop, stepwise, tmp_path) -> dict[str, Path]:
-    """Artefacts that a test may change."""
+    """Artifacts that a test may change."""
     shutil.copy(loop, tmp_path / "loop.onnx")
     shutil.copytree(stepwise, tmp_path / "stepwise")
     return {"loop": tmp_path / "loop.onnx", "stepwise": tmp_path / "stepwise"}
 
 
-def test_a_sweep_predicts_what_the_artefact_does(loop, stepwise, validation, trajectory):
+def test_a_sweep_predicts_what_the_artifact_does(loop, stepwise, validation, trajectory):
     again = run_every_step(vitrm.runtime.open(loop), validation, DEPTH)
     np.testing.assert_array_equal(again.right, trajectory.right)
     np.testing.assert_allclose(again.halt_prob, trajectory.halt_prob, atol=1e-5)
@@ -123,17 +123,17 @@ def test_the_choice_becomes_the_default(copies, kind, capsys, tmp_path):
         onnx.checker.check_model(str(file))
 
 
-def test_only_what_can_take_a_threshold_gets_one(artefact, copies, tmp_path):
-    with pytest.raises(UserError, match=r"no loop or stepwise artefact to choose a threshold for"):
-        bench([artefact], max_drop=0.003, eager=False)
+def test_only_what_can_take_a_threshold_gets_one(artifact, copies, tmp_path):
+    with pytest.raises(UserError, match=r"no loop or stepwise artifact to choose a threshold for"):
+        bench([artifact], max_drop=0.003, eager=False)
     with pytest.raises(UserError, match=r"name no thresholds and at most one depth"):
         bench([copies["loop"]], max_drop=0.003, halt_thresholds=(0.5,))
-    sample = load_sample(vitrm.runtime.open(artefact).metadata, "a", split="validation")
+    sample = load_sample(vitrm.runtime.open(artifact).metadata, "a", split="validation")
     with pytest.raises(UserError, match=r"depth and threshold built in: .*--graph stepwise"):
-        run_every_step(vitrm.runtime.open(artefact), sample, 3)
+        run_every_step(vitrm.runtime.open(artifact), sample, 3)
 
 
-def test_a_failed_write_leaves_the_artefact_as_it_was(copies, monkeypatch):
+def test_a_failed_write_leaves_the_artifact_as_it_was(copies, monkeypatch):
     from vitrm.runtime.halting import store as stored_threshold
 
     files = {p: p.read_bytes() for p in copies["stepwise"].iterdir()}
@@ -161,7 +161,7 @@ def test_other_files_in_the_folder_stay_and_depth_goes_with_the_threshold(copies
     assert (copies["stepwise"] / "labels" / "names.txt").read_text() == "zero one two"
 
 
-def test_one_artefact_that_cannot_be_tuned_is_a_row_and_the_rest_goes_on(copies, tmp_path):
+def test_one_artifact_that_cannot_be_tuned_is_a_row_and_the_rest_goes_on(copies, tmp_path):
     elsewhere = with_props(copies["loop"], tmp_path / "cifar.onnx", data='{"name": "cifar10"}')
     result = bench(
         [elsewhere, copies["loop"]],

@@ -233,8 +233,8 @@ def test_a_run_that_fails_ends_the_sampling(orin_nano: Path) -> None:
     assert meter._thread is None
 
 
-def test_bench_reports_energy_where_there_are_sensors(artefact: Path, orin_nano: Path) -> None:
-    result = bench([artefact], data="digits", batches=(2,), seconds=0.2, threads=1, limit=40, root=orin_nano)
+def test_bench_reports_energy_where_there_are_sensors(artifact: Path, orin_nano: Path) -> None:
+    result = bench([artifact], data="digits", batches=(2,), seconds=0.2, threads=1, limit=40, root=orin_nano)
     watts = 5.072 * 0.960
     for row in result.rows:
         assert row.watts == pytest.approx(watts)
@@ -254,20 +254,20 @@ def test_bench_reports_energy_where_there_are_sensors(artefact: Path, orin_nano:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_bench_without_sensors_says_so(artefact: Path, tmp_path: Path) -> None:
-    result = bench([artefact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=tmp_path)
+def test_bench_without_sensors_says_so(artifact: Path, tmp_path: Path) -> None:
+    result = bench([artifact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=tmp_path)
     values = result.to_dict()
     assert values["rows"][0]["watts"] is None
     assert values["rows"][0]["joules_per_image"] is None
     assert table.columns(result) == table.COLUMNS
     (line,) = [line for line in table.footer(result) if line.startswith("power")]
     assert line.startswith("power of cpu rows not measured: this CPU shows no energy counters")
-    off = bench([artefact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=tmp_path, power=False)
+    off = bench([artifact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=tmp_path, power=False)
     assert not [line for line in table.footer(off) if line.startswith("power")]
 
 
 def test_a_sensor_that_fails_costs_a_row_its_energy_alone(
-    artefact: Path, orin_nano: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, orin_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = Meters.of
 
@@ -277,7 +277,7 @@ def test_a_sensor_that_fails_costs_a_row_its_energy_alone(
         return meter
 
     monkeypatch.setattr(Meters, "of", of_then_lost)
-    result = bench([artefact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=orin_nano)
+    result = bench([artifact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=orin_nano)
     (row,) = result.rows
     assert row.ok
     assert row.latency_ms is not None

@@ -61,9 +61,9 @@ def test_the_gradient_does_not_shrink_with_the_temperature(temperature):
     student, teacher = 1e-3 * torch.randn(2, 3, 5, dtype=torch.float64)
     student.requires_grad_()
     classification_loss(student, torch.full((3, 5), 0.2).double(), Taught(teacher, 1.0, temperature)).backward()
-    centred = (student - teacher).detach()
-    centred = (centred - centred.mean(1, keepdim=True)) / 5 / 3
-    torch.testing.assert_close(student.grad, centred, atol=2e-7, rtol=2e-3)
+    centered = (student - teacher).detach()
+    centered = (centered - centered.mean(1, keepdim=True)) / 5 / 3
+    torch.testing.assert_close(student.grad, centered, atol=2e-7, rtol=2e-3)
 
 
 def test_a_recursive_teacher_answers_at_the_deepest_step_it_was_trained_for():

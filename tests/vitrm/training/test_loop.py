@@ -101,7 +101,7 @@ def test_the_run_folder_holds_a_checkpoint_that_says_what_it_is(whole, few, shor
     loaded = checkpoint.load(result.out)
     assert loaded.data["name"] == "digits"
     assert loaded.data["classes"] == [str(i) for i in range(10)]
-    assert loaded.model.mean == data.normalisation(few.train).mean
+    assert loaded.model.mean == data.normalization(few.train).mean
     assert loaded.training["recipe"]["epochs"] == short.epochs
     assert loaded.training["best_epoch"] == result.best_epoch
     assert loaded.training["test_accuracy"] == result.test_accuracy

@@ -1,9 +1,9 @@
-"""A batch shared by the cores of a CPU.  A lane is a thread that computes its part of the batch on a core of its own.
+"""A batch shared by the cores of a CPU.  A worker is a thread that computes its part of the batch on a core of its own.
 
 One core that runs a whole small network on a part of the batch is faster than all cores that run each of its
 operations together: operations of a tenth of a millisecond are not worth sharing, and what a core has just written
-still lies in its cache.  So a batch is dealt out to the lanes, each goes forward and backward through a replica of the
-model, and their gradients are added in the order of the lanes: the result does not depend on which one was ready first.
+still lies in its cache.  So a batch is dealt out to the workers, each goes forward and backward through a replica of the
+model, and their gradients are added in the order of the workers: the result does not depend on which one was ready first.
 
 In bfloat16 a replica's matrices are bfloat16 from the start, where autocast would cast them in each pass, and keep
 the casts for all threads behind a lock that, together with Python's, can lock up the process.
@@ -25,36 +25,36 @@ from vitrm.training.parallel.sync_batch_norm import share_batch_norms
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
-LEAST = 16  # images a lane is worth
+LEAST = 16  # images a worker is worth
 
 
 def worthwhile(threads: int, images: int) -> int:
-    """How many lanes `threads` threads make of a batch of `images`: at least 1."""
+    """How many workers `threads` threads make of a batch of `images`: at least 1."""
     return max(1, min(threads, images // LEAST))
 
 
-class Lanes:
-    """`count` lanes of `threads` threads each."""
+class Workers:
+    """`count` workers of `threads` threads each."""
 
     def __init__(self, count: int, threads: int = 1) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (threads,))
+        self._pool = ThreadPoolExecutor(count, "worker", torch.set_num_threads, (threads,))
         self._barrier = threading.Barrier(count)
         self._slots: list[list[Tensor | None]] = [[None] * count, [None] * count]
         self._own = threading.local()
 
     @property
     def main(self) -> bool:
-        """Whether the caller, in `map`, is the first lane."""
+        """Whether the caller, in `map`, is the first worker."""
         return self._own.rank == 0
 
-    def part(self, lane: int, images: int) -> slice:
-        """A lane's part of `images`."""
-        return part_of(images, lane, self.count)
+    def part(self, worker: int, images: int) -> slice:
+        """A worker's part of `images`."""
+        return part_of(images, worker, self.count)
 
     def map(self, work: Callable[[int], T]) -> list[T]:
-        """What `work` gives for each lane 0 … count − 1, all at once.  Raises what the first of them raised, once all have ended."""
-        futures = [self._pool.submit(self._run, work, lane) for lane in range(self.count)]
+        """What `work` gives for each worker 0 … count − 1, all at once.  Raises what the first of them raised, once all have ended."""
+        futures = [self._pool.submit(self._run, work, worker) for worker in range(self.count)]
         try:
             wait(futures)
         except BaseException:
@@ -67,7 +67,7 @@ class Lanes:
         return _results(futures)
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """In `map`, called by all lanes: every lane's value, in their order."""
+        """In `map`, called by all workers: every worker's value, in their order."""
         # Two sets of slots by turns: whoever writes to one again has met all others in between, after they had read it.
         slots = self._slots[self._own.turn]
         self._own.turn = 1 - self._own.turn
@@ -75,12 +75,12 @@ class Lanes:
         self._barrier.wait()
         return [found for found in slots if found is not None]
 
-    def _run(self, work: Callable[[int], T], lane: int) -> T:
-        self._own.rank, self._own.turn = lane, 0
+    def _run(self, work: Callable[[int], T], worker: int) -> T:
+        self._own.rank, self._own.turn = worker, 0
         try:
-            return work(lane)
+            return work(worker)
         except BaseException:
-            self._barrier.abort()  # nobody waits for this lane
+            self._barrier.abort()  # nobody waits for this worker
             raise
 
 
@@ -102,9 +102,9 @@ class Gradients(NamedTuple):
 
 
 class Replica(Generic[M]):
-    """A lane's copy of a model: the same buffers, parameters of its own that `refresh` sets to the model's."""
+    """A worker's copy of a model: the same buffers, parameters of its own that `refresh` sets to the model's."""
 
-    def __init__(self, model: M, lanes: Lanes, bf16: bool) -> None:
+    def __init__(self, model: M, workers: Workers, bf16: bool) -> None:
         self.model: M = copy.deepcopy(model).train()
         self._pairs: tuple[list[Tensor], list[Tensor]] = [], []  # copies in bfloat16, and what they are copies of
         for source, own in zip(model.modules(), self.model.modules(), strict=True):
@@ -118,7 +118,7 @@ class Replica(Generic[M]):
                 setattr(own, name, nn.Parameter(data))
             for name, buffer in source.named_buffers(recurse=False):
                 own._buffers[name] = buffer
-        share_batch_norms(self.model, lanes)
+        share_batch_norms(self.model, workers)
         self.parameters = list(self.model.parameters())
         # One tensor, and its views: what is done to all gradients takes one operation, not one for each parameter.
         self._gradients = torch.zeros(sum(p.numel() for p in self.parameters))

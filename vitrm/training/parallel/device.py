@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from vitrm.training.parallel.cpu_workers import Lanes
+    from vitrm.training.parallel.cpu_workers import Workers
     from vitrm.training.supervision import Learner
 
 
@@ -117,11 +117,11 @@ def _cpu_has_bf16() -> bool:
     return any(probe is not None and probe() for probe in probes)
 
 
-def lanes_for(model: nn.Module, device: torch.device, images: int, processes: int) -> Lanes | None:
-    """The lanes that share a batch of `images` of `model` (see vitrm.training.parallel.cpu_workers); None where one computation does it all."""
+def workers_for(model: nn.Module, device: torch.device, images: int, processes: int) -> Workers | None:
+    """The workers that share a batch of `images` of `model` (see vitrm.training.parallel.cpu_workers); None where one computation does it all."""
     import torch
 
-    from vitrm.training.parallel.cpu_workers import Lanes, worthwhile
+    from vitrm.training.parallel.cpu_workers import Workers, worthwhile
 
     # In several processes each has its core already, and dropout draws from a generator that all threads share: what it
     # draws for whom would depend on who comes first.
@@ -129,7 +129,7 @@ def lanes_for(model: nn.Module, device: torch.device, images: int, processes: in
     count = worthwhile(torch.get_num_threads(), images)
     if device.type != "cpu" or processes > 1 or dropout or count == 1:
         return None
-    return Lanes(count, torch.get_num_threads() // count)
+    return Workers(count, torch.get_num_threads() // count)
 
 
 def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Callable[[str], None]) -> bool:
@@ -150,8 +150,8 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
         # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
         if learner.device.type != "cpu":
             names.append("tokens")
-    # One shape each.  Lanes need code that runs without Python's lock, which is what the C++ wrapper is.
-    options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.lanes else {}
+    # One shape each.  Workers need code that runs without Python's lock, which is what the C++ wrapper is.
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.workers else {}
     plain = [{name: getattr(functions, name) for name in names} for functions in learner.functions]
     images = torch.rand(batch_size, 3, image_size, image_size, device=learner.device)
     # Batch norms count what they see: the trial must leave no trace in the weights.
@@ -161,11 +161,11 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
         for functions in learner.functions:
             for name in names:
                 setattr(functions, name, torch.compile(getattr(functions, name), dynamic=False, options=options))
-        if learner.lanes is None:
+        if learner.workers is None:
             _try_out(learner, 0, images)
         else:
-            parts = [images[learner.lanes.part(lane, batch_size)] for lane in range(learner.lanes.count)]
-            learner.lanes.map(lambda lane: _try_out(learner, lane, parts[lane]))
+            parts = [images[learner.workers.part(worker, batch_size)] for worker in range(learner.workers.count)]
+            learner.workers.map(lambda worker: _try_out(learner, worker, parts[worker]))
         return True
     except Exception as error:  # whatever a compiler may raise: eager always works
         for functions, own in zip(learner.functions, plain, strict=True):

@@ -73,7 +73,7 @@ class World:
     def parallel(self, model: nn.Module, unused: bool) -> Callable[[Callable[[], T]], T]:
         """A function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
 
-        Batch norms of `model` are synchronised, too.  `unused`: some parameters may take no part in a pass.
+        Batch norms of `model` are synchronized, too.  `unused`: some parameters may take no part in a pass.
         """
         return lambda compute: compute()
 

@@ -1,6 +1,6 @@
 """Batch norm where several share a batch: processes (vitrm.training.parallel.distributed) or the cores of a CPU (vitrm.training.parallel.cpu_workers).
 
-Each normalises its part by the statistics of the whole batch, so that what is learned does not depend on how many they are.
+Each normalizes its part by the statistics of the whole batch, so that what is learned does not depend on how many they are.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
 
 class _WholeBatchNorm(torch.autograd.Function):
-    """The normalisation, the batch's mean and (biased) variance [C] and its count, each of all parts.
+    """The normalization, the batch's mean and (biased) variance [C] and its count, each of all parts.
 
     Two exchanges, one each way.  What remains is torch's own batch norm with given statistics, twice.
     """

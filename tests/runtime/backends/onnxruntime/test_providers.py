@@ -23,7 +23,7 @@ def images() -> np.ndarray:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("made", ["artefact", "stepwise"])
+@pytest.mark.parametrize("made", ["artifact", "stepwise"])
 def test_a_provider_that_cannot_be_had_is_an_error(
     provider: str, made: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -37,21 +37,21 @@ def test_a_provider_that_cannot_be_had_is_an_error(
     assert capfd.readouterr() == ("", "")  # whatever ONNX Runtime itself has to say
 
 
-def test_a_provider_is_a_gpus(artefact: Path) -> None:
+def test_a_provider_is_a_gpus(artifact: Path) -> None:
     with pytest.raises(UserError, match=r"provider tensorrt is for a GPU.*'cpu'"):
-        vitrm.runtime.open(artefact, provider="tensorrt")
+        vitrm.runtime.open(artifact, provider="tensorrt")
     with pytest.raises(UserError, match="expected one of cuda, tensorrt, tensorrt-rtx"):
-        vitrm.runtime.open(artefact, device="cuda", provider="rocm")
+        vitrm.runtime.open(artifact, device="cuda", provider="rocm")
 
 
-def test_bench_with_a_provider_asks_for_a_gpu(artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_with_a_provider_asks_for_a_gpu(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if PROVIDERS["tensorrt"] in load_onnxruntime().get_available_providers():
         pytest.skip("this onnxruntime has tensorrt")
-    assert cli.main([str(artefact), "--provider", "tensorrt"]) == 2
+    assert cli.main([str(artifact), "--provider", "tensorrt"]) == 2
     assert "provider tensorrt was asked for" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("made", ["artefact", "loop"])
+@pytest.mark.parametrize("made", ["artifact", "loop"])
 def test_a_bound_session_says_the_same(made: str, images: np.ndarray, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(made)
     plain, bound = (OnnxRuntimeSession(path, threads=1, bound=b) for b in (False, True))
@@ -122,15 +122,15 @@ def test_a_failed_step_leaves_the_state_as_it_was(stepwise: Path, images: np.nda
 
 
 def test_on_a_gpu_every_graph_says_what_the_cpu_says(
-    artefact: Path, loop: Path, stepwise: Path, images: np.ndarray
+    artifact: Path, loop: Path, stepwise: Path, images: np.ndarray
 ) -> None:
     if PROVIDERS["cuda"] not in load_onnxruntime().get_available_providers():
         pytest.skip("needs onnxruntime-gpu: pip install 'vitrm[gpu]'")
     try:
-        vitrm.runtime.open(artefact, device="cuda")
+        vitrm.runtime.open(artifact, device="cuda")
     except UserError as error:
         pytest.skip(f"needs a GPU: {error}")
-    for path in (artefact, loop, stepwise):
+    for path in (artifact, loop, stepwise):
         expected = vitrm.runtime.open(path).infer(images)
         found = vitrm.runtime.open(path, device="cuda").infer(images)
         np.testing.assert_allclose(found.logits, expected.logits, atol=2e-3)

@@ -145,7 +145,7 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         (lambda p: alter(p, version="²"), "values of other kinds"),
         (lambda p: alter(p, gpu_name=7), "values of other kinds"),
         (lambda p: alter(p, flags=["output=/etc/passwd"]), "values of other kinds"),
-        (lambda p: alter(p, colour="red"), "colour"),
+        (lambda p: alter(p, color="red"), "color"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"bytes, its side-car says \d+: it is not whole, .*vitrm-export"),
         (lambda p: p.write_bytes(b"x" + p.read_bytes()[1:]), r"SHA-256 .*was changed after it was built, so it is not opened"),
         (lambda p: p.unlink(), "does not exist"),
@@ -184,7 +184,7 @@ def test_a_threshold_goes_into_the_sidecar(plan: Path) -> None:
 
 
 @without_gpu
-def test_the_gpu_that_is_missing_is_named(plan: Path, artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_that_is_missing_is_named(plan: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(plan)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -192,7 +192,7 @@ def test_the_gpu_that_is_missing_is_named(plan: Path, artefact: Path, capsys: py
     assert f"error: {plan} needs an NVIDIA GPU of sm89, TensorRT for RTX" in err
     assert "here: no GPU (" in err
     assert "export for this one: vitrm-export runs/mine --steps 4 --graph loop -o" in err
-    code = cli.main([str(artefact), str(plan), "--limit", "8", "--batch", "1", "--seconds", "0.05", "--no-eager"])
+    code = cli.main([str(artifact), str(plan), "--limit", "8", "--batch", "1", "--seconds", "0.05", "--no-eager"])
     out, err = capsys.readouterr()
     assert code == 2  # one of the two could not be measured
     assert "tiny.onnx" in out
@@ -439,10 +439,10 @@ def test_threads_and_views_do_not_disturb_each_other(plans, images, graph) -> No
 
 
 @needs_gpu
-def test_a_plan_without_weights_takes_them_from_beside_it(plans, artefact, run, images, tmp_path) -> None:
+def test_a_plan_without_weights_takes_them_from_beside_it(plans, artifact, run, images, tmp_path) -> None:
     options = EngineOptions(profiles=((1, 4, 8),), strip_weights=True)
-    built = build_engine(artefact, tmp_path / "thin.plan", options)
-    whole = build_engine(artefact, tmp_path / "whole.plan", replace(options, strip_weights=False))
+    built = build_engine(artifact, tmp_path / "thin.plan", options)
+    whole = build_engine(artifact, tmp_path / "whole.plan", replace(options, strip_weights=False))
     assert built.bytes < whole.bytes
     thin = vitrm.runtime.open(built.path)
     np.testing.assert_allclose(

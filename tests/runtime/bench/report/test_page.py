@@ -25,16 +25,16 @@ NASTY = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def result(artefact: Path, rough: Path) -> BenchResult:
+def result(artifact: Path, rough: Path) -> BenchResult:
     named = with_props(
-        artefact,
-        artefact.with_name("named & <b>.onnx"),
+        artifact,
+        artifact.with_name("named & <b>.onnx"),
         run=f'"{NASTY}"',
         classes='["<i>0</i>","1","2","3","4","5","6","7","8","9"]',
     )
     # Other class names than the data set's: this one is measured on photographs.
     return bench(
-        [artefact, rough, named], run=str(artefact.parent / "run"), batches=(1, 4), seconds=0.05, threads=1, depths=True
+        [artifact, rough, named], run=str(artifact.parent / "run"), batches=(1, 4), seconds=0.05, threads=1, depths=True
     )
 
 
@@ -100,8 +100,8 @@ def test_escapes_what_users_write(text: str) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
-def test_failed_rows_say_why(artefact: Path, tmp_path: Path) -> None:
-    found = bench([artefact, tmp_path / "gone.onnx"], batches=(1,), limit=5, seconds=0.05, threads=1, eager=False)
+def test_failed_rows_say_why(artifact: Path, tmp_path: Path) -> None:
+    found = bench([artifact, tmp_path / "gone.onnx"], batches=(1,), limit=5, seconds=0.05, threads=1, eager=False)
     page = render(found)
     Page(page)
     assert "gone.onnx does not exist" in page

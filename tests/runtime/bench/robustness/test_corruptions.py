@@ -70,12 +70,12 @@ def test_what_cannot_be_corrupted_is_refused() -> None:
 
 
 def test_noise_has_the_amount_it_says() -> None:
-    grey = flat(128, 64, 8)
+    gray = flat(128, 64, 8)
     for name, expected in (("gaussian_noise", 0.08), ("shot_noise", np.sqrt(128 / 255 / 100))):
-        made = corrupt(grey, NAMED[name], 3) / 255
+        made = corrupt(gray, NAMED[name], 3) / 255
         assert made.mean() == pytest.approx(128 / 255, abs=2e-3)
         assert made.std() == pytest.approx(expected, rel=0.03)
-    made = corrupt(grey, NAMED["impulse_noise"], 5)
+    made = corrupt(gray, NAMED["impulse_noise"], 5)
     assert (made == 0).mean() == pytest.approx(0.035, abs=3e-3)
     assert (made == 255).mean() == pytest.approx(0.035, abs=3e-3)
     assert ((made == 128) | (made == 0) | (made == 255)).all()
@@ -93,21 +93,21 @@ def test_blurs_spread_a_point_as_far_as_they_say(size: int) -> None:
         total, before = made.sum(), point[0, 0].sum(dtype=np.float64)
         assert total == pytest.approx(before, rel=0.02)
         y, x = np.mgrid[: size + 1, : size + 1] - middle
-        centre = (made * y).sum() / total, (made * x).sum() / total
+        center = (made * y).sum() / total, (made * x).sum() / total
         if name == "defocus_blur":
             spread = (made * x**2).sum() / total - (point[0, 0] * x**2).sum(dtype=np.float64) / before
             assert np.sqrt(spread) == pytest.approx(0.82 * (size + 1) / 32, rel=0.05)
-            assert centre == pytest.approx((0, 0), abs=0.01 * width)
+            assert center == pytest.approx((0, 0), abs=0.01 * width)
         else:
             # Half a Gaussian: its mean is √(2 / π) of its standard deviation away, to the right.
-            assert np.hypot(*centre) == pytest.approx(2 * np.sqrt(2 / np.pi) * (size + 1) / 32, rel=0.2)
-            assert centre[1] > abs(centre[0]) * 0.99
+            assert np.hypot(*center) == pytest.approx(2 * np.sqrt(2 / np.pi) * (size + 1) / 32, rel=0.2)
+            assert center[1] > abs(center[0]) * 0.99
 
 
 def test_what_has_no_detail_loses_none() -> None:
-    grey = flat(90)
+    gray = flat(90)
     for name in ("defocus_blur", "motion_blur", "zoom_blur", "contrast", "elastic_transform", "pixelate"):
-        np.testing.assert_array_equal(corrupt(grey, NAMED[name], 5), grey, err_msg=name)
+        np.testing.assert_array_equal(corrupt(gray, NAMED[name], 5), gray, err_msg=name)
 
 
 def test_light_and_contrast_by_hand() -> None:

@@ -43,7 +43,7 @@ def result(stepwise: Path, halting: Path, vit: Path, threshold: float) -> BenchR
     return bench([stepwise, halting, vit], halt_thresholds=(threshold, 1.0), corruption_images=IMAGES, **QUICK)
 
 
-def test_figures_are_those_of_the_artefact_on_these_images(result: BenchResult, loop: Path, threshold: float) -> None:
+def test_figures_are_those_of_the_artifact_on_these_images(result: BenchResult, loop: Path, threshold: float) -> None:
     session = vitrm.runtime.open(loop)
     sample = load_sample(session.metadata, "a")
     chosen = np.sort(sample.order()[:IMAGES])
@@ -81,7 +81,7 @@ def test_figures_are_those_of_the_artefact_on_these_images(result: BenchResult, 
     assert any(f.lost for c in halts.corruptions for f in c.severities), "halting changes something"
 
 
-def test_each_kind_of_artefact_has_the_figures_it_can_have(result: BenchResult) -> None:
+def test_each_kind_of_artifact_has_the_figures_it_can_have(result: BenchResult) -> None:
     by_name = {one.name: one for one in result.corruptions}
     built_in, baseline = by_name["halting.onnx"], by_name["vit.onnx"]
     assert len(by_name) == 4
@@ -99,7 +99,7 @@ def test_each_kind_of_artefact_has_the_figures_it_can_have(result: BenchResult) 
     assert built_in.clean.accuracy == pytest.approx(row.accuracy, abs=0.2)
 
 
-def test_json_table_and_page_have_every_artefact(result: BenchResult, threshold: float) -> None:
+def test_json_table_and_page_have_every_artifact(result: BenchResult, threshold: float) -> None:
     read = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert len(read["corruptions"]) == 4
     one = read["corruptions"][0]
@@ -137,7 +137,7 @@ def nano(folder: Path) -> Path:
 def test_a_trained_model_gets_worse_with_severity(nano: Path) -> None:
     session = vitrm.runtime.open(nano, threads=1)
     sample = load_sample(session.metadata, "a")
-    entry = Entry("a", "a", "artefact", session, "g", predictions=predict(session, sample.pixels[:1]))
+    entry = Entry("a", "a", "artifact", session, "g", predictions=predict(session, sample.pixels[:1]))
     chosen = [c for c in CORRUPTIONS if c.name in ("impulse_noise", "fog", "contrast")]
     (found,) = measure_corruptions([entry], {"g": sample}, {}, 60, [], lambda *_: None, chosen)
     assert found.clean.accuracy > 0.95
@@ -181,7 +181,7 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
     own = vitrm.runtime.open(loop).metadata
     sample = load_sample(own, "a", limit=80)
     session = Scripted(replace(own, halt_threshold=0.5, halting={"max_drop": 0.01}), sample.labels, lost)
-    entry = Entry("a", "a.onnx", "artefact", session, "g", predictions=object())
+    entry = Entry("a", "a.onnx", "artifact", session, "g", predictions=object())
     fog = next(c for c in CORRUPTIONS if c.name == "fog")
     (found,) = measure_corruptions([entry], {"g": sample}, {}, 80, [], lambda *_: None, [fog])
     assert found.corruptions[0].budget == verdict
@@ -191,12 +191,12 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
     assert warns == (verdict == BROKEN)
 
 
-def test_images_without_labels_and_artefacts_that_fail_are_said(loop: Path) -> None:
+def test_images_without_labels_and_artifacts_that_fail_are_said(loop: Path) -> None:
     session = vitrm.runtime.open(loop)
     sample = load_sample(session.metadata, "a", limit=10)
-    good = Entry("a", "a.onnx", "artefact", session, "g", predictions=object())
-    bare = Entry("b", "b.onnx", "artefact", session, "h", predictions=object())
-    broken = Entry("c", "c.onnx", "artefact", Broken(), "g", predictions=object())
+    good = Entry("a", "a.onnx", "artifact", session, "g", predictions=object())
+    bare = Entry("b", "b.onnx", "artifact", session, "h", predictions=object())
+    broken = Entry("c", "c.onnx", "artifact", Broken(), "g", predictions=object())
     notes: list[str] = []
     seen: list[float] = []
     found = measure_corruptions(

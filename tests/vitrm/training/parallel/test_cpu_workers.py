@@ -1,4 +1,4 @@
-"""Lanes: cores that share a batch learn what one computation of it learns, in whatever order they are ready."""
+"""Workers: cores that share a batch learn what one computation of it learns, in whatever order they are ready."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from small_models import small
 from vitrm import checkpoint
 from vitrm.config import preset
 from vitrm.training.distillation import Teacher
-from vitrm.training.parallel.cpu_workers import LEAST, Lanes, worthwhile
-from vitrm.training.parallel.device import compile_learner, lanes_for
+from vitrm.training.parallel.cpu_workers import LEAST, Workers, worthwhile
+from vitrm.training.parallel.device import compile_learner, workers_for
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 CONV = preset("tiny", dim=16, heads=2, layers=2, latents=2, n=1, tokenizer="conv", conv_norm=True)
@@ -28,8 +28,8 @@ RECIPES = {
 }
 
 
-def learn(config, lanes, updates=1, **changes):
-    learner = make_learner(config, lanes=lanes, **changes)
+def learn(config, workers, updates=1, **changes):
+    learner = make_learner(config, workers=workers, **changes)
     free = changes.get("free_steps", 0)
     return learner, [learner.batch(make_batch(), 1e-3, free) for _ in range(updates)]
 
@@ -60,23 +60,23 @@ def assert_same(a, b, tolerance=1e-3):
 
 
 @pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES.keys())
-def test_three_lanes_of_unequal_parts_learn_what_one_computation_does(changes):
+def test_three_workers_of_unequal_parts_learn_what_one_computation_does(changes):
     # Sequential steps each begin where the update before has led, with its rounding.
     tolerance = 0.05 if changes.get("n_sup") else 1e-3
-    assert_same(learn(CONV, None, **changes), learn(CONV, Lanes(3), **changes), tolerance)
+    assert_same(learn(CONV, None, **changes), learn(CONV, Workers(3), **changes), tolerance)
 
 
 def test_a_baseline_and_a_distilled_model_too():
-    assert_same(learn(preset("resnet18"), None), learn(preset("resnet18"), Lanes(2)))
+    assert_same(learn(preset("resnet18"), None), learn(preset("resnet18"), Workers(2)))
     airbench = small("airbench")  # its batch norms have no scale, and one convolution no gradient
-    assert_same(learn(airbench, None), learn(airbench, Lanes(2)))
+    assert_same(learn(airbench, None), learn(airbench, Workers(2)))
     teacher = Teacher(checkpoint.load("nano-cifar10"), torch.device("cpu"), steps=1)
     changes = {"teacher": teacher, "distill_weight": 0.5}
-    assert_same(learn(CONV, None, **changes), learn(CONV, Lanes(2), **changes))
+    assert_same(learn(CONV, None, **changes), learn(CONV, Workers(2), **changes))
 
 
 def test_in_bfloat16_the_replicas_matrices_alone_are_cast():
-    learner, found = learn(CONV, Lanes(2), bf16=True)
+    learner, found = learn(CONV, Workers(2), bf16=True)
     kinds = {name: p.dtype for name, p in learner.replicas[0].model.named_parameters()}
     assert kinds["block.0.q.weight"] == kinds["tokenizer.convs.0.weight"] == torch.bfloat16
     assert kinds["block.0.norm1.weight"] == kinds["pos"] == torch.float32
@@ -90,7 +90,7 @@ def test_in_bfloat16_the_replicas_matrices_alone_are_cast():
 def test_the_result_does_not_depend_on_who_is_ready_first():
     runs = []
     for slow in (0, 2):
-        learner = make_learner(CONV, lanes=Lanes(3))
+        learner = make_learner(CONV, workers=Workers(3))
         tokens = learner.functions[slow].tokens
 
         def slowly(images, tokens=tokens):
@@ -104,50 +104,50 @@ def test_the_result_does_not_depend_on_who_is_ready_first():
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
 
-def test_an_error_in_one_lane_ends_the_others_and_the_next_batch_works():
-    lanes = Lanes(3)
+def test_an_error_in_one_worker_ends_the_others_and_the_next_batch_works():
+    workers = Workers(3)
 
-    def work(lane):
-        if lane == 1:
-            raise ZeroDivisionError("in lane 1")
-        return lanes.gather(torch.tensor(lane))
+    def work(worker):
+        if worker == 1:
+            raise ZeroDivisionError("in worker 1")
+        return workers.gather(torch.tensor(worker))
 
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError, match="in lane 1"):
-            lanes.map(work)
-    assert lanes.map(lambda lane: [int(v) for v in lanes.gather(torch.tensor(lane))]) == [[0, 1, 2]] * 3
+        with pytest.raises(ZeroDivisionError, match="in worker 1"):
+            workers.map(work)
+    assert workers.map(lambda worker: [int(v) for v in workers.gather(torch.tensor(worker))]) == [[0, 1, 2]] * 3
 
 
 def test_gathering_again_and_again_mixes_nothing_up():
-    lanes = Lanes(3)
+    workers = Workers(3)
 
-    def work(lane):
-        return [[int(v) for v in lanes.gather(torch.tensor(100 * i + lane))] for i in range(200)]
+    def work(worker):
+        return [[int(v) for v in workers.gather(torch.tensor(100 * i + worker))] for i in range(200)]
 
-    assert lanes.map(work) == [[[100 * i, 100 * i + 1, 100 * i + 2] for i in range(200)]] * 3
+    assert workers.map(work) == [[[100 * i, 100 * i + 1, 100 * i + 2] for i in range(200)]] * 3
 
 
-def test_a_lane_has_its_own_threads_and_the_caller_keeps_his():
+def test_a_worker_has_its_own_threads_and_the_caller_keeps_his():
     before = torch.get_num_threads()
-    names = Lanes(2, 1).map(lambda _: (threading.current_thread().name, torch.get_num_threads()))
+    names = Workers(2, 1).map(lambda _: (threading.current_thread().name, torch.get_num_threads()))
     assert {threads for _, threads in names} == {1}
-    assert all(name.startswith("lane") for name, _ in names)
+    assert all(name.startswith("worker") for name, _ in names)
     assert torch.get_num_threads() == before
 
 
-def test_when_lanes_are_worth_it():
+def test_when_workers_are_worth_it():
     assert [worthwhile(threads, 64) for threads in (1, 2, 4, 32)] == [1, 2, 4, 64 // LEAST]
     model, cpu = make_learner(CONV).model, torch.device("cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        lanes = lanes_for(model, cpu, 64, 1)
-        assert lanes is not None
-        assert lanes.count == 2
-        assert lanes_for(model, cpu, 64, 2) is None
-        assert lanes_for(model, cpu, LEAST, 1) is None
-        assert lanes_for(model, torch.device("cuda"), 64, 1) is None
-        assert lanes_for(make_learner(preset("tiny", dropout=0.1)).model, cpu, 64, 1) is None
+        workers = workers_for(model, cpu, 64, 1)
+        assert workers is not None
+        assert workers.count == 2
+        assert workers_for(model, cpu, 64, 2) is None
+        assert workers_for(model, cpu, LEAST, 1) is None
+        assert workers_for(model, torch.device("cuda"), 64, 1) is None
+        assert workers_for(make_learner(preset("tiny", dropout=0.1)).model, cpu, 64, 1) is None
     finally:
         torch.set_num_threads(before)
 
@@ -155,9 +155,9 @@ def test_when_lanes_are_worth_it():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.skipif(TORCH < (2, 10), reason="torch 2.9 does not compile in two threads at once")
-def test_compiled_lanes_learn_the_same():
+def test_compiled_workers_learn_the_same():
     model = dataclasses.replace(CONV, layers=1)
-    eager, compiled = make_learner(model), make_learner(model, lanes=Lanes(2))
+    eager, compiled = make_learner(model), make_learner(model, workers=Workers(2))
     said: list[str] = []
     assert compile_learner(compiled, 32, 8, said.append)
     assert not said

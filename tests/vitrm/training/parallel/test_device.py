@@ -21,7 +21,7 @@ MODEL = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, tokenizer="con
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_a_compiled_learner_learns_what_an_eager_one_does():
-    # One step, as the paper's recipe has it; several are tested in lanes (test_lanes.py).
+    # One step, as the paper's recipe has it; several are tested in workers (test_workers.py).
     said: list[str] = []
     eager, compiled = (make_learner(MODEL, n_sup=1) for _ in range(2))
     assert compile_learner(compiled, 32, 8, said.append)
