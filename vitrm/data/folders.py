@@ -151,7 +151,7 @@ def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[in
 
 def _collect(folder: Path, label: int, found: _Found) -> None:
     suffixes = readable_suffixes()
-    for file in sorted(_files(folder)):
+    for file in sorted(files_below(folder)):
         suffix = file.suffix.lower()
         if suffix in suffixes:
             found.files.append((file, label))
@@ -159,7 +159,7 @@ def _collect(folder: Path, label: int, found: _Found) -> None:
             found.others[suffix or "no ending"] += 1
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """The files below `folder`, in order, without what is not meant for people; links to folders are followed."""
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
