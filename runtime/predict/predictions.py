@@ -68,8 +68,8 @@ def predict(
         UserError: for a depth or threshold that the artifact cannot have.
     """
     size, names = session.metadata.image_size, _names(session)
-    paths = (Path(path) for path in paths)
-    while chunk := list(islice(paths, batch)):
+    left = map(Path, paths)
+    while chunk := list(islice(left, batch)):
         images: list[NDArray[np.float32]] = []
         failures: dict[int, str] = {}
         for i, path in enumerate(chunk):

@@ -31,6 +31,7 @@ HEIF_SUFFIXES = {".heic", ".heif"}  # with pillow-heif
 # What those names may hold. Pillow knows others, some of which start programs: an EPS, whatever it is called, Ghostscript.
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit, half a gigabyte as RGB
+_LONGEST = 64  # times the shorter side
 BACKGROUND = (255, 255, 255)  # of what is transparent: what a page or a sheet of paper shows
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _RANGELESS = {"F": "floating-point numbers", "I": "32-bit integers"}
@@ -61,16 +62,27 @@ def decode(file: Path) -> NDArray[np.uint8]:
 
 
 def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """An RGB image [H, W, 3] as [3, size, size]: shorter side to `size`, then the center."""
+    """An RGB image [H, W, 3] as [3, size, size]: shorter side to `size`, then the center.
+
+    In this order, and with these roundings, as transformers' and torchvision's processors do it: to the last bit.
+    """
     from PIL import Image
 
     height, width = image.shape[:2]
     if (height, width) != (size, size):
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = Image.fromarray(np.ascontiguousarray(image[top : top + side, left : left + side]))
-        image = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+        shorter = min(height, width)
+        if max(height, width) > _LONGEST * shorter:  # a strip: as a whole it would grow beyond all memory
+            image = _center(image, min(height, _LONGEST * shorter), min(width, _LONGEST * shorter))
+            height, width = image.shape[:2]
+        height, width = (size * side // shorter for side in (height, width))
+        whole = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        image = _center(np.asarray(whole), size, size)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _center(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def _as_seen(image: Image.Image) -> Image.Image:

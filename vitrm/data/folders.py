@@ -113,15 +113,15 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
     folders = _folders(classes_of)
     names = [p.name for p in folders]
     if len(names) < 2:
-        found = f"only the class {names[0]!r}" if names else "no class folders"
-        raise UserError(f"{classes_of} has {found}: expected at least two folders, one per class, with images in them")
+        those = f"only the class {names[0]!r}" if names else "no class folders"
+        raise UserError(f"{classes_of} has {those}: expected at least two folders, one per class, with images in them")
     extra = sorted({p.name for p in _folders(of_part)} - set(names))
     if extra:
         raise UserError(f"{of_part} has classes that {classes_of} has not: {_listed(extra)}")
     found = _Found()
     for label, name in enumerate(names):
         _collect(of_part / name, label, found)
-        count = sum(1 for _, its in found.files if its == label)
+        count = [its for _, its in found.files].count(label)
         if count < (3 if of_part == classes_of else 1):
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from vitrm.data.decoding import decode
+from vitrm.data.decoding import decode, fit_square
 from vitrm.errors import UserError
 
 UPRIGHT = np.zeros((8, 12, 3), np.uint8)
@@ -109,3 +110,14 @@ def test_what_browsers_save_is_read(tmp_path: Path, suffix):
         tmp_path / f"a.{suffix}", "AVIF" if suffix == "avif" else "JPEG"
     )
     np.testing.assert_allclose(decode(tmp_path / f"a.{suffix}")[4, 4].astype(int), UPRIGHT[0, 0], atol=30)
+
+
+@pytest.mark.parametrize("shape", [(1, 2_000_000), (2_000_000, 1)])
+def test_a_strip_does_not_fill_the_memory(shape):
+    strip = np.full((*shape, 3), 200, np.uint8)
+    tracemalloc.start()
+    try:
+        assert (fit_square(strip, 32) == 200).all()
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
