@@ -78,7 +78,7 @@ def _own_splits(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in _folders(root):
         for split, pattern in _SPLIT_NAMES.items():
-            if not pattern.fullmatch(folder.name.lower()):
+            if not pattern.fullmatch(folder.name.lower()) or not _folders(folder):  # a class may be called "train", too
                 continue
             if split in found:
                 raise UserError(
@@ -92,6 +92,9 @@ def _check_layout(root: Path) -> None:
     """Raises `UserError` where `root`'s folders are no classes."""
     folders = _folders(root)
     inside = [{p.name for p in _folders(folder)} for folder in folders]
+    for folder in folders:
+        if _own_splits(folder):
+            raise UserError(f"{root} holds {folder.name!r}, which has a train folder: name {folder}, a set of its own")
     if len(folders) == 1 and len(inside[0]) > 1:
         raise UserError(
             f"{root} holds only the folder {folders[0].name!r}, which has folders itself: name {folders[0]}"
@@ -118,19 +121,25 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
     extra = sorted({p.name for p in _folders(of_part)} - set(names))
     if extra:
         raise UserError(f"{of_part} has classes that {classes_of} has not: {_listed(extra)}")
-    found = _Found()
+    found, absent = _Found(), list[str]()
     for label, name in enumerate(names):
         _collect(of_part / name, label, found)
         count = [its for _, its in found.files].count(label)
-        if count < (3 if of_part == classes_of else 1):
+        if of_part == classes_of and count < 3:
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
             )
+        if not count:
+            absent.append(name)
+    if not found.files:
+        raise UserError(f"{of_part} has no images{_unread(found)}: add some, or remove the folder")
     check_fits(len(found.files), size, str(root))
     pixels, labels, damaged = _decoded(found, size)
     if damaged and not skip_damaged:
         raise UserError(damaged[0] if len(damaged) == 1 else f"{len(damaged)} files of {of_part}: {_first(damaged)}")
     notes = [f"{len(damaged)} damaged files left out: {_first(damaged)}"] if damaged else []
+    if absent:
+        notes.append(f"{of_part} has no images of {_listed(absent)}: figures on it say nothing about these classes")
     if found.others:
         notes.append(f"{of_part}: {_others(found)} passed over")
     classes, renamed = _printable(names)

@@ -120,3 +120,29 @@ def test_a_class_named_by_another_system_keeps_its_name(tmp_path):
     images = load(str(tmp_path), "train", size=8)
     assert images.classes == ("bar", "café")
     assert "not named in UTF-8" in images.notes[0]
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path):
+    for i, name in enumerate(("train", "bus", "test")):
+        fill(tmp_path / name, seed=i)
+    assert load(str(tmp_path), "train", size=8).classes == ("bus", "test", "train")
+
+
+def test_a_set_inside_of_a_set_is_named(tmp_path):
+    classes_in(tmp_path / "one" / "train")
+    classes_in(tmp_path / "one" / "test")
+    classes_in(tmp_path / "two")
+    with pytest.raises(UserError, match=r"holds 'one', which has a train folder: name .*one, a set of its own"):
+        load(str(tmp_path), "train", size=8)
+
+
+def test_a_part_may_lack_a_class_and_says_so(tmp_path):
+    classes_in(tmp_path / "train", 6)
+    fill(tmp_path / "test" / "dog", 4)
+    images = load(str(tmp_path), "test", size=8)
+    assert (len(images), images.classes, set(images.labels.tolist())) == (4, ("cat", "dog"), {1})
+    assert "has no images of cat" in images.notes[0]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "cat").mkdir()
+    with pytest.raises(UserError, match="val has no images"):
+        load(str(tmp_path), "validation", size=8)
