@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.fields import shown
+from vitrm.fields import did_you_mean, shown
 from vitrm.system.files import check_regular
 
 DATASETS = ("digits", "cifar10", "cifar100")
@@ -71,6 +71,22 @@ class Images:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set, of one image size."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def limited(images: Images, count: int) -> Images:
+    """`count` of `images`, drawn from all classes: the same ones every time.  Raises `UserError` for too few or many."""
+    if not 2 <= count <= len(images):
+        raise UserError(f"limit_train is {count}, expected 2 … {len(images)}, the number of training images")
+    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:count]))
+
+
 # The training sets' own statistics, over all training pixels (CIFAR-100 differs from CIFAR-10).
 NORMALISATION = {
     "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -98,7 +114,8 @@ def load(
         return _folder(Path(name), split, size)
     hint = "; there is a file of that name, but a folder is needed" if os.path.exists(name) else ""
     raise UserError(
-        f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class{hint}"
+        f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class"
+        f"{hint or did_you_mean(name, DATASETS)}"
     )
 
 
