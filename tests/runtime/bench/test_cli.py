@@ -262,6 +262,7 @@ def test_figures_are_written_whoever_reads(artifact: Path, tmp_path: Path, outpu
     assert "</html>" in page.read_text()
 
 
+@pytest.mark.slow
 def test_interrupt_is_clean(artifact: Path, tmp_path: Path) -> None:
     args = [artifact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
     # On a terminal it says what it does: the signal comes while it measures.

@@ -158,6 +158,7 @@ def _wait_for_epoch(out: Path, epoch: int) -> None:
     raise AssertionError("the run did not get going")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     out = tmp_path / "run"
@@ -183,6 +184,7 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     checkpoint.load(out).build()
 
 
+@pytest.mark.slow
 def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
     """Also where both start at once; that a killed holder leaves the folder free is seen in the tests of kills."""
     out = tmp_path / "run"
@@ -216,6 +218,7 @@ def _kill_at_first_save(out: Path, *more: str) -> bool:
         return process.returncode == -signal.SIGKILL and not (out / STATE_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_very_first_save_locks_nobody_out(tmp_path, capsys):
     # Large enough that writing takes a while.
     large = ["--dim", "384", "--layers", "4"]
@@ -248,6 +251,7 @@ def _on_a_terminal(out: Path, errors: Path, hangup: signal.Handlers) -> tuple[su
     return process, ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["ssh", "nohup"])
 def test_a_lost_terminal_costs_no_result(tmp_path, hangup):
     out, errors = tmp_path / "run", tmp_path / "errors"
@@ -325,6 +329,7 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     assert not out.exists(), "the same command with a smaller batch finds nothing in its way"
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     """The small version of benchmarks/torture/kills.py."""
     settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
@@ -357,6 +362,7 @@ def test_a_run_goes_on_elsewhere_with_its_images_elsewhere(tmp_path, capsys, pho
     assert "it is another run: data.id is" in _error(capsys, ["--resume", "--out", str(run), "--data", str(images)])
 
 
+@pytest.mark.slow
 def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     out = tmp_path / "run"
 

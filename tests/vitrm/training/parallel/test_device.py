@@ -34,6 +34,7 @@ def test_a_compiled_learner_learns_what_an_eager_one_does():
     assert compiled.updates == 2
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on_uncompiled():
     from torch._inductor import config
 
