@@ -155,7 +155,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bool =
 
 
 def _config_of(checkpoint: Checkpoint, weights_digest: str) -> dict[str, Any]:
-    """What `config.json` holds."""
+    """The content of `config.json`."""
     values = (FORMAT, to_dict(checkpoint.model), checkpoint.data, checkpoint.training)
     # As it will be read: JSON has neither tuples nor keys that are numbers.
     content = json.loads(json.dumps(dict(zip(_CONTENT, values, strict=True)), allow_nan=False))
@@ -198,7 +198,7 @@ def load(run: str | os.PathLike[str] | None = None, *, verify: bool = True) -> C
 
 
 def _knowing(folder: Path, config: dict[str, Any], digest: str) -> list[dict[str, Any]]:
-    """Of the configs in `folder`, those of the weights with this SHA-256; else `config` itself if it names none.
+    """The configs in `folder` that belong to the weights with this SHA-256; else `config` itself if it names none.
 
     The next config comes second, the present one again last: its writer may just have given it its name.
     """

@@ -137,7 +137,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name is a temporary of ours, or of safetensors'."""
+    """True if a file or folder of this name is a temporary of ours, or of safetensors'."""
     return bool(_TEMPORARY.fullmatch(name) or _SAFETENSORS.fullmatch(name))
 
 
@@ -243,7 +243,7 @@ def _system() -> str:
 
 
 def _may_live(pid: int) -> bool:
-    """Whether a process of this system may have that PID."""
+    """True if a process of this system may have that PID."""
     if not locks.pid_namespace():
         return True  # unknown: another container's processes cannot be seen
     try:

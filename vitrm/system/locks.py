@@ -75,7 +75,7 @@ def pid_namespace() -> str:
 
 
 def is_local(folder: Path) -> bool:
-    """Whether no other machine can have the file system of `folder`: there, a lock that is free is nobody's."""
+    """True if no other machine can have the file system of `folder`: there, a lock that is free is nobody's."""
     try:
         statfs = ctypes.CDLL(None).statfs
     except (OSError, AttributeError):

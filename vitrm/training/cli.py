@@ -137,7 +137,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
     given = vars(args)
 
     def named(keys: Iterable[str], **flags: str) -> dict[str, Any]:
-        """Of `keys`, and of those whose flag is called otherwise, what is given."""
+        """Picks what is given of `keys`, and of the `flags` that are called otherwise than their key."""
         wanted = {**{key: key for key in keys}, **flags}
         return {key: given[flag] for key, flag in wanted.items() if flag in given}
 

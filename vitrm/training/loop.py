@@ -112,21 +112,12 @@ def train(
     out, world = Path(out), world or World()
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
-    reporter = reporter or Reporter()
+    execution, settings = execution or Execution(), settings or {}
+    reporter = reporter if reporter and world.main else Reporter()
     with torch.random.fork_rng(devices=[]), losses_explained(world), alone_in(out, world) as locked:
         world.broadcast(lambda: take_over(out, resume, locked, reporter.say))
         run = TrainingRun(
-            model_config,
-            recipe,
-            data,
-            out,
-            seed,
-            execution or Execution(),
-            reporter if world.main else Reporter(),
-            on_batch,
-            world,
-            teacher,
-            settings or {},
+            model_config, recipe, data, out, seed, execution, reporter, on_batch, world, teacher, settings
         )
         if init is not None:
             run.start_from(init)

@@ -71,14 +71,14 @@ class World:
         return [value]
 
     def parallel(self, model: nn.Module, unused: bool) -> Callable[[Callable[[], T]], T]:
-        """A function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
+        """Gives a function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
 
         Batch norms of `model` are synchronized, too.  `unused`: some parameters may take no part in a pass.
         """
         return lambda compute: compute()
 
     def close(self) -> None:
-        """Leaves the group: after the last operation."""
+        """Leaves the group, after the last operation."""
 
 
 class TorchrunWorld(World):

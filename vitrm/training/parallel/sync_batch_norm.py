@@ -31,7 +31,9 @@ def sync_batch_norms(model: nn.Module, exchange: Exchange) -> None:
 
 
 def sync_batch_norms_on_gpus(model: nn.Module, group: Any) -> None:
-    """Gives the batch norms of `model` the statistics of the whole batch with torch's own module, which is for GPUs only; `group` is a process group.
+    """Gives the batch norms of `model` the statistics of the whole batch with torch's own module, on GPUs.
+
+    `group` is a process group.
 
     torch.nn.SyncBatchNorm.convert_sync_batchnorm does not know a scale that is a buffer.
     """
