@@ -22,6 +22,7 @@ COMMANDS = {
     "vitrm-train": "train a model into a run folder",
     "vitrm-export": "export a run to ONNX, or to a TensorRT plan",
     "vitrm-bench": "measure exported files: latency, accuracy, agreement with PyTorch",
+    "vitrm-predict": "classify pictures with an exported file",
 }
 _CONVERSION = re.compile(r"invalid (?P<type>int|float) value: (?P<value>.*)", re.DOTALL)  # of argparse
 _WORDS = {"int": "a whole number", "float": "a number"}

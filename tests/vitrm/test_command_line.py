@@ -16,12 +16,18 @@ from vitrm.errors import run_command
 from vitrm.export import cli as export_cli
 from vitrm.fields import Choice, Flag, OrNone, Several, Text, declared
 from vitrm.runtime.bench import cli as bench_cli
+from vitrm.runtime.predict import cli as predict_cli
 from vitrm.training import cli as train_cli
 from vitrm.training.parallel.device import Execution
 from vitrm.training.recipe import Recipe
 from vitrm.training.run_config import DataSettings, RunConfig, parse
 
-MAINS = {"vitrm-train": train_cli.main, "vitrm-export": export_cli.main, "vitrm-bench": bench_cli.main}
+MAINS = {
+    "vitrm-train": train_cli.main,
+    "vitrm-export": export_cli.main,
+    "vitrm-bench": bench_cli.main,
+    "vitrm-predict": predict_cli.main,
+}
 MODULES = {name: main.__module__ for name, main in MAINS.items()}
 FROM_DATA = {"classes", "mean", "std"}
 
@@ -100,6 +106,7 @@ def test_a_list_and_none_come_through_to_the_model():
         ("vitrm-train", ["--model", "resnet18", "--latents", "3"], "unknown key latents for a resnet: it is a setting of vitrm"),
         ("vitrm-train", ["--deep-width", "8"], "unknown key deep_width for a vitrm: it is a setting of airbench"),
         ("vitrm-export", ["--graph", "lop"], "--graph: 'lop' is none of unrolled, loop, stepwise: did you mean loop?"),
+        ("vitrm-predict", ["a.onnx", "b.jpg", "--tpo", "3"], "--tpo is unknown: did you mean --top?"),
         ("vitrm-export", ["--steps", "six"], "--steps is 'six', expected a whole number"),
     ],
 )  # fmt: skip
