@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -94,8 +95,7 @@ def add_setting(parser: Any, name: str, *settings: Setting, help: str = "") -> N
     Args:
         parser: a parser, or a group of one
         name: of the field
-        settings: its declaration, or those of several dataclasses whose fields share the name: a text is read by the first
-            rule that can
+        settings: its declaration, or those of several dataclasses whose fields share the name
         help: instead of the declaration's own
     """
     first = settings[0]
@@ -108,10 +108,12 @@ def add_setting(parser: Any, name: str, *settings: Setting, help: str = "") -> N
 
 
 def _parsed(flag: str, settings: Sequence[Setting], text: str) -> Any:
-    """The value of a setting in `text`.  Raises `UserError`."""
+    """The value of a setting in `text`, a whole number if it may be one.  Raises `UserError`."""
+    values = []
     for setting in settings:
-        try:
-            return setting.rule.parsed(text)
-        except ValueError:
-            continue
-    raise UserError(f"{flag} is {shown(text)}, expected {settings[0].rule}")
+        with suppress(ValueError):
+            values.append(setting.rule.parsed(text))
+    if not values:
+        raise UserError(f"{flag} is {shown(text)}, expected {settings[0].rule}")
+    # Where kinds of models differ, a number of any takes a whole one, too.
+    return next((value for value in values if type(value) is int), values[0])

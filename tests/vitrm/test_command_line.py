@@ -14,7 +14,7 @@ from vitrm.command_line import COMMANDS
 from vitrm.config import KINDS
 from vitrm.errors import run_command
 from vitrm.export import cli as export_cli
-from vitrm.fields import Choice, Flag, OrNone, Several, Text, declared
+from vitrm.fields import Choice, Flag, OrNone, Several, Whole, declared
 from vitrm.runtime.bench import cli as bench_cli
 from vitrm.runtime.predict import cli as predict_cli
 from vitrm.training import cli as train_cli
@@ -40,8 +40,9 @@ def _other_value(setting, default):
     if isinstance(rule, Choice):
         value = next(v for v in rule.values if v != default)
         return str(value), value
-    if isinstance(rule, Text):
-        return "nowhere", "nowhere"
+    if isinstance(rule, Whole):
+        value = rule.low + (rule.low == default)
+        return str(value), value
     return "0.5", 0.5
 
 
@@ -60,12 +61,11 @@ def test_every_setting_of_a_model_or_recipe_is_a_flag_and_a_key(kind):
             words, value = [flag if not field.default else f"--no-{flag[2:]}"], not field.default
         else:
             text, value = _other_value(setting, field.default)
-            if isinstance(field.default, int) or field.default is None:
-                text, value = "7", 7
             words = [flag, text]
         given = getattr(train_cli.from_flags(train_cli.parser().parse_args(words)), section)
         given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
         assert given == {field.name: value}
+        assert setting.rule.accepted(given[field.name]) == value
         from_file = getattr(parse({section: {field.name: value}}, "file"), section)
         assert from_file == given
 
