@@ -107,10 +107,10 @@ class CifarResNetConfig(BaselineConfig):
     def parameters(self) -> int:
         """Trainable weights of the model, counted without building it."""
         first = self.widths[0]
-        found = 27 * first + 2 * first + (self.widths[-1] + 1) * self.classes
+        count = 27 * first + 2 * first + (self.widths[-1] + 1) * self.classes
         for before, width in pairwise((first, *self.widths)):
-            found += 9 * before * width + 9 * width**2 * (2 * self.blocks - 1) + 4 * width * self.blocks
-        return found
+            count += 9 * before * width + 9 * width**2 * (2 * self.blocks - 1) + 4 * width * self.blocks
+        return count
 
     @property
     def activation(self) -> int:
@@ -160,12 +160,12 @@ class MobileNetV2Config(BaselineConfig):
     def parameters(self) -> int:
         """Trainable weights of the model, counted without building it."""
         first, last, features = _eights(32 * self.width), _eights(320 * self.width), _eights(1280 * max(1, self.width))
-        found = (27 + 2) * first + (last + 2) * features + (features + 1) * self.classes
+        count = (27 + 2) * first + (last + 2) * features + (features + 1) * self.classes
         for block in self._blocks:
-            found += (9 + 2) * block.expanded + (block.expanded + 2) * block.after
+            count += (9 + 2) * block.expanded + (block.expanded + 2) * block.after
             if block.expanded != block.before:
-                found += (block.before + 2) * block.expanded
-        return found
+                count += (block.before + 2) * block.expanded
+        return count
 
     @property
     def activation(self) -> int:
@@ -179,8 +179,8 @@ class MobileNetV2Config(BaselineConfig):
 
 def _eights(channels: float) -> int:
     """The multiple of 8 next to `channels`, not below 90 % of it: MobileNet's rounding."""
-    found = max(8, int(channels + 4) // 8 * 8)
-    return found + 8 if found < 0.9 * channels else found
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,8 +207,8 @@ def _knowing(folder: Path, config: dict[str, Any], digest: str) -> list[dict[str
         if (folder / name).exists():
             with suppress(UserError):  # half-way through its own writing, or its renaming
                 later.append(_read_one_config(folder / name, verify=True))
-    found = [c for c in (config, *later) if c.get("sha256", {}).get("weights") == digest]
-    return found or ([] if "sha256" in config else [config])
+    matching = [c for c in (config, *later) if c.get("sha256", {}).get("weights") == digest]
+    return matching or ([] if "sha256" in config else [config])
 
 
 def _read_config(folder: Path, verify: bool) -> dict[str, Any]:
@@ -239,10 +239,10 @@ def _check_digests(config: dict[str, Any], path: Path) -> None:
     said = config["sha256"]
     if not isinstance(said, dict) or set(said) != {"config", "weights"} or not all(map(_is_sha256, said.values())):
         raise UserError(f"{path}: its sha256 is {shown(said)}, expected that of 'config' and of 'weights'")
-    found = strict_json.digest({key: config[key] for key in _CONTENT})
-    if found != said["config"]:
+    actual = strict_json.digest({key: config[key] for key in _CONTENT})
+    if actual != said["config"]:
         raise UserError(
-            f"{path} was changed after it was written (SHA-256 of its content {found[:12]}…, expected {said['config'][:12]}…): "
+            f"{path} was changed after it was written (SHA-256 of its content {actual[:12]}…, expected {said['config'][:12]}…): "
             "copy it again; if the change is meant, take its 'sha256' out"
         )
 

@@ -53,10 +53,10 @@ class CommandParser(argparse.ArgumentParser):
         """The parsed arguments.  Raises `UserError`."""
         words = sys.argv[1:] if args is None else list(args)
         self._check_flags(words)  # first: argparse would rather complain of an argument that is missing
-        found, rest = self.parse_known_args(words, namespace)
+        parsed, rest = self.parse_known_args(words, namespace)
         if rest:
             self.error(f"{rest[0]} is one argument too many")
-        return found
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` with argparse's message about what is wrong."""

@@ -132,10 +132,12 @@ class Replica(Generic[M]):
 
     def gradients(self, loss: Tensor) -> Gradients:
         """The gradients of `loss`; they hold until the next call."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        there = [(view, gradient) for view, gradient in zip(self._views, found, strict=True) if gradient is not None]
-        if len(there) < len(found):
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        there = [
+            (view, gradient) for view, gradient in zip(self._views, gradients, strict=True) if gradient is not None
+        ]
+        if len(there) < len(gradients):
             self._gradients.zero_()
         torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
-        each = [view if gradient is not None else None for view, gradient in zip(self._views, found, strict=True)]
+        each = [view if gradient is not None else None for view, gradient in zip(self._views, gradients, strict=True)]
         return Gradients(self._gradients, each)

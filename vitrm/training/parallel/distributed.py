@@ -109,16 +109,16 @@ class TorchrunWorld(World):
     def broadcast(self, make: Callable[[], T]) -> T:
         import torch.distributed as dist
 
-        found: list[Any] = [None, None]  # the value, or what is wrong
+        outcome: list[Any] = [None, None]  # the value, or what is wrong
         if self.main:
             try:
-                found[0] = make()
+                outcome[0] = make()
             except UserError as error:
-                found[1] = error
-        dist.broadcast_object_list(found, src=0, group=self._host)
-        if found[1] is not None:
-            raise found[1]
-        return found[0]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._host)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def all_gather(self, value: T) -> list[T]:
         import torch.distributed as dist
@@ -166,9 +166,9 @@ class _Group:
         """`value` [n] of every process."""
         import torch.distributed as dist
 
-        found = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(found, value, group=self.group)
-        return found
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(values, value, group=self.group)
+        return values
 
 
 class _Through(nn.Module):
