@@ -1,5 +1,6 @@
-# make demo   install, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
-# make test   install, run the test suite
+# make demo   install what it needs, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
+# make test   install what tests need, run the test suite
+# make test-fast   the tests without the slow ones
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff, mypy and the import contracts of pyproject.toml
 # make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
@@ -9,12 +10,13 @@ PYTHON ?= python3
 VENV ?= $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vitrm-installed
+DEMO_STAMP := $(VENV)/.vitrm-installed-cpu
 DEMO ?= runs/demo
 
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-lowest lint tree torture clean
+.PHONY: install demo test test-fast test-lowest lint tree torture clean
 
 install: $(STAMP)
 
@@ -25,7 +27,12 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,tensorrt-rtx,dev]'
 	@touch $@
 
-demo: install
+# What the demo needs; with everything installed nothing is left to do.
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	test $(STAMP) -nt pyproject.toml || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]'
+	@touch $@
+
+demo: $(DEMO_STAMP)
 	rm -rf $(DEMO)
 	$(BIN)/vitrm-train --data digits --model nano --out $(DEMO)
 	$(BIN)/vitrm-export $(DEMO) --steps 6 -o $(DEMO)/nano-6.onnx
@@ -33,7 +40,10 @@ demo: install
 	@echo "report: $(DEMO)/report.html"
 
 test: install
-	$(BIN)/python -m pytest -q --durations=8
+	$(BIN)/python -m pytest -q --durations=20
+
+test-fast: install
+	$(BIN)/python -m pytest -q --durations=20 -m "not slow"
 
 # Not among them: what needs OpenVINO, TensorRT, Triton's client or optimum, which are extras with bounds of their own.
 test-lowest:

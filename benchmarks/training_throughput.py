@@ -42,8 +42,10 @@ from vitrm.data import photo_crops  # noqa: E402
 from vitrm.runtime.system.machine import physical_cores  # noqa: E402
 from vitrm.system.files import write_json  # noqa: E402
 from vitrm.training.augment import augment  # noqa: E402
-from vitrm.training.parallel.device import Execution, compile_learner, keep_freed_memory, workers_for  # noqa: E402
+from vitrm.training.parallel.compilation import compile_learner  # noqa: E402
+from vitrm.training.parallel.device import Execution, workers_for  # noqa: E402
 from vitrm.training.parallel.distributed import join  # noqa: E402
+from vitrm.training.parallel.process_tuning import keep_freed_memory  # noqa: E402
 from vitrm.training.recipe import recipe  # noqa: E402
 from vitrm.training.supervision import Learner, step_loss  # noqa: E402
 
@@ -130,7 +132,7 @@ def own_loop(
     def batch() -> None:
         index = torch.from_numpy(rng.permutation(len(resident))[: chosen.batch_size])
         images = augment(resident[index], targets[index], CLASSES, chosen, True, rng, part)
-        learner.batch(images, 1e-3, share=1 / world.size)
+        learner.train_step(images, 1e-3, batch_share=1 / world.size)
 
     return batch
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vitrm import __version__
+from vitrm.command_line import CommandParser
 from vitrm.errors import run_command
 from vitrm.export.tensorrt import options as engine_cli
 from vitrm.system.terminal import console, neutral_line, say
@@ -37,11 +37,10 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetenso
 
 def parser() -> argparse.ArgumentParser:
     """The command line of vitrm-export."""
-    p = argparse.ArgumentParser(
-        prog="vitrm-export",
-        description="Exports a trained model to ONNX, or to a TensorRT plan, and verifies it against PyTorch on real images.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = CommandParser(
+        "vitrm-export",
+        "Exports a trained model to ONNX, or to a TensorRT plan, and verifies it against PyTorch on real images.",
+        EXAMPLES,
     )
     p.add_argument(
         "run",
@@ -157,7 +156,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--doctor", action="store_true", help="say which backends, versions and GPUs are here and what each can do"
     )
-    p.add_argument("--version", action="version", version=f"vitrm {__version__}")
     return p
 
 

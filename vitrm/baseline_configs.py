@@ -26,15 +26,15 @@ from vitrm.model_size import (
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig(ABC):
-    """What the configs of all baselines have."""
+    """Settings that all baselines have."""
 
     kind: ClassVar[str]
     convolutional: ClassVar[bool]  # int8 is for its convolutions, not for the linear layers of a transformer
 
-    classes: int = whole(10, 2, MAX_CLASSES)
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)
-    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)
-    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
+    classes: int = whole(10, 2, MAX_CLASSES, "number of classes")
+    image_size: int = whole(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000, "mean of the [0, 1] input, per channel")
+    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6, "its standard deviation, per channel")
 
     def __post_init__(self) -> None:
         check(self)
@@ -58,8 +58,12 @@ class ResNetConfig(BaselineConfig):
     kind: ClassVar[str] = "resnet"
     convolutional: ClassVar[bool] = True
 
-    depth: int = choice(18, 34, 50)
-    stem: str = choice("imagenet", "cifar")  # 7 × 7, stride 2, and a pooling; or "cifar": 3 × 3, stride 1, none
+    depth: int = choice(18, 34, 50, help="layers")
+    stem: str = choice(
+        "imagenet",
+        "cifar",
+        help="first convolution: 7 × 7 of stride 2 and a pooling, or (cifar) 3 × 3 of stride 1 and none",
+    )
 
     @property
     def parameters(self) -> int:
@@ -87,7 +91,7 @@ class CifarResNetConfig(BaselineConfig):
     convolutional: ClassVar[bool] = True
     widths: ClassVar[tuple[int, ...]] = (16, 32, 64)  # of the three stages
 
-    depth: int = whole(20, 8, 1202)
+    depth: int = whole(20, 8, 1202, "layers, 6 n + 2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,10 +107,10 @@ class CifarResNetConfig(BaselineConfig):
     def parameters(self) -> int:
         """Trainable weights of the model, counted without building it."""
         first = self.widths[0]
-        found = 27 * first + 2 * first + (self.widths[-1] + 1) * self.classes
+        count = 27 * first + 2 * first + (self.widths[-1] + 1) * self.classes
         for before, width in pairwise((first, *self.widths)):
-            found += 9 * before * width + 9 * width**2 * (2 * self.blocks - 1) + 4 * width * self.blocks
-        return found
+            count += 9 * before * width + 9 * width**2 * (2 * self.blocks - 1) + 4 * width * self.blocks
+        return count
 
     @property
     def activation(self) -> int:
@@ -140,8 +144,8 @@ class MobileNetV2Config(BaselineConfig):
         (6, 320, 1, 1),
     )
 
-    width: float = real(1.0, 0.1, 8)  # factor of all channels
-    dropout: float = real(0.2, 0, 1, below=True)  # before the classifier
+    width: float = real(1.0, 0.1, 8, "factor of all channels")
+    dropout: float = real(0.2, 0, 1, "dropout before the classifier", below=True, unit="P")
 
     @property
     def _blocks(self) -> Iterator[InvertedResidual]:
@@ -156,12 +160,12 @@ class MobileNetV2Config(BaselineConfig):
     def parameters(self) -> int:
         """Trainable weights of the model, counted without building it."""
         first, last, features = _eights(32 * self.width), _eights(320 * self.width), _eights(1280 * max(1, self.width))
-        found = (27 + 2) * first + (last + 2) * features + (features + 1) * self.classes
+        count = (27 + 2) * first + (last + 2) * features + (features + 1) * self.classes
         for block in self._blocks:
-            found += (9 + 2) * block.expanded + (block.expanded + 2) * block.after
+            count += (9 + 2) * block.expanded + (block.expanded + 2) * block.after
             if block.expanded != block.before:
-                found += (block.before + 2) * block.expanded
-        return found
+                count += (block.before + 2) * block.expanded
+        return count
 
     @property
     def activation(self) -> int:
@@ -175,8 +179,8 @@ class MobileNetV2Config(BaselineConfig):
 
 def _eights(channels: float) -> int:
     """The multiple of 8 next to `channels`, not below 90 % of it: MobileNet's rounding."""
-    found = max(8, int(channels + 4) // 8 * 8)
-    return found + 8 if found < 0.9 * channels else found
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +190,10 @@ class ConvMixerConfig(BaselineConfig):
     kind: ClassVar[str] = "convmixer"
     convolutional: ClassVar[bool] = True
 
-    patch_size: int = whole(2, 1, MAX_IMAGE_SIZE)
-    dim: int = whole(256, 1, MAX_WIDTH)  # channels
-    layers: int = whole(8, 1, 1024)
-    kernel: int = choice(5, 3, 7, 9)  # of the depthwise convolutions
+    patch_size: int = whole(2, 1, MAX_IMAGE_SIZE, "side of a patch", unit="pixels")
+    dim: int = whole(256, 1, MAX_WIDTH, "channels", unit="D")
+    layers: int = whole(8, 1, 1024, "layers")
+    kernel: int = choice(5, 3, 7, 9, help="side of the depthwise convolutions")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,9 +223,10 @@ class AirbenchConfig(BaselineConfig):
     convolutional: ClassVar[bool] = True
     whitening_size: ClassVar[int] = 2  # pixels: the side of the patches that are whitened
 
-    image_size: int = whole(32, 9, MAX_IMAGE_SIZE)  # halved three times
-    width: int = whole(128, 1, MAX_WIDTH)  # channels of the first group
-    deep_width: int = whole(384, 1, MAX_WIDTH)  # channels of the second and third group
+    # Halved three times.
+    image_size: int = whole(32, 9, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    width: int = whole(128, 1, MAX_WIDTH, "channels of the first group")
+    deep_width: int = whole(384, 1, MAX_WIDTH, "channels of the second and third group")
 
     @property
     def whitened(self) -> int:
@@ -253,12 +258,12 @@ class ViTConfig(BaselineConfig):
     kind: ClassVar[str] = "vit"
     convolutional: ClassVar[bool] = False
 
-    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE)
-    dim: int = whole(512, 1, MAX_WIDTH)
-    layers: int = whole(8, 1, 1024)
-    heads: int = whole(8, 1, 1024)
-    mlp: int = whole(1024, 1, 4 * MAX_WIDTH)  # hidden width of the feed-forward network
-    dropout: float = real(0.1, 0, 1, below=True)
+    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE, "side of a patch", unit="pixels")
+    dim: int = whole(512, 1, MAX_WIDTH, "token width D", unit="D")
+    layers: int = whole(8, 1, 1024, "layers")
+    heads: int = whole(8, 1, 1024, "attention heads")
+    mlp: int = whole(1024, 1, 4 * MAX_WIDTH, "width of the inner layer of the feed-forward network")
+    dropout: float = real(0.1, 0, 1, "dropout on embeddings and on each sublayer's output", below=True, unit="P")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -294,12 +299,12 @@ class CCTConfig(BaselineConfig):
     kind: ClassVar[str] = "cct"
     convolutional: ClassVar[bool] = False
 
-    conv_layers: int = whole(1, 1, 8)  # convolutions of 3 × 3, each followed by a pooling that halves the image
-    dim: int = whole(256, 1, MAX_WIDTH)
-    layers: int = whole(7, 1, 1024)
-    heads: int = whole(4, 1, 1024)
-    mlp: int = whole(512, 1, 4 * MAX_WIDTH)  # hidden width of the feed-forward network
-    dropout: float = real(0.1, 0, 1, below=True)
+    conv_layers: int = whole(1, 1, 8, "convolutions of 3 × 3, each followed by a pooling that halves the image")
+    dim: int = whole(256, 1, MAX_WIDTH, "token width D", unit="D")
+    layers: int = whole(7, 1, 1024, "layers")
+    heads: int = whole(4, 1, 1024, "attention heads")
+    mlp: int = whole(512, 1, 4 * MAX_WIDTH, "width of the inner layer of the feed-forward network")
+    dropout: float = real(0.1, 0, 1, "dropout on embeddings and on each sublayer's output", below=True, unit="P")
 
     def __post_init__(self) -> None:
         super().__post_init__()

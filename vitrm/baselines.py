@@ -140,7 +140,7 @@ class CCT(Transformer):
 
 
 class GlobalAverage(nn.Module):
-    """What torchvision's AdaptiveAvgPool2d(1) computes; that is traced as a gather, and with torch 2.9 to no valid graph."""
+    """The mean of each channel, as torchvision's AdaptiveAvgPool2d(1): that is traced as a gather, and with torch 2.9 to no valid graph."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, 1, 1]."""

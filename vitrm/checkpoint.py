@@ -155,7 +155,7 @@ def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bool =
 
 
 def _config_of(checkpoint: Checkpoint, weights_digest: str) -> dict[str, Any]:
-    """What `config.json` holds."""
+    """The content of `config.json`."""
     values = (FORMAT, to_dict(checkpoint.model), checkpoint.data, checkpoint.training)
     # As it will be read: JSON has neither tuples nor keys that are numbers.
     content = json.loads(json.dumps(dict(zip(_CONTENT, values, strict=True)), allow_nan=False))
@@ -198,7 +198,7 @@ def load(run: str | os.PathLike[str] | None = None, *, verify: bool = True) -> C
 
 
 def _knowing(folder: Path, config: dict[str, Any], digest: str) -> list[dict[str, Any]]:
-    """Of the configs in `folder`, those of the weights with this SHA-256; else `config` itself if it names none.
+    """The configs in `folder` that belong to the weights with this SHA-256; else `config` itself if it names none.
 
     The next config comes second, the present one again last: its writer may just have given it its name.
     """
@@ -207,8 +207,8 @@ def _knowing(folder: Path, config: dict[str, Any], digest: str) -> list[dict[str
         if (folder / name).exists():
             with suppress(UserError):  # half-way through its own writing, or its renaming
                 later.append(_read_one_config(folder / name, verify=True))
-    found = [c for c in (config, *later) if c.get("sha256", {}).get("weights") == digest]
-    return found or ([] if "sha256" in config else [config])
+    matching = [c for c in (config, *later) if c.get("sha256", {}).get("weights") == digest]
+    return matching or ([] if "sha256" in config else [config])
 
 
 def _read_config(folder: Path, verify: bool) -> dict[str, Any]:
@@ -239,10 +239,10 @@ def _check_digests(config: dict[str, Any], path: Path) -> None:
     said = config["sha256"]
     if not isinstance(said, dict) or set(said) != {"config", "weights"} or not all(map(_is_sha256, said.values())):
         raise UserError(f"{path}: its sha256 is {shown(said)}, expected that of 'config' and of 'weights'")
-    found = strict_json.digest({key: config[key] for key in _CONTENT})
-    if found != said["config"]:
+    actual = strict_json.digest({key: config[key] for key in _CONTENT})
+    if actual != said["config"]:
         raise UserError(
-            f"{path} was changed after it was written (SHA-256 of its content {found[:12]}…, expected {said['config'][:12]}…): "
+            f"{path} was changed after it was written (SHA-256 of its content {actual[:12]}…, expected {said['config'][:12]}…): "
             "copy it again; if the change is meant, take its 'sha256' out"
         )
 

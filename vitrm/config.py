@@ -1,4 +1,4 @@
-"""What a model is, as data: one frozen dataclass per kind, and the named presets.
+"""Models as data: one frozen dataclass per kind, and the named presets.
 
 Imports neither torch nor numpy, so that a device without them can still read a checkpoint's config.
 """
@@ -13,7 +13,20 @@ from typing import Any, ClassVar
 
 from vitrm.baseline_configs import BASELINE_PRESETS, BASELINES, BaselineConfig
 from vitrm.errors import UserError
-from vitrm.fields import check, choice, flag, from_values, real, shown, three, whole, whole_or_none, wholes
+from vitrm.fields import (
+    check,
+    choice,
+    declared,
+    did_you_mean,
+    flag,
+    from_values,
+    real,
+    shown,
+    three,
+    whole,
+    whole_or_none,
+    wholes,
+)
 from vitrm.model_size import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
@@ -33,37 +46,61 @@ class ViTRMConfig:
 
     kind: ClassVar[str] = "vitrm"
 
-    classes: int = whole(10, 2, MAX_CLASSES)  # number of classes
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE)  # height and width of the input, pixels
-    patch_size: int = whole(4, 1, MAX_IMAGE_SIZE)  # P: an image gives N = (image_size / P)² tokens
-    # "patch": linear projection of P × P patches (the paper); "conv": convolutions down to the same grid; "whitened":
-    # convolutions behind fixed filters that whiten 2 × 2 pixels
-    tokenizer: str = choice("patch", "conv", "whitened")
-    # "conv": channels after the first convolution; they double with each further inner one
-    conv_width: int = whole(64, 1, MAX_WIDTH)
-    # "conv": convolutions; None: as many as halvings from the image to its grid of tokens
-    conv_layers: int | None = whole_or_none(1, 32)
-    conv_norm: bool = flag(False)  # "conv": batch norm after each convolution
-    # "whitened": channels of each stage of two convolutions, the first of which halves the image
-    stage_widths: tuple[int, ...] = wholes((48, 144), 1, MAX_WIDTH)
-    dim: int = whole(384, 1, MAX_WIDTH)  # D: token width
-    # "joint": a layer updates image tokens, answer and latents (the paper's eq. 2); "cross": it reads image tokens only
-    mixing: str = choice("joint", "cross")
-    token_mixer: str = choice("attention", "mlp")  # how a layer mixes tokens; "mlp": an MLP over the token axis
-    # "mlp": width of its inner layer; None: twice the tokens, N + 1 + K
-    mixer_hidden: int | None = whole_or_none(1, 4 * MAX_WIDTH)
-    heads: int = whole(6, 1, 1024)  # attention heads
-    layers: int = whole(3, 1, 1024)  # k: layers of the one shared block
-    ffn: str = choice("gelu", "swiglu")  # "gelu" (the paper's text) or "swiglu" (its code)
-    # None: 2 D for GELU, 4 D / 3 for SwiGLU, so both have 4 D² weights a layer
-    ffn_hidden: int | None = whole_or_none(1, 4 * MAX_WIDTH)
-    latents: int = whole(64, 1, MAX_WIDTH)  # K: latent tokens z
-    n: int = whole(3, 1, 1024)  # latent updates (eq. 2) per recursion
-    recursions: int = whole(1, 1, 1024)  # T: recursions (eqs. 2–3) per step
-    # on embeddings and on each sublayer's output, while training
-    dropout: float = real(0.1, 0, 1, below=True)
-    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000)  # of the [0, 1] input, per channel
-    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6)
+    classes: int = whole(10, 2, MAX_CLASSES, "number of classes")
+    image_size: int = whole(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    patch_size: int = whole(
+        4, 1, MAX_IMAGE_SIZE, "side P of a patch: an image gives (image_size / P)² tokens", unit="pixels"
+    )
+    tokenizer: str = choice(
+        "patch",
+        "conv",
+        "whitened",
+        help="patch: linear projection of P × P patches (the paper); conv: convolutions down to the same grid; whitened: "
+        "convolutions behind fixed filters that whiten 2 × 2 pixels",
+    )
+    conv_width: int = whole(
+        64,
+        1,
+        MAX_WIDTH,
+        "conv tokenizer: channels after the first convolution; they double with each further inner one",
+        unit="channels",
+    )
+    conv_layers: int | None = whole_or_none(
+        1, 32, "conv tokenizer: convolutions; none: as many as halvings from the image to its grid of tokens"
+    )
+    conv_norm: bool = flag(False, "conv tokenizer: batch norm after each convolution")
+    stage_widths: tuple[int, ...] = wholes(
+        (48, 144),
+        1,
+        MAX_WIDTH,
+        "whitened tokenizer: channels of each stage of two convolutions, the first of which halves the image",
+    )
+    dim: int = whole(384, 1, MAX_WIDTH, "token width D", unit="D")
+    mixing: str = choice(
+        "joint",
+        "cross",
+        help="joint: a layer updates image tokens, answer and latents (the paper's eq. 2); cross: it reads image tokens only",
+    )
+    token_mixer: str = choice("attention", "mlp", help="how a layer mixes tokens; mlp: an MLP over the token axis")
+    mixer_hidden: int | None = whole_or_none(
+        1, 4 * MAX_WIDTH, "mlp token mixer: width of its inner layer; none: twice the tokens"
+    )
+    heads: int = whole(6, 1, 1024, "attention heads")
+    layers: int = whole(3, 1, 1024, "layers k of the one shared block")
+    ffn: str = choice("gelu", "swiglu", help="feed-forward network: gelu (the paper's text) or swiglu (its code)")
+    ffn_hidden: int | None = whole_or_none(
+        1,
+        4 * MAX_WIDTH,
+        "width of its inner layer; none: 2 D for gelu, 4 D / 3 for swiglu, so both have 4 D² weights a layer",
+    )
+    latents: int = whole(64, 1, MAX_WIDTH, "latent tokens K", unit="K")
+    n: int = whole(3, 1, 1024, "latent updates (eq. 2) per recursion")
+    recursions: int = whole(1, 1, 1024, "recursions (eqs. 2 and 3) per step", unit="T")
+    dropout: float = real(
+        0.1, 0, 1, "dropout on embeddings and on each sublayer's output, while training", below=True, unit="P"
+    )
+    mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000, "mean of the [0, 1] input, per channel")
+    std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6, "its standard deviation, per channel")
 
     def __post_init__(self) -> None:
         check(self)
@@ -213,7 +250,9 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     Raises `UserError` for an unknown preset, an unknown field or an impossible value.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
+        )
     config = PRESETS[name]
     return from_dict({**to_dict(config), **changes}, f"model preset {name}")
 
@@ -230,7 +269,13 @@ def from_dict(values: Mapping[str, Any], where: str) -> ModelConfig:
     kind = values.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{where}: model kind is {shown(kind)}, expected one of {', '.join(KINDS)}")
-    return from_values(KINDS[kind], values, where, with_article(kind))
+    return from_values(KINDS[kind], values, where, with_article(kind), _other_kinds)
+
+
+def _other_kinds(name: str) -> str:
+    """The kinds of models that have a setting of this name, for a message about one that has not."""
+    kinds = [kind for kind, config in KINDS.items() if name in declared(config)]
+    return f": it is a setting of {', '.join(kinds)}" if kinds else ""
 
 
 def with_article(kind: str) -> str:

@@ -1,6 +1,9 @@
-"""Fields of a settings dataclass: each states its default and its range once, and `check` holds all values to them.
+"""Fields of a settings dataclass: each declares its type, default, range, unit and help once.
 
-    dim: int = whole(384, 1, 65_536)  # D: token width
+    image_size: int = whole(32, 1, 4096, "height and width of the input", unit="pixels")
+
+Everything else follows: `check` validates all values, TOML files take the names as keys, and vitrm.command_line makes a
+flag of each field.  A field that is named with `group` opens a group of `--help`, in which those after it stand, too.
 
 Ranges are there so that no setting, whoever wrote the file that it stands in, makes a process allocate or loop without end.
 Imports neither torch nor numpy.
@@ -10,20 +13,33 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vitrm.errors import UserError
 
-_RULE = "rule"
+_SETTING = "setting"  # the key of a field's `Setting` in its metadata
+NONE = "none"  # None on a command line
+UNBOUNDED = 1e30  # a bound of numbers that need none
 
 
 class Rule(Protocol):
-    """What a field accepts."""
+    """The values that a field accepts."""
 
     def accepted(self, value: Any) -> Any:
         """`value` in the field's own type.  Raises ValueError for one that the field does not accept."""
+
+    def parsed(self, text: str) -> Any:
+        """The value that `text` stands for on a command line; its range is not checked.  Raises ValueError."""
+
+    @property
+    def brief(self) -> str:
+        """The range for `--help`, empty where there is none to speak of."""
+
+    @property
+    def placeholder(self) -> str:
+        """A word for the value in `--help`, where the field has no unit."""
 
     def __str__(self) -> str:
         """The values accepted, as words after "expected"."""
@@ -40,6 +56,17 @@ class Whole:
         if not isinstance(value, int) or isinstance(value, bool) or not self.low <= value <= self.high:
             raise ValueError
         return value
+
+    def parsed(self, text: str) -> int:
+        return int(text)
+
+    @property
+    def brief(self) -> str:
+        return f"{self.low:,} to {self.high:,}" if self.high < 1 << 20 else f"at least {self.low:,}"
+
+    @property
+    def placeholder(self) -> str:
+        return "N"
 
     def __str__(self) -> str:
         return f"a whole number from {self.low:,} to {self.high:,}"
@@ -61,6 +88,19 @@ class Real:
             raise ValueError
         return float(value)
 
+    def parsed(self, text: str) -> float:
+        return float(text)
+
+    @property
+    def brief(self) -> str:
+        if self.high < UNBOUNDED:
+            return str(self).removeprefix("a number ")
+        return f"{'above' if self.above else 'at least'} {self.low:g}"
+
+    @property
+    def placeholder(self) -> str:
+        return "X"
+
     def __str__(self) -> str:
         return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
 
@@ -77,6 +117,17 @@ class Three:
         r, g, b = (self.each.accepted(v) for v in value)
         return r, g, b
 
+    def parsed(self, text: str) -> list[float]:
+        return [self.each.parsed(part) for part in text.split(",")]
+
+    @property
+    def brief(self) -> str:
+        return f"each {self.each.brief}"
+
+    @property
+    def placeholder(self) -> str:
+        return "X,X,X"
+
     def __str__(self) -> str:
         return f"three numbers, each {str(self.each).removeprefix('a number ')}"
 
@@ -91,6 +142,17 @@ class Several:
         if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 16:
             raise ValueError
         return tuple(self.each.accepted(v) for v in value)
+
+    def parsed(self, text: str) -> list[Any]:
+        return [self.each.parsed(part) for part in text.split(",")]
+
+    @property
+    def brief(self) -> str:
+        return f"each {self.each.brief}"
+
+    @property
+    def placeholder(self) -> str:
+        return f"{self.each.placeholder},{self.each.placeholder},…"
 
     def __str__(self) -> str:
         return f"a list, each {str(self.each).removeprefix('a ')}"
@@ -107,6 +169,17 @@ class Choice:
             raise ValueError
         return value
 
+    def parsed(self, text: str) -> Any:
+        return type(self.values[0])(text)
+
+    @property
+    def brief(self) -> str:
+        return ""
+
+    @property
+    def placeholder(self) -> str:
+        return "{" + ",".join(map(str, self.values)) + "}"
+
     def __str__(self) -> str:
         *others, last = map(repr, self.values)
         return f"{', '.join(others)} or {last}"
@@ -121,6 +194,19 @@ class Flag:
             raise ValueError
         return value
 
+    def parsed(self, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise ValueError
+        return text == "true"
+
+    @property
+    def brief(self) -> str:
+        return ""
+
+    @property
+    def placeholder(self) -> str:
+        return "{true,false}"
+
     def __str__(self) -> str:
         return "true or false"
 
@@ -134,55 +220,130 @@ class OrNone:
     def accepted(self, value: Any) -> Any:
         return None if value is None else self.rule.accepted(value)
 
+    def parsed(self, text: str) -> Any:
+        return None if text == NONE else self.rule.parsed(text)
+
+    @property
+    def brief(self) -> str:
+        return self.rule.brief
+
+    @property
+    def placeholder(self) -> str:
+        return self.rule.placeholder
+
     def __str__(self) -> str:
         return str(self.rule)
 
 
-def whole(default: int, low: int, high: int) -> Any:
-    """A field of whole numbers from `low` to `high`."""
-    return _field(default, Whole(low, high))
+@dataclass(frozen=True)
+class Text:
+    """A text."""
+
+    def accepted(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        return value
+
+    def parsed(self, text: str) -> str:
+        return text
+
+    @property
+    def brief(self) -> str:
+        return ""
+
+    @property
+    def placeholder(self) -> str:
+        return "TEXT"
+
+    def __str__(self) -> str:
+        return "a text"
 
 
-def whole_or_none(low: int, high: int) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A field's declaration beside its name, type and default."""
+
+    rule: Rule
+    help: str = ""
+    unit: str = ""  # of the value, or another word for it
+    flag: str = ""  # on the command line, where it is not the field's name
+    group: str = ""  # of `--help` that begins here
+
+    @property
+    def explained(self) -> str:
+        """The help text with the range."""
+        if not self.rule.brief:
+            return self.help
+        if self.help.endswith(")"):  # where the default stands
+            return f"{self.help[:-1]}; {self.rule.brief})"
+        return f"{self.help} ({self.rule.brief})"
+
+    @property
+    def placeholder(self) -> str:
+        """A word for the value in `--help`."""
+        return self.unit.upper() or self.rule.placeholder
+
+
+def whole(default: int, low: int, high: int, help: str, **more: str) -> Any:
+    """A field of whole numbers from `low` to `high`; `more`: unit, flag or group of its `Setting`."""
+    return _field(default, Whole(low, high), help, more)
+
+
+def whole_or_none(low: int, high: int, help: str, **more: str) -> Any:
     """A field of whole numbers from `low` to `high`, or None, which is its default."""
-    return _field(None, OrNone(Whole(low, high)))
+    return _field(None, OrNone(Whole(low, high)), help, more)
 
 
-def wholes(default: tuple[int, ...], low: int, high: int) -> Any:
+def wholes(default: tuple[int, ...], low: int, high: int, help: str, **more: str) -> Any:
     """A field of 1 to 16 whole numbers from `low` to `high`."""
-    return _field(default, Several(Whole(low, high)))
+    return _field(default, Several(Whole(low, high)), help, more)
 
 
-def real(default: float, low: float, high: float = 1e30, *, above: bool = False, below: bool = False) -> Any:
+def real(
+    default: float, low: float, high: float, help: str, *, above: bool = False, below: bool = False, **more: str
+) -> Any:
     """A field of numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
-    return _field(default, Real(low, high, above, below))
+    return _field(default, Real(low, high, above, below), help, more)
 
 
-def three(default: tuple[float, float, float], low: float, high: float) -> Any:
+def three(default: tuple[float, float, float], low: float, high: float, help: str, **more: str) -> Any:
     """A field of three numbers from `low` to `high`."""
-    return _field(default, Three(Real(low, high)))
+    return _field(default, Three(Real(low, high)), help, more)
 
 
-def choice(default: Any, *others: Any) -> Any:
+def choice(default: Any, *others: Any, help: str, **more: str) -> Any:
     """A field of one of some values."""
-    return _field(default, Choice((default, *others)))
+    return _field(default, Choice((default, *others)), help, more)
 
 
-def flag(default: bool) -> Any:
+def flag(default: bool, help: str, **more: str) -> Any:
     """A field that is true or false."""
-    return _field(default, Flag())
+    return _field(default, Flag(), help, more)
 
 
-def _field(default: Any, rule: Rule) -> Any:
-    return dataclasses.field(default=default, metadata={_RULE: rule})
+def text(default: str, help: str, **more: str) -> Any:
+    """A field of any text."""
+    return _field(default, Text(), help, more)
+
+
+def text_or_none(help: str, **more: str) -> Any:
+    """A field of any text, or None, which is its default."""
+    return _field(None, OrNone(Text()), help, more)
+
+
+def _field(default: Any, rule: Rule, help: str, more: dict[str, str]) -> Any:
+    return dataclasses.field(default=default, metadata={_SETTING: Setting(rule=rule, help=help, **more)})
+
+
+def declared(settings: Any) -> dict[str, Setting]:
+    """The declared fields of a settings dataclass (or an instance of it), by name."""
+    return {f.name: f.metadata[_SETTING] for f in dataclasses.fields(settings) if _SETTING in f.metadata}
 
 
 def check(settings: Any) -> None:
     """Brings every field of the (frozen) dataclass `settings` to its own type.  Raises `UserError` naming one out of range."""
-    for field in dataclasses.fields(settings):
-        if _RULE in field.metadata:
-            value = checked(field.name, getattr(settings, field.name), field.metadata[_RULE])
-            object.__setattr__(settings, field.name, value)
+    for name, setting in declared(settings).items():
+        object.__setattr__(settings, name, checked(name, getattr(settings, name), setting.rule))
 
 
 def checked(name: str, value: Any, rule: Rule) -> Any:
@@ -190,16 +351,39 @@ def checked(name: str, value: Any, rule: Rule) -> Any:
     try:
         return rule.accepted(value)
     except (ValueError, OverflowError):  # the latter from a whole number beyond all floats
-        raise UserError(f"{name} is {shown(value)}, expected {rule}") from None
+        meant = did_you_mean(value, rule.values) if isinstance(rule, Choice) else ""
+        raise UserError(f"{name} is {shown(value)}, expected {rule}{meant}") from None
 
 
-def from_values(make: Callable[..., Any], values: dict[str, Any], where: str, what: str) -> Any:
-    """`make(**values)` for a dataclass `make`, called `what`.  Raises `UserError` that begins with `where`."""
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+    """ ": did you mean …?" with the one of `known` that is spelled like `word`; empty where none is."""
+    from difflib import get_close_matches  # only for errors
+
+    similar = (
+        get_close_matches(word, [name for name in known if isinstance(name, str)], 1) if isinstance(word, str) else []
+    )
+    return f": did you mean {similar[0]}?" if similar else ""
+
+
+def from_values(
+    make: Callable[..., Any],
+    values: dict[str, Any],
+    where: str,
+    what: str,
+    why_unknown: Callable[[str], str] | None = None,
+) -> Any:
+    """`make(**values)` for a dataclass `make`, called `what`.
+
+    Raises `UserError` that begins with `where`; of an unknown key it says what `why_unknown` does, where that is given.
+    """
     known = [f.name for f in dataclasses.fields(make)]  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
         named = ", ".join(shown(name, quoted=False) for name in unknown[:5])
-        raise UserError(f"{where}: unknown key {named} for {what}; known are {', '.join(known)}")
+        reason = why_unknown(unknown[0]) if why_unknown else ""
+        raise UserError(
+            f"{where}: unknown key {named} for {what}{reason}; known are {', '.join(known)}{did_you_mean(unknown[0], known)}"
+        )
     try:
         return make(**values)
     except UserError as error:

@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a run of the recursion gives."""
+    """The result of a run of the recursion."""
 
     logits: Tensor  # [B, classes] float
     halt_prob: Tensor  # [B] float in [0, 1]: the model's own chance of being right
@@ -171,7 +171,7 @@ class Layer(nn.Module):
         return _through(self.q, h) * self.scale
 
     def _at_once(self, h: Tensor, *layers: nn.Linear) -> Projected:
-        """What some linear layers make of h, in one matmul; the queries scaled."""
+        """Applies some linear layers to h in one matmul, and scales the queries."""
         scales = [self.scale if layer is self.q else 1.0 for layer in layers]
         weights = [layer.weight if s == 1 else layer.weight * s for layer, s in zip(layers, scales, strict=True)]
         biases = [layer.bias if s == 1 else layer.bias * s for layer, s in zip(layers, scales, strict=True)]
@@ -415,12 +415,12 @@ class ViTRM(nn.Module):
 
     @property
     def projected_names(self) -> tuple[str, ...]:
-        """What layer 1 projects from tokens, a name for each tensor."""
+        """Names of the tensors that layer 1 projects from tokens."""
         return self._layers[0].projected
 
     @property
     def embedded_names(self) -> tuple[str, ...]:
-        """What `embed` gives, a name for each tensor."""
+        """Names of the tensors that `embed` gives."""
         if self.config.mixing == "joint":
             return "x", *(f"x_{name}" for name in self.projected_names)
         return tuple(f"x{i}_{name}" for i, layer in enumerate(self._layers, 1) for name in layer.memory)
@@ -462,8 +462,9 @@ class ViTRM(nn.Module):
         return _in_autocast_dtype(self.dropout(self.tokenizer((images - self.mean) / self.std) + self.pos))
 
     def read(self, x: Tensor) -> Embedded:
-        """What the steps read of the tokens x [B, N, D], all that never changes: joint: x and layer 1's projection of it;
-        cross: what each layer reads.
+        """Prepares the tokens x [B, N, D] for the steps, once per image.
+
+        Joint mixing: x and layer 1's projection of it.  Cross mixing: every layer's projection of x.
         """
         if self.config.mixing == "joint":
             return x, *self._layers[0].project(x, "x")

@@ -1,4 +1,4 @@
-"""How large a model may be, and how its size is counted without building it.  Imports neither torch nor numpy."""
+"""Limits of a model's size, which is counted without building it.  Imports neither torch nor numpy."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrm.command_line import CommandParser
 from vitrm.errors import UserError, run_command
 from vitrm.model_size import MAX_STEPS
 from vitrm.system.outputs import check_outputs
@@ -46,11 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitrm-bench",
-        description="Measure exported files: latency, accuracy, and agreement with the eager model they came from.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        "vitrm-bench",
+        "Measure exported files: latency, accuracy, and agreement with the eager model they came from.",
+        _EPILOG,
     )
     parser.add_argument(
         "artifacts",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from vitrm.command_line import CommandParser
 from vitrm.errors import UserError, run_command
 from vitrm.model_size import MAX_STEPS
 from vitrm.system.terminal import console, neutral_line, say
@@ -35,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_main, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitrm-predict",
-        description="Say which class is on a picture, with what vitrm-export wrote; torch is not needed.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "vitrm-predict",
+        "Say which class is on a picture, with what vitrm-export wrote; torch is not needed.",
+        _EPILOG,
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help="an .onnx or .plan file, or a stepwise folder")
     parser.add_argument(

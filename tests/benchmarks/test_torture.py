@@ -23,6 +23,7 @@ from vitrm.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_small_part_of_everything_finds_nothing(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "TMPDIR": str(tmp_path)}
     argv = [sys.executable, "-m", "torture", "--budget", "0.02", "--work", "work", "--record", "record.json"]

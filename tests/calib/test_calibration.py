@@ -97,6 +97,7 @@ def test_estimators():
         estimate(outlier, "max")
 
 
+@pytest.mark.slow
 def test_the_same_file_whatever_the_order(checkpoint, images, tmp_path):
     calibrate(checkpoint, 2, images=images).save(tmp_path / "a.json")
     shuffled = images.take(np.random.default_rng(0).permutation(len(images)))
@@ -207,6 +208,7 @@ def test_what_cannot_be_calibrated(checkpoint, images):
         calibrate(broken, 1, images=images)
 
 
+@pytest.mark.slow
 def test_images_come_from_the_training_part_or_from_photographs(checkpoint, tmp_path):
     found, note = calibration_images(checkpoint)
     assert (found.name, found.split, len(found), note) == ("digits", "train", IMAGES, "")
@@ -233,6 +235,7 @@ def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
         calibrate(other, 1, images=images)
 
 
+@pytest.mark.slow
 def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
     made = calibrate(checkpoint, STEPS, images=images)
     floats = images.floats(slice(0, 64))

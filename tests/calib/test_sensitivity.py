@@ -18,6 +18,8 @@ from vitrm.calib.sites import Site, Start, run_watched
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import load
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 

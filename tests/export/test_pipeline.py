@@ -35,6 +35,7 @@ from vitrm.runtime.bench import cli as bench_cli
 from vitrm.training.recipe import recipe
 
 
+@pytest.mark.slow
 def test_fp32_file_describes_itself(run, model, digits, tmp_path):
     made = export(checkpoints.load(run), tmp_path / "a.onnx", steps=3)
     assert made.parity.logits < 1e-4
@@ -52,6 +53,7 @@ def test_fp32_file_describes_itself(run, model, digits, tmp_path):
         np.testing.assert_allclose(result.logits, model(torch.from_numpy(digits[:33]), 3).logits.numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_path):
     single = export(checkpoints.load(run), tmp_path / "a.onnx", steps=4)
     half = export(checkpoints.load(run), tmp_path / "b.onnx", steps=4, precision="fp16")
@@ -71,6 +73,7 @@ def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_p
     assert np.abs(a.logits - b.logits).max() > 0, "float16 must leave a trace"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precision):
     settings = {"graph": "loop", "steps": 6, "precision": precision, "halt_threshold": 0.8}

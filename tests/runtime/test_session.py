@@ -141,6 +141,7 @@ def test_eager_in_bfloat16_is_near(run: Path, images: np.ndarray) -> None:
     assert found.steps_used.tolist() == [STEPS] * len(images)
 
 
+@pytest.mark.slow
 def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) -> None:
     checkpoint = checkpoints.load(str(vit_run))  # the smallest model: compiling takes most of the time
     compiled = EagerSession(checkpoint, threads=1, compile=True)

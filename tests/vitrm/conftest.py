@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrm import data
 from vitrm.config import ModelConfig, preset
-from vitrm.training.loop import Splits
+from vitrm.data import Splits
 from vitrm.training.recipe import Recipe, recipe
 
 torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from vitrm.baseline_configs import ViTConfig
 from vitrm.baselines import BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
-from vitrm.training.loop import CLASSIFIERS
 from vitrm.training.parallel.cpu_workers import Workers
+from vitrm.training.setup import CLASSIFIERS
 
 
 def test_vit_equals_torchvisions():
@@ -99,7 +99,7 @@ def test_the_whitening_is_kept_and_not_trained(workers):
     before = whitening.weight.clone()
     whitened = whitening(images).transpose(0, 1).flatten(1)[:12]
     torch.testing.assert_close(whitened @ whitened.T / whitened.shape[1], torch.eye(12), atol=0.02, rtol=0)
-    learner.batch(make_batch(), 1e-3)
+    learner.train_step(make_batch(), 1e-3)
     assert torch.equal(whitening.weight, before)
     assert whitening.bias.abs().max() > 0
     assert torch.equal(learner.model.state_dict()["net.whitening.weight"], before)

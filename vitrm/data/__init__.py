@@ -11,7 +11,7 @@ Free of torch at import; torchvision is loaded for CIFAR only.
 
 from vitrm.data.images import Images, Normalization, affordable, normalization
 from vitrm.data.sources import DATA_DIR_VARIABLE, DATASETS, load, photo_crops
-from vitrm.data.splits import SPLITS
+from vitrm.data.splits import SPLITS, Splits, limited
 
 __all__ = [
     "DATASETS",
@@ -19,7 +19,9 @@ __all__ = [
     "SPLITS",
     "Images",
     "Normalization",
+    "Splits",
     "affordable",
+    "limited",
     "load",
     "normalization",
     "photo_crops",

@@ -19,7 +19,7 @@ from vitrm.data.folders import read_folder
 from vitrm.data.images import Images, check_fits
 from vitrm.data.splits import SPLITS, part, train_or_validation
 from vitrm.errors import UserError
-from vitrm.fields import shown
+from vitrm.fields import did_you_mean, shown
 
 DATASETS = ("digits", "cifar10", "cifar100")
 DATA_DIR_VARIABLE = "VITRM_DATA"
@@ -53,7 +53,8 @@ def load(
         return read_folder(Path(name), split, size, skip_damaged=skip_damaged)
     hint = "; there is a file of that name, but a folder is needed" if os.path.exists(name) else ""
     raise UserError(
-        f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class{hint}"
+        f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class"
+        f"{hint or did_you_mean(name, DATASETS)}"
     )
 
 

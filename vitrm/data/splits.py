@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data.images import Images
+from vitrm.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 _CUT_SEED = 20260319  # of every stratified cut; changing it would leak test images between versions
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set, of one image size."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def limited(images: Images, count: int) -> Images:
+    """`count` of `images`, drawn from all classes: the same ones every time.  Raises `UserError` for too few or many."""
+    if not 2 <= count <= len(images):
+        raise UserError(f"limit_train is {count}, expected 2 … {len(images)}, the number of training images")
+    return images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:count]))
 
 
 def stratified(labels: NDArray[np.int64], fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

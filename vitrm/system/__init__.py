@@ -1,1 +1,1 @@
-"""What the toolkit asks of the operating system: files, locks, streams, memory, signals."""
+"""The operating system: files, locks, streams, memory, signals."""

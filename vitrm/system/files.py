@@ -129,15 +129,15 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     for left in folder.glob(".*"):
         if not is_leftover(left.name):
             continue
-        found = _TEMPORARY.fullmatch(left.name)
-        if name is not None and (found is None or found["name"] not in (name, Path(name).stem)):
+        match = _TEMPORARY.fullmatch(left.name)
+        if name is not None and (match is None or match["name"] not in (name, Path(name).stem)):
             continue
         with suppress(OSError):
-            _remove_if_dead(left, found)
+            _remove_if_dead(left, match)
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name is a temporary of ours, or of safetensors'."""
+    """True if a file or folder of this name is a temporary of ours, or of safetensors'."""
     return bool(_TEMPORARY.fullmatch(name) or _SAFETENSORS.fullmatch(name))
 
 
@@ -190,23 +190,23 @@ def _make_workspace(folder: Path, prefix: str) -> tuple[Path, int | None]:
         raise
 
 
-def _remove_if_dead(left: Path, found: re.Match[str] | None) -> None:
+def _remove_if_dead(left: Path, match: re.Match[str] | None) -> None:
     """Removes a temporary if its writer lives no more."""
     lock, age = left / _LOCK, time.time() - left.stat().st_mtime
-    if found is None or (found["system"] != _system() and not lock.exists()):
+    if match is None or (match["system"] != _system() and not lock.exists()):
         if age > _FORSAKEN:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return
     if not lock.exists():
         # Its maker is about to lock it, which takes milliseconds, or was killed before that.
-        if age <= _MAKING and _may_live(int(found["pid"])):
+        if age <= _MAKING and _may_live(int(match["pid"])):
             return
         lock = left / _LOCK_MADE
         if not lock.exists():
             shutil.rmtree(left)
             return
     # A lock that is free proves nothing where another machine may hold it and the file system does not say so.
-    if found["system"] != _system() and not locks.is_local(left):
+    if match["system"] != _system() and not locks.is_local(left):
         return
     descriptor = locks.acquire(lock, create=False)
     if descriptor is None:
@@ -243,7 +243,7 @@ def _system() -> str:
 
 
 def _may_live(pid: int) -> bool:
-    """Whether a process of this system may have that PID."""
+    """True if a process of this system may have that PID."""
     if not locks.pid_namespace():
         return True  # unknown: another container's processes cannot be seen
     try:

@@ -75,13 +75,13 @@ def pid_namespace() -> str:
 
 
 def is_local(folder: Path) -> bool:
-    """Whether no other machine can have the file system of `folder`: there, a lock that is free is nobody's."""
+    """True if no other machine can have the file system of `folder`: there, a lock that is free is nobody's."""
     try:
         statfs = ctypes.CDLL(None).statfs
     except (OSError, AttributeError):
         return False
-    found = (ctypes.c_long * 64)()  # longer than any system's struct statfs, whose first member is the type
-    return statfs(os.fsencode(folder), found) == 0 and found[0] & 0xFFFFFFFF in _LOCAL
+    statistics = (ctypes.c_long * 64)()  # longer than any system's struct statfs, whose first member is the type
+    return statfs(os.fsencode(folder), statistics) == 0 and statistics[0] & 0xFFFFFFFF in _LOCAL
 
 
 def acquire(path: Path, *, create: bool = True) -> int | None:

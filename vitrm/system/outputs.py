@@ -1,4 +1,4 @@
-"""What a command may write over: refused before the work, not found out after it."""
+"""Outputs of a command: what must not be written over is refused before the work, not found out after it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_outputs(
 
 
 def kind_of(path: Path) -> str | None:
-    """What the file `path` is that only its own maker may replace; None for any other, or none."""
+    """The kind of the file `path`, if only its own maker may replace it; None for any other, or none."""
     if not path.is_file():
         return None
     if path.name in _RUN_FILES and any((path.parent / name).is_file() for name in _WEIGHTS):

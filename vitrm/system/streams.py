@@ -143,7 +143,7 @@ def _open_closed() -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, in ASCII; a byte of a file name that is no character, and all the rest, as an escape."""
+    """Replaces what an encoding lacks by ASCII; a byte of a file name that is no character, and all the rest, as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_plain_character(c) for c in error.object[error.start : error.end]), error.end

@@ -53,6 +53,6 @@ def console(*, error: bool = False, width: int | None = None) -> Console:
     return Neutral(stderr=error, width=width, markup=False, highlight=False, emoji=False)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return {13: "\\r"}.get(code, f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")

@@ -1,1 +1,1 @@
-"""How a model learns: from a recipe and images to a run folder."""
+"""Training: from a recipe and images to a run folder."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitrm.data import Images
 from vitrm.training.recipe import Recipe
 
 # In several processes each computes a part of the batch: what is random is drawn for the whole of it, by all of them
@@ -28,22 +29,55 @@ GROUP = 8
 
 
 class Batch(NamedTuple):
-    """What a training step sees."""
+    """The images and targets of a training step."""
 
     images: Tensor  # float32 [B, 3, H, W] in [0, 1]
     target: Tensor  # float32 [B, classes], rows sum to 1: what the cross-entropy compares with
     label: Tensor  # int64 [B]: the un-mixed label, what the halting loss compares with
 
 
-class Rows(NamedTuple):
-    """Which images of a batch these are."""
+class BatchRows(NamedTuple):
+    """Numbers of some images in their batch."""
 
     rows: NDArray[np.int64]  # their numbers in the batch
     size: int  # images in the whole batch
 
     @classmethod
-    def all(cls, size: int) -> Rows:
+    def all(cls, size: int) -> BatchRows:
         return cls(np.arange(size), size)
+
+
+class TrainingBatches:
+    """The training batches of a run: batch i of epoch e is a function of (seed, e, i) alone.
+
+    In several processes each draws all of a batch, and computes its `part`.
+    """
+
+    def __init__(self, images: Images, recipe: Recipe, seed: int, batch_size: int, part: slice) -> None:
+        self.recipe, self.seed, self.batch_size, self.part = recipe, seed, batch_size, part
+        self.classes = len(images.classes)
+        self._pixels, self._labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        self._flip = recipe.flips(images.name)
+        # In the first epoch, where epochs alternate.
+        self._mirrored = np.random.default_rng(seed).random(len(images)) < 0.5
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def move_to(self, device: torch.device) -> None:
+        """Moves the images to where batches are made."""
+        self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
+
+    def draw(self, epoch: int, i: int) -> tuple[Batch, np.random.Generator]:
+        """Batch `i` of an epoch, and the generator for whatever else is random in it."""
+        if epoch != self._epoch:
+            # The third number keeps the streams apart: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same.
+            self._order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self._labels))
+            self._epoch = epoch
+        rng = np.random.default_rng((self.seed, epoch, 1 + i))
+        rows = self._order[i * self.batch_size : (i + 1) * self.batch_size]
+        index = torch.from_numpy(rows).to(self._pixels.device)
+        flip = self._mirrored[rows] ^ bool(epoch % 2) if self.recipe.flip == "alternate" else self._flip
+        pixels, labels = self._pixels[index], self._labels[index]
+        return augment(pixels, labels, self.classes, self.recipe, flip, rng, self.part), rng
 
 
 def augment(
@@ -67,7 +101,7 @@ def augment(
         label_part = label[part]
         if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
             rows = np.concatenate([[(rows[0] - 1) % len(pixels)], rows])  # whom the first one is mixed with
-    of = Rows(rows, len(pixels))
+    of = BatchRows(rows, len(pixels))
     if not whole:
         index = torch.from_numpy(rows).to(pixels.device)
         pixels, label = pixels[index], label[index]
@@ -90,11 +124,11 @@ def augment(
 
 
 def random_crop(
-    pixels: Tensor, padding: int, rng: np.random.Generator, of: Rows | None = None, *, reflect: bool = False
+    pixels: Tensor, padding: int, rng: np.random.Generator, of: BatchRows | None = None, *, reflect: bool = False
 ) -> Tensor:
     """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in, or its reflection."""
     b, _, h, w = pixels.shape
-    rows, size = of or Rows.all(b)
+    rows, size = of or BatchRows.all(b)
     offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
     if reflect:  # not written for uint8 in torch 2.9: an index that runs back and forth is
         rows_, columns = (torch.from_numpy(np.pad(np.arange(n), padding, "reflect")).to(pixels.device) for n in (h, w))
@@ -108,9 +142,9 @@ def random_crop(
     return padded[image, :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def random_flip(pixels: Tensor, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+def random_flip(pixels: Tensor, rng: np.random.Generator, of: BatchRows | None = None) -> Tensor:
     """Each image mirrored left to right with chance 1/2."""
-    rows, size = of or Rows.all(len(pixels))
+    rows, size = of or BatchRows.all(len(pixels))
     return mirror(pixels, (rng.random(size) < 0.5)[rows])
 
 
@@ -120,10 +154,10 @@ def mirror(pixels: Tensor, which: NDArray[np.bool_]) -> Tensor:
     return torch.where(coins[:, None, None, None], pixels.flip(-1), pixels)
 
 
-def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: BatchRows | None = None) -> Tensor:
     """Each image with a gray square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
     b, _, h, w = pixels.shape
-    rows, size = of or Rows.all(b)
+    rows, size = of or BatchRows.all(b)
     centers = torch.from_numpy(rng.integers(0, (h, w), (size, 2))[rows]).to(pixels.device)
     top, left = (centers - side // 2).split(1, 1)  # [B, 1] each
     y, x = torch.arange(h, device=pixels.device), torch.arange(w, device=pixels.device)
@@ -131,12 +165,14 @@ def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: Rows | None 
     return pixels.masked_fill(inside, 128)
 
 
-def rand_augment(pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: Rows | None = None) -> Tensor:
+def rand_augment(
+    pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: BatchRows | None = None
+) -> Tensor:
     """torchvision's RandAugment on uint8 images, one draw of operations per `GROUP` images."""
     from torchvision.transforms import v2
 
     transform = v2.RandAugment(num_ops=ops, magnitude=magnitude)
-    rows, size = of or Rows.all(len(pixels))
+    rows, size = of or BatchRows.all(len(pixels))
     seeds = rng.integers(2**63, size=-(-size // GROUP))
     groups = rows // GROUP
     # Consecutive images of one group; a batch's part may begin and end within one.

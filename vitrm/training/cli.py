@@ -6,66 +6,39 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrm.checkpoint import RUNS, load
-from vitrm.config import PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
-from vitrm.data import DATASETS
+from vitrm.command_line import CommandParser, add_setting
+from vitrm.config import KINDS, PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.errors import UserError, run_command
-from vitrm.fields import shown
+from vitrm.fields import declared, shown
 from vitrm.system.files import check_name
 from vitrm.system.memory import shortage_explained
 from vitrm.system.terminal import say
-from vitrm.training.parallel.device import start_anew_tuned
+from vitrm.training.parallel.device import Execution
+from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
 from vitrm.training.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
-from vitrm.training.run_config import MODEL_KEYS, RunConfig, parse, read
-from vitrm.training.sweep import CSV_FILE, Axis, Cell, Row, cells, parse_axes, sweep
+from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, DataSettings, RunConfig, parse, read
+from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
-    from vitrm.training.loop import Splits, TrainingResult
-    from vitrm.training.parallel.device import Execution
+    from vitrm.data import Splits
+    from vitrm.training.loop import TrainingResult
     from vitrm.training.parallel.distributed import World
 
-DEFAULT_DATA = "digits"
 DEFAULT_MODEL = "nano"
-_MODEL_FLAGS = (
-    "image_size",
-    "patch_size",
-    "tokenizer",
-    "dim",
-    "heads",
-    "layers",
-    "ffn",
-    "latents",
-    "n",
-    "recursions",
-    "dropout",
-)
-_RECIPE_FLAGS = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "n_sup",
-    "supervision",
-    "free_steps",
-    "flip",
-    "ema_decay",
-    "patience",
-    "distill_weight",
-    "teacher_steps",
-)
 _EPILOG = """\
 examples:
   vitrm-train                                             nano on scikit-learn's digits, a few minutes on a CPU
   vitrm-train --data cifar10 --download --epochs 4        nano on CIFAR-10
   vitrm-train --data photos/ --image-size 64              a folder of images, one folder per class
   vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
-  vitrm-train --config run.toml --seed 1                  settings from a file (its keys: see vitrm.training.run_config)
+  vitrm-train --config run.toml --seed 1                  settings from a file: its keys are the flags' names, as in batch_size = 64
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --data cifar10 --teacher runs/resnet18-cifar10      learn from a trained model's answers, too
@@ -81,15 +54,15 @@ terminal); 141 done, but nobody reads the output any more.
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="vitrm-train",
-        description="Trains a ViTRM, or a baseline to compare it with, into a run folder.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    p = CommandParser(
+        "vitrm-train",
+        "Trains a ViTRM, or a baseline to compare it with, into a run folder.",
+        _EPILOG,
+        usage="vitrm-train [--data NAME|DIR] [--model PRESET] [--recipe NAME] [--out DIR] [--any-setting VALUE …]",
     )
+    run = declared(RunConfig)
     p.add_argument("--config", metavar="FILE", help="settings in TOML; flags win over it")
     p.add_argument("--out", metavar="DIR", help=f"run folder (default: {RUNS}/MODEL-DATA)")
     p.add_argument(
@@ -100,11 +73,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--init", metavar="RUN", help="start from this checkpoint's weights and model: a run folder or a bundled name"
     )
-    p.add_argument(
-        "--teacher",
-        metavar="RUN",
-        help="learn from this model's answers as well as from the labels: a run folder or a bundled name",
-    )
+    add_setting(p, "teacher", run["teacher"])
     p.add_argument(
         "--sweep",
         nargs="+",
@@ -112,79 +81,71 @@ def parser() -> argparse.ArgumentParser:
         help="a run for every combination of these settings (of model or recipe, or model, recipe, seed, limit_train), "
         "in folders under --out, with a table and a picture per setting; the same command goes on with a stopped sweep",
     )
-    p.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout (default: 0)")
-
-    g = p.add_argument_group("data")
-    g.add_argument(
-        "--data",
-        metavar="NAME|DIR",
-        help=f"digits, cifar10, cifar100 or a folder of class folders (default: {DEFAULT_DATA})",
-    )
-    g.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
-    g.add_argument(
-        "--download", action=argparse.BooleanOptionalAction, help="fetch CIFAR into --data-dir if it is not there"
-    )
-    g.add_argument("--limit-train", type=int, metavar="N", help="train on N images only, drawn from all classes")
-
-    g = p.add_argument_group("model", "the preset's values hold where no flag is given")
-    g.add_argument("--model", metavar="PRESET", help=f"{', '.join(PRESETS)} (default: {DEFAULT_MODEL})")
-    g.add_argument("--image-size", type=int, metavar="PIXELS", help="height and width that images are brought to")
-    g.add_argument("--patch-size", type=int, metavar="PIXELS", help="one token per patch of this size")
-    g.add_argument("--tokenizer", choices=("patch", "conv"), help="linear patches (the paper) or convolutions")
-    g.add_argument("--dim", type=int, metavar="D", help="token width")
-    g.add_argument("--heads", type=int, help="attention heads")
-    g.add_argument("--layers", type=int, metavar="K", help="layers of the shared block")
-    g.add_argument("--ffn", choices=("gelu", "swiglu"), help="feed-forward network")
-    g.add_argument("--latents", type=int, metavar="K", help="latent tokens")
-    g.add_argument("--n", type=int, help="latent updates per recursion")
-    g.add_argument("--recursions", type=int, metavar="T", help="recursions per step")
-    g.add_argument("--dropout", type=float, metavar="P", help="in [0, 1)")
-
-    g = p.add_argument_group("recipe", "the recipe's values hold where no flag is given")
-    g.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help=f"{', '.join(RECIPES)} (default: paper for the paper's models and the baselines, else anytime)",
-    )
-    g.add_argument("--epochs", type=int, help="passes over the training images, at most")
-    g.add_argument("--batch-size", type=int, metavar="IMAGES", help="images per batch")
-    g.add_argument("--lr", type=float, help="peak learning rate")
-    g.add_argument("--weight-decay", type=float, metavar="W", help="AdamW's weight decay")
-    g.add_argument("--n-sup", type=int, metavar="STEPS", help="supervised steps per batch")
-    g.add_argument("--supervision", metavar="HOW", help="sequential (an update per step) or joint (one per batch)")
-    g.add_argument("--free-steps", type=int, metavar="R", help="up to R steps without gradient before those")
-    g.add_argument("--flip", metavar="WHEN", help="mirror images: auto, on or off (auto: not digits)")
-    g.add_argument("--ema-decay", type=float, metavar="D", help="decay of the averaged weights")
-    g.add_argument("--patience", type=int, metavar="EPOCHS", help="stop after so many without gain; 0: never")
-
-    g.add_argument("--distill-weight", type=float, metavar="W", help="the teacher's share of the loss, in [0, 1]")
-    g.add_argument("--teacher-steps", type=int, metavar="N", help="depth of a recursive teacher (default: its deepest)")
-
-    g = p.add_argument_group("execution", "may differ from run to run, and when resuming")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    g.add_argument("--precision", default="auto", metavar="P", help="auto, fp32 or bf16 (default: auto)")
-    g.add_argument(
-        "--compile", action="store_true", help="torch.compile the training step: a minute or more at the start"
-    )
-    g.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: torch's choice)")
-    g.add_argument("--save-every", type=float, default=60.0, metavar="SECONDS", help="within an epoch (default: 60)")
+    add_setting(p, "seed", run["seed"])
+    _add_model_flags(p)
+    _add_recipe_flags(p)
+    execution = p.add_argument_group("execution", "may differ from run to run, and when resuming")
+    for name, setting in declared(Execution).items():
+        add_setting(execution, name, setting)
+    data = p.add_argument_group("data")
+    for name, setting in declared(DataSettings).items():
+        add_setting(data, name, setting)
     return p
 
 
-def from_flags(args: argparse.Namespace) -> RunConfig:
-    """What the flags say of the run."""
+def _add_model_flags(p: CommandParser) -> None:
+    """Flags of the model's settings, first those of a ViTRM."""
+    kinds = {kind: declared(config) for kind, config in KINDS.items()}
+    own = p.add_argument_group("model", "the preset's values hold where no flag is given")
+    own.add_argument(
+        "--model",
+        metavar="PRESET",
+        default=argparse.SUPPRESS,
+        help=f"{', '.join(PRESETS)} (default: {DEFAULT_MODEL})",
+    )
+    others = p.add_argument_group("model: settings of baselines alone")
+    for name in MODEL_KEYS:
+        settings = {kind: declarations[name] for kind, declarations in kinds.items() if name in declarations}
+        if ViTRMConfig.kind in settings:
+            add_setting(own, name, *settings.values())
+        else:
+            texts = dict.fromkeys(setting.explained for setting in settings.values())
+            kinds_of = {text: [k for k, setting in settings.items() if setting.explained == text] for text in texts}
+            add_setting(
+                others, name, *settings.values(), help="; ".join(f"{', '.join(k)}: {t}" for t, k in kinds_of.items())
+            )
 
-    def given(pairs: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in pairs.items() if v is not None}
+
+def _add_recipe_flags(p: CommandParser) -> None:
+    """Flags of the recipe's settings, in its groups."""
+    group = p.add_argument_group("recipe", "the recipe's values hold where no flag is given")
+    group.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help=f"{', '.join(RECIPES)} (default: the one called like the preset, else paper for the paper's models and the "
+        "baselines, else anytime)",
+    )
+    for name, setting in declared(Recipe).items():
+        if setting.group:
+            group = p.add_argument_group(setting.group)
+        add_setting(group, name, setting)
+
+
+def from_flags(args: argparse.Namespace) -> RunConfig:
+    """The settings of the run that the flags name."""
+    given = vars(args)
+
+    def named(keys: Iterable[str], **flags: str) -> dict[str, Any]:
+        """Picks what is given of `keys`, and of the `flags` that are called otherwise than their key."""
+        wanted = {**{key: key for key in keys}, **flags}
+        return {key: given[flag] for key, flag in wanted.items() if flag in given}
 
     return RunConfig(
-        data=given(
-            {"name": args.data, "dir": args.data_dir, "download": args.download, "limit_train": args.limit_train}
-        ),
-        model=given({"preset": args.model, **{k: getattr(args, k) for k in _MODEL_FLAGS}}),
-        recipe=given({"name": args.recipe, **{k: getattr(args, k) for k in _RECIPE_FLAGS}}),
-        seed=args.seed,
-        teacher=args.teacher,
+        data=named(("download", "limit_train"), name="data", dir="data_dir"),
+        model=named(MODEL_KEYS, preset="model"),
+        recipe=named(RECIPE_KEYS, name="recipe"),
+        **named(("seed", "teacher")),
     )
 
 
@@ -203,21 +164,15 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
 def load_data(settings: RunConfig, image_size: int) -> Splits:
     """The three splits that the settings name.  Raises `UserError`."""
     from vitrm import data
-    from vitrm.training.loop import Splits, limited
+    from vitrm.data import Splits, limited
 
-    name = settings.data.get("name", DEFAULT_DATA)
+    chosen = DataSettings(**settings.data)
     parts = {
-        split: data.load(
-            name,
-            split,
-            data_dir=settings.data.get("dir"),
-            size=image_size,
-            download=settings.data.get("download", False),
-        )
+        split: data.load(chosen.name, split, data_dir=chosen.dir, size=image_size, download=chosen.download)
         for split in data.SPLITS
     }
-    if "limit_train" in settings.data:
-        parts["train"] = limited(parts["train"], settings.data["limit_train"])
+    if chosen.limit_train is not None:
+        parts["train"] = limited(parts["train"], chosen.limit_train)
     return Splits(parts["train"], parts["validation"], parts["test"])
 
 
@@ -240,7 +195,7 @@ def preset_fields(config: ModelConfig) -> dict[str, Any]:
 
 def default_out(settings: RunConfig, before: str = "") -> Path:
     """runs/MODEL-DATA, with `before` before MODEL."""
-    data = Path(settings.data.get("name", DEFAULT_DATA)).name or "data"
+    data = Path(DataSettings(**settings.data).name).name or "data"
     return RUNS / f"{before}{settings.model.get('preset', DEFAULT_MODEL)}-{data}"
 
 
@@ -252,19 +207,7 @@ def command(argv: Sequence[str] | None) -> int | None:
     if "WORLD_SIZE" in os.environ:
         # DistributedDataParallel warns where all parameters take part, which y₀ and z₀ do in some batches only.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    settings = from_flags(args)
-    if args.config:
-        settings = settings.over(read(args.config))
-    init = None
-    if args.init:
-        init = _loaded(args.init)
-        if not settings.model:
-            settings.model.update(preset_fields(init.model))
-    for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
-        if os.path.isdir(settings.data.get(key, "")) and settings.data.get(key, "") not in ("", *DATASETS):
-            settings.data[key] = str(Path(settings.data[key]).resolve())
-    if settings.teacher and os.path.isdir(settings.teacher):
-        settings.teacher = str(Path(settings.teacher).resolve())
+    settings, init = _settings(args)
     axes = parse_axes(args.sweep or [])
     wanted = cells(axes, settings)
     if axes and args.resume:
@@ -275,16 +218,10 @@ def command(argv: Sequence[str] | None) -> int | None:
         for cell in wanted:
             resolve(cell.settings)  # a mistyped setting should not wait for torch
 
-    from vitrm.training.parallel.device import Execution, keep_freed_memory
     from vitrm.training.parallel.distributed import join, losses_explained, own_device, restarted
 
-    execution = Execution(
-        device=own_device(args.device),
-        precision=args.precision,
-        compile=args.compile,
-        threads=args.threads,
-        save_every=args.save_every,
-    )
+    given = {name: getattr(args, name) for name in declared(Execution) if hasattr(args, name)}
+    execution = Execution(**{**given, "device": own_device(given.get("device", Execution.device))})
     device, _ = execution.resolve()
     keep_freed_memory()
     world = join(device)
@@ -296,23 +233,47 @@ def command(argv: Sequence[str] | None) -> int | None:
             # Processes that torchrun started anew go on, whatever the command said.
             result = train_one(settings, out, resume=args.resume, go_on=restarted())
         world.close()
-    if axes or not world.main:
-        return 0
+    if not axes and world.main:
+        _say_result(result)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
+    """The settings that flags and file name, with absolute paths, and the checkpoint of --init."""
+    from vitrm.data import DATASETS
+
+    settings = from_flags(args)
+    if args.config:
+        settings = settings.over(read(args.config))
+    init = None
+    if args.init:
+        init = _loaded(args.init)
+        if not settings.model:
+            settings.model.update(preset_fields(init.model))
+    for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
+        place = settings.data.get(key)
+        if place and place not in DATASETS and os.path.isdir(place):
+            settings.data[key] = str(Path(place).resolve())
+    if settings.teacher and os.path.isdir(settings.teacher):
+        settings.teacher = str(Path(settings.teacher).resolve())
+    return settings, init
+
+
+def _say_result(result: TrainingResult) -> None:
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
-        f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {out}"
+        f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {result.out}"
     )
-    return 0
 
 
 def _loaded(name: str) -> Checkpoint:
-    """A checkpoint to learn from; says what of it could not be checked."""
-    found = load(name)
-    if found.note and os.environ.get("RANK", "0") == "0":
-        say(f"note: {found.source}: {found.note}")
-    return found
+    """Loads a checkpoint to learn from; says what of it could not be checked."""
+    checkpoint = load(name)
+    if checkpoint.note and os.environ.get("RANK", "0") == "0":
+        say(f"note: {checkpoint.source}: {checkpoint.note}")
+    return checkpoint
 
 
 def run(
@@ -326,9 +287,10 @@ def run(
     world: World,
 ) -> TrainingResult:
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
-    from vitrm.training.loop import check_folder, check_not_in_use, train
+    from vitrm.training.loop import train
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
+    from vitrm.training.run_folder.access import check_folder, check_not_in_use
     from vitrm.training.state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
@@ -340,9 +302,9 @@ def run(
         check_folder(out, False)
         return None
 
-    found = world.shared(saved)
-    if found is not None:
-        settings = settings.over(parse({k: v for k, v in found.items() if v is not None}, str(out / STATE_FILE)))
+    earlier = world.broadcast(saved)
+    if earlier is not None:
+        settings = settings.over(parse({k: v for k, v in earlier.items() if v is not None}, str(out / STATE_FILE)))
         init = init if resume else None
     model, chosen = resolve(settings)
     teacher = _loaded(settings.teacher) if settings.teacher else None
@@ -352,20 +314,14 @@ def run(
     with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
         data = load_data(settings, model.image_size)
     if world.main:
-        _, bf16 = execution.resolve()
-        among = f" × {world.size} processes" if world.size > 1 else ""
-        say(
-            f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
-            f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
-            f"{execution.resolve()[0]} {'bf16' if bf16 else 'fp32'}{among}, into {out}"
-        )
+        _say_start(settings, data, out, execution, world)
     return train(
         model,
         chosen,
         data,
         out,
         seed=settings.seed or 0,
-        resume=found is not None,
+        resume=earlier is not None,
         init=init,
         teacher=teacher,
         execution=execution,
@@ -375,17 +331,27 @@ def run(
     )
 
 
+def _say_start(settings: RunConfig, data: Splits, out: Path, execution: Execution, world: World) -> None:
+    device, bf16 = execution.resolve()
+    among = f" × {world.size} processes" if world.size > 1 else ""
+    say(
+        f"{settings.model.get('preset', DEFAULT_MODEL)} on {data.train.name}: {len(data.train)} training, "
+        f"{len(data.validation)} validation, {len(data.test)} test images of {len(data.train.classes)} classes, "
+        f"{device} {'bf16' if bf16 else 'fp32'}{among}, into {out}"
+    )
+
+
 def sweep_all(
     axes: Sequence[Axis], wanted: Sequence[Cell], out: Path, train_one: Callable[..., TrainingResult], world: World
 ) -> None:
-    """Runs the cells one after the other and says what was found."""
+    """Runs the cells one after the other and says their results."""
 
-    from vitrm.training.loop import alone_in
+    from vitrm.training.run_folder.access import alone_in
 
-    def cell(one: Cell, folder: Path) -> Row:
+    def cell(one: Cell, folder: Path) -> SweepRow:
         result = train_one(one.settings, folder, resume=False, go_on=True)
         model, chosen = resolve(one.settings)
-        return Row(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
+        return SweepRow(one, chosen.trained_depth if model.kind == "vitrm" else 1, result)
 
     def told(text: str) -> None:
         if world.main:

@@ -1,4 +1,4 @@
-"""Knowledge distillation: what a trained model answers, as a second target beside the labels (Hinton et al., 2015).
+"""Knowledge distillation: the answers of a trained model as a second target beside the labels (Hinton et al., 2015).
 
     (1 − w) · CE(student, target) + w · T² · KL(softmax(teacher / T) ‖ softmax(student / T))
 
@@ -20,7 +20,7 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
 
 
-class Taught(NamedTuple):
+class TeacherTargets(NamedTuple):
     """A teacher's answer, and how much it counts."""
 
     logits: Tensor  # float32 [B, classes]
@@ -58,13 +58,13 @@ def check_teacher(teacher: Checkpoint, classes: Sequence[str], image_size: int) 
         )
 
 
-def classification_loss(logits: Tensor, target: Tensor, taught: Taught | None) -> Tensor:
+def classification_loss(logits: Tensor, target: Tensor, targets: TeacherTargets | None) -> Tensor:
     """The equation above, a scalar: logits float [B, classes], target [B, classes]; without a teacher, CE alone."""
     loss = F.cross_entropy(logits, target)
-    if taught is None:
+    if targets is None:
         return loss
-    t = taught.temperature
-    return (1 - taught.weight) * loss + taught.weight * t * t * divergence(logits / t, taught.logits / t)
+    t = targets.temperature
+    return (1 - targets.weight) * loss + targets.weight * t * t * divergence(logits / t, targets.logits / t)
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:

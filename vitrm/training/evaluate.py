@@ -1,4 +1,4 @@
-"""How good a model is at every depth: one run of the recursion, read after each step."""
+"""Accuracy of a model at every depth: one run of the recursion, read after each step."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def accuracy_by_depth(
     training = model.training
     world = world or World()
     model.eval()
-    found: list[tuple[Tensor, Tensor, Tensor]] = []  # of this process's batches: loss, answer, halt_prob
+    measured: list[tuple[Tensor, Tensor, Tensor]] = []  # of this process's batches: loss, answer, halt_prob
     starts = range(0, len(images), batch_size)
     try:
         for turn in range(0, len(starts), world.size):
@@ -71,10 +71,10 @@ def accuracy_by_depth(
                     halt = logits.new_empty(0, len(labels))
             logits = logits.float()
             losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
-            found.append((losses, logits.argmax(-1), halt.float()))
+            measured.append((losses, logits.argmax(-1), halt.float()))
     finally:
         model.train(training)
-    of_all = world.gathered([[t.cpu().numpy() for t in batch] for batch in found])
+    of_all = world.all_gather([[t.cpu().numpy() for t in batch] for batch in measured])
     in_order = [of_all[i % world.size][i // world.size] for i in range(len(starts))]
     loss, predicted, halt_prob = (np.concatenate(parts, 1) for parts in zip(*in_order, strict=True))
     return DepthAccuracy(

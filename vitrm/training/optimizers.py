@@ -43,7 +43,7 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon is for this parameter: weights of hidden linear layers and convolutions."""
+    """True for a parameter that Muon is for: weights of hidden linear layers and convolutions."""
     return parameter.ndim >= 2 and not _is_level(name, parameter) and not name.startswith(_HEADS)
 
 

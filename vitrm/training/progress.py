@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a live line on a terminal, plain lines elsewhere."""
+"""Reports of a training run while it goes on: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def epoch_line(line: dict[str, Any], epochs: int, left: float) -> str:
 
 
 class Reporter:
-    """Says nothing: what the library uses when no one listens."""
+    """A reporter that says nothing: the library's own, when no one listens."""
 
     interval = 1.0  # seconds between two calls of `batch`: reading a loss waits for the device
 
@@ -40,13 +40,13 @@ class Reporter:
         pass
 
     def say(self, text: str) -> None:
-        """A line about the run."""
+        """Reports a line about the run."""
 
     def batch(self, done: float, loss: float, accuracy: float, images_per_s: float, left: float, epoch: int) -> None:
-        """How far it is: `done` epochs, the current epoch's means, `left` seconds to go."""
+        """Reports a point within an epoch: `done` epochs, the current epoch's means, `left` seconds to go."""
 
     def epoch(self, line: dict[str, Any], epochs: int, left: float) -> None:
-        """An epoch has ended."""
+        """Reports the end of an epoch."""
 
 
 class PlainReporter(Reporter):
@@ -113,7 +113,7 @@ def reporter(epochs: int) -> Reporter:
 
 
 class Ticker:
-    """Whether `interval` seconds have passed since it last said yes."""
+    """A clock that is due every `interval` seconds."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval

@@ -1,4 +1,4 @@
-"""How a model is trained, as data: one frozen dataclass, and the named recipes.
+"""Training recipes as data: one frozen dataclass, and the named recipes.
 
 `paper` is the paper's recipe.  `paper+` goes beyond it, for the preset of that name: supervision that holds at every
 depth, a longer average, no early end.  `fast` is meant for a CPU and for minutes: light augmentation, a high
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitrm.errors import UserError
-from vitrm.fields import check, choice, flag, from_values, real, shown, whole
+from vitrm.fields import UNBOUNDED, check, choice, did_you_mean, flag, from_values, real, shown, whole
 from vitrm.model_size import MAX_STEPS
 
 
@@ -31,64 +31,109 @@ from vitrm.model_size import MAX_STEPS
 class Recipe:
     """A training recipe.  The defaults are the paper's; dropout belongs to the model's config."""
 
-    # Length and optimizer
-    epochs: int = whole(1000, 1, 1_000_000)  # passes over the training split, at most
-    # images per batch; the last, incomplete batch of an epoch is left out
-    batch_size: int = whole(128, 1, 1_000_000)
-    lr: float = real(3e-4, 0, above=True)  # AdamW's peak learning rate
-    final_lr: float = real(1e-6, 0)  # learning rate that the schedule ends at
-    # how the learning rate falls after the warm-up: half a cosine, or a straight line
-    schedule: str = choice("cosine", "linear")
-    # "muon": Muon for the weights of hidden matrices and convolutions, AdamW for the rest
-    optimizer: str = choice("adamw", "muon")
-    muon_lr: float = real(0.02, 0, above=True)  # Muon's peak learning rate
-    muon_momentum: float = real(0.95, 0, 1, below=True)  # Muon: decay of the sum of gradients, per update
-    warmup: float = real(0.03, 0, 1, below=True)  # share of the epochs with a linearly rising learning rate
-    weight_decay: float = real(0.05, 0)  # AdamW's decoupled decay, per unit of learning rate
-    decay_all: bool = flag(False)  # decay biases, norms, positions and initial states too
-    beta1: float = real(0.9, 0, 1, below=True)  # AdamW: decay of the mean of the gradient, per update
-    beta2: float = real(0.999, 0, 1, below=True)  # AdamW: decay of the mean of its square, per update
-    clip_norm: float = real(0.0, 0)  # largest norm of the gradient; 0 does not clip
-    # decay of the averaged weights per update, once warmed up: min(this, (1 + t) / (10 + t))
-    ema_decay: float = real(0.999, 0, 1, below=True)
-    # stop after this many epochs without a better validation result; 0 never stops early
-    patience: int = whole(10, 0, 1_000_000)
+    epochs: int = whole(
+        1000, 1, 1_000_000, "passes over the training images, at most", group="recipe: length and optimizer"
+    )
+    batch_size: int = whole(
+        128, 1, 1_000_000, "images per batch; the last, incomplete batch of an epoch is left out", unit="images"
+    )
+    lr: float = real(3e-4, 0, UNBOUNDED, "AdamW's peak learning rate", above=True)
+    final_lr: float = real(1e-6, 0, UNBOUNDED, "learning rate that the schedule ends at")
+    schedule: str = choice(
+        "cosine", "linear", help="how the learning rate falls after the warm-up: half a cosine, or a straight line"
+    )
+    optimizer: str = choice(
+        "adamw", "muon", help="muon: Muon for the weights of hidden matrices and convolutions, AdamW for the rest"
+    )
+    muon_lr: float = real(0.02, 0, UNBOUNDED, "Muon's peak learning rate", above=True)
+    muon_momentum: float = real(0.95, 0, 1, "Muon: decay of the sum of gradients, per update", below=True)
+    warmup: float = real(0.03, 0, 1, "share of the epochs with a linearly rising learning rate", below=True)
+    weight_decay: float = real(0.05, 0, UNBOUNDED, "AdamW's decoupled decay, per unit of learning rate")
+    decay_all: bool = flag(False, "decay biases, norms, positions and initial states too")
+    beta1: float = real(0.9, 0, 1, "AdamW: decay of the mean of the gradient, per update", below=True)
+    beta2: float = real(0.999, 0, 1, "AdamW: decay of the mean of its square, per update", below=True)
+    clip_norm: float = real(0.0, 0, UNBOUNDED, "largest norm of the gradient; 0 does not clip")
+    ema_decay: float = real(
+        0.999,
+        0,
+        1,
+        "decay of the averaged weights: at update t the smaller of this and (1 + t) / (10 + t), which is a warm-up",
+        below=True,
+    )
+    patience: int = whole(
+        10, 0, 1_000_000, "stop after so many epochs without a better validation result; 0: never", unit="epochs"
+    )
 
-    # Augmentation
-    # pixels added on each side before a random crop back to size; 0 does not crop
-    crop_padding: int = whole(4, 0, 1024)
-    crop_fill: str = choice("black", "reflect")  # what these pixels are
-    # mirror images left to right: "on" (with chance 1/2), "off", "auto" (off for digits, else on), or "alternate": a random
-    # half of the images in the first epoch, the other half in the next, and so on
-    flip: str = choice("auto", "on", "off", "alternate")
-    cutout: int = whole(0, 0, 1024)  # side of a square at a random place that is made gray; 0 leaves it out
-    label_smoothing: float = real(0.0, 0, 1, below=True)  # share of a target spread over all classes
-    randaugment_ops: int = whole(2, 0, 64)  # RandAugment operations per image; 0 leaves it out
-    randaugment_magnitude: int = whole(9, 0, 30)  # RandAugment's strength
-    mixup_alpha: float = real(0.2, 0, 1000)  # Mixup's Beta(α, α); 0 leaves it out
-    # CutMix's Beta(α, α); 0 leaves it out.  With both, each batch tosses a coin
-    cutmix_alpha: float = real(1.0, 0, 1000)
+    crop_padding: int = whole(
+        4,
+        0,
+        1024,
+        "pixels added on each side before a random crop back to size; 0 does not crop",
+        unit="pixels",
+        group="recipe: augmentation",
+    )
+    crop_fill: str = choice("black", "reflect", help="what these pixels are")
+    flip: str = choice(
+        "auto",
+        "on",
+        "off",
+        "alternate",
+        help="mirror images left to right: on (with chance 1/2), off, auto (off for digits, else on) or alternate: a random "
+        "half of the images in the first epoch, the other half in the next, and so on",
+    )
+    cutout: int = whole(
+        0, 0, 1024, "side of a square at a random place that is made gray; 0 leaves it out", unit="pixels"
+    )
+    label_smoothing: float = real(0.0, 0, 1, "share of a target spread over all classes", below=True)
+    randaugment_ops: int = whole(2, 0, 64, "RandAugment operations per image; 0 leaves it out")
+    randaugment_magnitude: int = whole(9, 0, 30, "RandAugment's strength")
+    mixup_alpha: float = real(0.2, 0, 1000, "Mixup's Beta(α, α); 0 leaves it out")
+    cutmix_alpha: float = real(
+        1.0, 0, 1000, "CutMix's Beta(α, α); 0 leaves it out; with both, each batch tosses a coin"
+    )
 
-    # Supervision (the recursive models only)
-    # "sequential": an update after every step; "joint": all steps in one update
-    supervision: str = choice("sequential", "joint")
-    n_sup: int = whole(1, 1, MAX_STEPS)  # supervised steps per batch, at most
-    # steps without gradient before the supervised ones: uniform in 0 … this, per batch
-    free_steps: int = whole(0, 0, MAX_STEPS)
-    free_ramp: float = real(0.0, 0, 1)  # share of the batches over which that upper end rises from 0
-    # joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally
-    step_weight_power: float = real(0.0, -64, 64)
-    # joint: weight of each step's divergence from the last step's answer
-    agreement_weight: float = real(0.0, 0)
-    halt_weight: float = real(1.0, 0)  # weight of the halting loss beside the cross-entropy
-    # τ, sequential: a batch ends once its mean halting probability exceeds this
-    halt_threshold: float = real(0.5, -1000, 1000)
+    supervision: str = choice(
+        "sequential",
+        "joint",
+        help="sequential: an update after every step; joint: all steps in one update",
+        group="recipe: supervision of recursive models",
+    )
+    n_sup: int = whole(1, 1, MAX_STEPS, "supervised steps per batch, at most", unit="steps")
+    free_steps: int = whole(
+        0,
+        0,
+        MAX_STEPS,
+        "steps without gradient before the supervised ones: uniform in 0 … this, per batch",
+        unit="steps",
+    )
+    free_ramp: float = real(0.0, 0, 1, "share of the batches over which that upper end rises from 0")
+    step_weight_power: float = real(
+        0.0, -64, 64, "joint: step i weighs i^this, weights scaled to a mean of 1; 0 weighs them equally"
+    )
+    agreement_weight: float = real(
+        0.0, 0, UNBOUNDED, "joint: weight of each step's divergence from the last step's answer"
+    )
+    halt_weight: float = real(1.0, 0, UNBOUNDED, "weight of the halting loss beside the cross-entropy")
+    halt_threshold: float = real(
+        0.5, -1000, 1000, "sequential: a batch ends once its mean halting probability exceeds this"
+    )
 
-    # Distillation (with a teacher only)
-    distill_weight: float = real(0.5, 0, 1)  # w: the teacher's share of the classification loss
-    distill_temperature: float = real(1.0, 0, 1000, above=True)  # T: both answers are softened by it
-    # depth at which a recursive teacher answers; 0: the deepest it was trained for
-    teacher_steps: int = whole(0, 0, MAX_STEPS)
+    distill_weight: float = real(
+        0.5,
+        0,
+        1,
+        "the teacher's share of the classification loss",
+        unit="w",
+        group="recipe: distillation, with --teacher",
+    )
+    distill_temperature: float = real(1.0, 0, 1000, "both answers are softened by it", above=True, unit="T")
+    teacher_steps: int = whole(
+        0,
+        0,
+        MAX_STEPS,
+        "depth at which a recursive teacher answers; 0: the deepest it was trained for",
+        unit="steps",
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -101,7 +146,7 @@ class Recipe:
         return self.n_sup + self.free_steps
 
     def flips(self, data_name: str) -> bool:
-        """Whether images of `data_name` are mirrored: a mirrored digit is another shape, or none."""
+        """True if images of `data_name` are mirrored: a mirrored digit is another shape, or none."""
         return self.flip in ("on", "alternate") or (self.flip == "auto" and data_name != "digits")
 
     def step_weights(self) -> list[float]:
@@ -204,7 +249,9 @@ def recipe(name: str, kind: str = "vitrm", **changes: Any) -> Recipe:
     Raises `UserError` for an unknown recipe, an unknown field, or a value of another type or out of range.
     """
     if name not in RECIPES:
-        raise UserError(f"unknown recipe {shown(name)}: choose one of {', '.join(RECIPES)}")
+        raise UserError(
+            f"unknown recipe {shown(name)}: choose one of {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
+        )
     values = dataclasses.asdict(RECIPES[name])
     if name == "paper" and kind != "vitrm":
         values["epochs"] = BASELINE_EPOCHS

@@ -23,16 +23,27 @@ name the data set, the preset and the recipe.  Flags win over the file.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vitrm.config import KINDS
 from vitrm.errors import UserError
-from vitrm.fields import Whole, checked, shown
+from vitrm.fields import (
+    Text,
+    Whole,
+    check,
+    checked,
+    declared,
+    did_you_mean,
+    flag,
+    shown,
+    text,
+    text_or_none,
+    whole_or_none,
+)
 from vitrm.system import strict_json
 from vitrm.system.files import read_text
 from vitrm.training.recipe import Recipe
@@ -41,29 +52,53 @@ MAX_BYTES = 1 << 16  # of a file: a run has some sixty settings
 _MAX_DOTS = 100  # of a line
 SEEDS = Whole(0, 2**63 - 1)
 
-# Taken from the data set, so not for the file to say.
-_FROM_DATA = {"classes", "mean", "std"}
-MODEL_KEYS = tuple(
-    dict.fromkeys(f.name for kind in KINDS.values() for f in dataclasses.fields(kind) if f.name not in _FROM_DATA)
-)
-RECIPE_KEYS = tuple(f.name for f in dataclasses.fields(Recipe))
-DATA_KEYS: dict[str, type] = {"name": str, "dir": str, "download": bool, "limit_train": int}
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The images of a run."""
+
+    name: str = text(
+        "digits",
+        "digits, cifar10, cifar100 or a folder of class folders (default: digits)",
+        flag="--data",
+        unit="name|dir",
+    )
+    dir: str | None = text_or_none(
+        "where CIFAR's files are (default: $VITRM_DATA, else data)", flag="--data-dir", unit="dir"
+    )
+    download: bool = flag(False, "fetch CIFAR into --data-dir if it is not there")
+    limit_train: int | None = whole_or_none(
+        2, 10**9, "train on so many images only, drawn from all classes (default: all)", unit="images"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+_FROM_DATA = {"classes", "mean", "std"}  # settings of a model that follow from its data, so not for the file to say
+MODEL_KEYS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in declared(kind) if name not in _FROM_DATA))
+RECIPE_KEYS = tuple(declared(Recipe))
+DATA_KEYS = tuple(declared(DataSettings))
 _NAMES = {"model": "preset", "recipe": "name", "data": "name"}  # section → the key that names its subject
 
 
 @dataclass
 class RunConfig:
-    """What a file or the command line says of a run; what it leaves out is not in it."""
+    """The settings of a run that a file or the command line names; what it leaves out is not in it."""
 
     data: dict[str, Any] = field(default_factory=dict)  # of DATA_KEYS
     model: dict[str, Any] = field(default_factory=dict)  # preset, and of MODEL_KEYS
     recipe: dict[str, Any] = field(default_factory=dict)  # name, and of RECIPE_KEYS
-    seed: int | None = None
-    teacher: str | None = None  # a run folder or a bundled name
+    seed: int | None = whole_or_none(
+        SEEDS.low, SEEDS.high, "seed of weights, order, augmentation and dropout (default: 0)", unit="n"
+    )
+    teacher: str | None = text_or_none(
+        "learn from this model's answers as well as from the labels: a run folder or a bundled name", unit="run"
+    )
 
     def __post_init__(self) -> None:
-        if self.seed is not None:
-            checked("seed", self.seed, SEEDS)
+        check(self)
+        DataSettings(**self.data)  # the others are checked where a model and a recipe are made of them
 
     def over(self, base: RunConfig) -> RunConfig:
         """These settings on top of `base`.  Another preset, recipe or data set starts afresh: base's fields are not for it."""
@@ -114,7 +149,7 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
         elif key == "seed":
             config.seed = checked(f"{where}: seed", value, SEEDS)
         elif key == "teacher":
-            config.teacher = _of_type(value, str, f"{where}: teacher")
+            config.teacher = checked(f"{where}: teacher", value, Text())
         elif key == "data_dir":
             _put(config.data, "data", "dir", value, where)
         elif key in MODEL_KEYS:
@@ -125,21 +160,24 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
             _put(config.data, "data", key, value, where)
         else:
             known = (*_NAMES, "seed", "teacher", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
-            raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
+            raise _unknown(where, key, known)
     return config
 
 
 def _put(into: dict[str, Any], section: str, key: str, value: Any, where: str) -> None:
-    known = {"model": ("preset", *MODEL_KEYS), "recipe": ("name", *RECIPE_KEYS), "data": tuple(DATA_KEYS)}[section]
+    known = {"model": ("preset", *MODEL_KEYS), "recipe": ("name", *RECIPE_KEYS), "data": DATA_KEYS}[section]
     if key not in known:
-        raise UserError(f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}")
-    wanted: type | None = DATA_KEYS[key] if section == "data" else (str if key in ("preset", "name") else None)
-    # The types of the other fields are checked where they belong: by the model's config and the recipe.
-    into[key] = value if wanted is None else _of_type(value, wanted, f"{where}: {key}")
+        raise _unknown(where, key, known)
+    if section == "data":
+        value = checked(f"{where}: {key}", value, declared(DataSettings)[key].rule)
+    elif key == _NAMES[section]:
+        value = checked(f"{where}: {key}", value, Text())
+    # The other values are checked where they belong: by the model's config and the recipe.
+    into[key] = value
 
 
-def _of_type(value: Any, wanted: type, what: str) -> Any:
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        words = {str: "a text", bool: "true or false", int: "a whole number"}
-        raise UserError(f"{what} is {shown(value)}, expected {words[wanted]}")
-    return value
+def _unknown(where: str, key: str, known: Iterable[str]) -> UserError:
+    known = list(known)
+    return UserError(
+        f"{where}: unknown key {shown(key, quoted=False)}; known are {', '.join(known)}{did_you_mean(key, known)}"
+    )

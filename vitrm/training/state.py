@@ -2,7 +2,7 @@
 
     model.*  ema.*              weights and averaged weights
     optimizer.PARAMETER.*       AdamW's step, exp_avg, exp_avg_sq
-    sums                        float64 [4]: of the epoch so far (see `Progress`)
+    sums                        float64 [4]: of the epoch so far (see `RunProgress`)
     metadata `vitrm_state`      JSON: counters, history, best so far, and the identity of the run
 
 The run's identity (model, recipe, data, seed) is compared before anything is loaded.  Two checksums tell a damaged file
@@ -40,8 +40,8 @@ _DIGEST = "sha256"  # the header's own, in it
 
 
 @dataclass
-class Progress:
-    """How far a run is."""
+class RunProgress:
+    """The point that a run has reached."""
 
     epoch: int = 0  # epochs finished
     batch: int = 0  # batches done of the current epoch
@@ -57,7 +57,7 @@ class Progress:
 def save(
     path: str | os.PathLike[str],
     learner: Learner,
-    progress: Progress,
+    progress: RunProgress,
     identity: dict[str, Any],
     settings: dict[str, Any],
 ) -> None:
@@ -71,7 +71,7 @@ def save(
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
     if progress.sums is not None:
-        tensors["sums"] = learner.world.total(progress.sums)
+        tensors["sums"] = learner.world.all_reduce(progress.sums)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values() if v.is_floating_point()):
         raise UserError("training has diverged: a weight is NaN or infinite; lower the learning rate (--lr)")
@@ -165,7 +165,7 @@ def _check_header(header: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _is_history(line: dict[str, Any]) -> bool:
-    """Whether a line of metrics.jsonl holds what is read of it: numbers, and such of every depth."""
+    """True if a line of metrics.jsonl holds what is read of it: numbers, and such of every depth."""
     if not _holds_numbers(line, ("epoch", "train_loss", "train_accuracy", "lr", "seconds")):
         return False
     by_depth = [line.get(key) for key in ("validation_accuracy", "validation_loss")]
@@ -203,7 +203,7 @@ def read(path: str | os.PathLike[str], identity: dict[str, Any]) -> tuple[dict[s
 
 def restore(
     path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Tensor], learner: Learner
-) -> Progress:
+) -> RunProgress:
     """Puts the state that `read` gave into `learner`.  Raises `UserError` if it does not fit."""
     import torch
 
@@ -225,7 +225,7 @@ def restore(
     sums = tensors.get("sums")
     if sums is not None and (sums.dtype, sums.shape) != (torch.float64, (4,)):
         raise _damaged(path, f"its sums are {sums.dtype} {tuple(sums.shape)}")
-    return Progress(
+    return RunProgress(
         epoch=header["epoch"],
         batch=header["batch"],
         seconds=header["seconds"],
@@ -302,7 +302,7 @@ def _checksum(tensors: dict[str, Tensor], form: int) -> int:
 
 
 def note(header: dict[str, Any]) -> str:
-    """What of a state with this header could not be checked, for whoever resumes it."""
+    """A note for whoever resumes a state with this header: what of it could not be checked."""
     return "its header has no checksum (it is of version 0.1.0)" if header["format"] == _UNSEALED else ""
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vitrm.baselines import Baseline
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.training.augment import Batch
-from vitrm.training.distillation import Taught, Teacher, classification_loss, divergence
+from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss, divergence
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
@@ -38,7 +38,7 @@ from vitrm.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch did.  Tensors stay on the device, so reading them is the caller's choice of a moment to wait."""
+    """Losses and counts of a batch.  Tensors stay on the device: the caller chooses the moment to wait for them."""
 
     losses: list[Tensor]  # of each supervised step, scalars
     correct: Tensor  # images whose answer at the last supervised step is their un-mixed label, scalar
@@ -49,40 +49,52 @@ class BatchResult:
 Carried = tuple[Tensor, Tensor]  # y [B, 1, D] and z [B, K, D], detached
 
 
-class Part(NamedTuple):
-    """What is computed at once of a batch: all of it, or a worker's part."""
+class BatchPart(NamedTuple):
+    """A part of a batch that is computed at once: all of it, or a worker's."""
 
     batch: Batch
-    taught: Taught | None
+    targets: TeacherTargets | None
     state: Carried | None = None  # that the next step starts from; None: the initial one
 
 
-class Found(NamedTuple):
-    """What was computed of a part."""
+class PartResult(NamedTuple):
+    """Losses and counts of a part, and the state that was reached."""
 
     loss: Tensor  # scalar, with its graph
     losses: list[Tensor]  # of each supervised step, scalars
     correct: Tensor  # as in BatchResult
     halt: Tensor
-    state: Carried | None = None  # that was reached
+    state: Carried | None = None
 
 
-class Functions:
-    """A model (the learner's, or a worker's replica of it) and its functions, which vitrm.training.parallel.device may replace by compiled ones."""
+# Called with a function's name and the function; gives what is called in its place.
+Compile = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+
+
+def not_compiled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is."""
+    return function
+
+
+class StepFunctions:
+    """A model (the learner's, or a worker's replica of it) and the functions of a training step, each passed through `compile`.
+
+    ViTRM has `tokens`, `step` and `supervise`, a baseline has `classify`.
+    """
 
     tokens: Callable[[Tensor], Tensor]
     step: Callable[[Embedded, State], State]
-    supervise: Callable[[Tensor, Carried, Batch, Taught | None], Found]
+    supervise: Callable[[Tensor, Carried, Batch, TeacherTargets | None], PartResult]
     classify: Callable[[Tensor], Tensor]
 
-    def __init__(self, model: ViTRM | Baseline, recipe: Recipe) -> None:
+    def __init__(self, model: ViTRM | Baseline, recipe: Recipe, compile: Compile = not_compiled) -> None:
         self.model = model
         if isinstance(model, ViTRM):
-            self.tokens, self.step = model.tokens, model.step
+            self.tokens, self.step = compile("tokens", model.tokens), compile("step", model.step)
             weights = recipe.step_weights() if recipe.supervision == "joint" else [1.0]
-            self.supervise = partial(self._supervise, model, weights, recipe)
+            self.supervise = compile("supervise", partial(self._supervise, model, weights, recipe))
         else:
-            self.classify = model.forward
+            self.classify = compile("classify", model.forward)
 
     def _supervise(
         self,
@@ -92,8 +104,8 @@ class Functions:
         x: Tensor,
         carried: Carried,
         batch: Batch,
-        taught: Taught | None,
-    ) -> Found:
+        targets: TeacherTargets | None,
+    ) -> PartResult:
         """The weighted mean loss of as many steps from `carried` as there are `weights`; x [B, N, D] are the tokens."""
         embedded, state = model.read(x), model.state(*carried)
         answers: list[tuple[Tensor, Tensor]] = []
@@ -104,13 +116,13 @@ class Functions:
         losses: list[Tensor] = []
         total = torch.zeros((), device=x.device)
         for i, (weight, (logits, halt_logit)) in enumerate(zip(weights, answers, strict=True), 1):
-            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, taught)
+            loss, right = step_loss(logits, halt_logit, batch.target, batch.label, recipe.halt_weight, targets)
             if recipe.agreement_weight and i < len(answers):
                 loss = loss + recipe.agreement_weight * divergence(logits.float(), final)
             total = total + weight * loss
             losses.append(loss)
         halt = halt_logit.detach().float().sigmoid().mean()
-        return Found(total / len(losses), losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
+        return PartResult(total / len(losses), losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
 
 
 def step_loss(
@@ -119,25 +131,26 @@ def step_loss(
     target: Tensor,
     label: Tensor,
     halt_weight: float,
-    taught: Taught | None = None,
+    targets: TeacherTargets | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one step (scalar) and which answers are right (bool [B]).
 
     logits [B, classes] and halt_logit [B] (None: no halting) of any float type; target [B, classes]; label [B];
-    `taught` is a teacher's answer for the same images.
+    `targets` are a teacher's for the same images.
     """
     logits = logits.float()
     right = logits.argmax(1) == label
-    loss = classification_loss(logits, target, taught)
+    loss = classification_loss(logits, target, targets)
     if halt_logit is not None:
         loss = loss + halt_weight * F.binary_cross_entropy_with_logits(halt_logit.float(), right.float())
     return loss, right
 
 
 class Learner:
-    """A model, its optimizer and its averaged weights; `batch` is one training batch, with what `teacher` says of it.
+    """A model, its optimizers and its averaged weights; `train_step` learns from one batch, and from `teacher`.
 
-    With `workers` (in one process, on a CPU, for a model without dropout) a batch is shared by its cores: see vitrm.training.parallel.cpu_workers.
+    With `workers` (in one process, on a CPU, for a model without dropout) the cores divide a batch among them: see
+    vitrm.training.parallel.cpu_workers.
     """
 
     def __init__(
@@ -162,53 +175,61 @@ class Learner:
         # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
         joint = recipe.supervision == "joint" and not recipe.free_steps
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
-        self.share = 1.0
+        self.batch_share = 1.0  # of the whole batch, that this process has
         self.workers = workers
         self.replicas = [Replica(model, workers, bf16) for _ in range(workers.count)] if workers else []
         # One for each part of a batch that is computed at once.
-        self.functions = [Functions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
+        self.functions = [StepFunctions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
         cached = self.workers is None  # see vitrm.training.parallel.cpu_workers
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
 
-    def batch(self, batch: Batch, lr: float, free_steps: int = 0, share: float = 1.0) -> BatchResult:
-        """Trains on one batch at learning rate `lr`, after `free_steps` steps without gradient.
+    def train_step(self, batch: Batch, lr: float, free_steps: int = 0, batch_share: float = 1.0) -> BatchResult:
+        """Trains on one batch.
 
-        In several processes `batch` is this one's part, the share `share` of the whole batch, and so is the result.
+        Args:
+            batch: in several processes, this one's part of the batch, of which the result is, too
+            lr: learning rate
+            free_steps: steps without gradient before the supervised ones
+            batch_share: share of the whole batch that `batch` is
         """
-        self.share = share
+        self.batch_share = batch_share
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_share"]
         self.model.train()
-        whole = Part(batch, self.ask(batch.images))
+        whole = BatchPart(batch, self.teacher_targets(batch.images))
         if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
             return self._sequential(whole, free_steps)
-        found, _ = self._learn(self._parts(whole), free_steps)
-        return BatchResult(found.losses, found.correct, found.halt, 1)
+        result, _ = self._update_from(self._parts(whole), free_steps)
+        return BatchResult(result.losses, result.correct, result.halt, 1)
 
-    def _sequential(self, whole: Part, free_steps: int) -> BatchResult:
+    def _sequential(self, whole: BatchPart, free_steps: int) -> BatchResult:
         losses: list[Tensor] = []
         parts = self._parts(whole)
         for i in range(self.recipe.n_sup):
-            found, states = self._learn(parts, free_steps)
+            result, states = self._update_from(parts, free_steps)
             parts = [part._replace(state=state) for part, state in zip(parts, states, strict=True)]
-            losses += found.losses
+            losses += result.losses
             # The comparison waits for the device; after the last step there is nothing to decide.
-            if i + 1 < self.recipe.n_sup and self.world.total(self.share * found.halt) > self.recipe.halt_threshold:
+            if i + 1 < self.recipe.n_sup and self._mean_over_processes(result.halt) > self.recipe.halt_threshold:
                 break
-        return BatchResult(losses, found.correct, found.halt, len(losses))
+        return BatchResult(losses, result.correct, result.halt, len(losses))
 
-    def compute(self, net: Functions, part: Part, free_steps: int = 0) -> Found:
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
+        """The mean over the whole batch of what is `value` for this process's part."""
+        return self.world.all_reduce(self.batch_share * value)
+
+    def compute(self, net: StepFunctions, part: BatchPart, free_steps: int = 0) -> PartResult:
         """The forward pass of one update through a part of a batch."""
-        batch, taught, state = part
+        batch, targets, state = part
         with self.autocast():
             if not isinstance(net.model, ViTRM):
                 logits = net.classify(batch.images)
-                loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, taught)
-                return Found(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
+                loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, targets)
+                return PartResult(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
             # Sequential steps compute the tokens anew: the update just made has changed what they are.
             x = net.tokens(batch.images)
         if state is None:
@@ -220,53 +241,58 @@ class Learner:
                         free = net.step(embedded, free)
                 state = free.y, free.z
         with self.autocast():
-            found = net.supervise(x, state, batch, taught)
+            result = net.supervise(x, state, batch, targets)
         # Not within: of a single step the total is the same tensor, and a compiler that returns it once would detach both.
-        return found._replace(losses=[loss.detach() for loss in found.losses])
+        return result._replace(losses=[loss.detach() for loss in result.losses])
 
-    def ask(self, images: Tensor) -> Taught | None:
-        """What the teacher says of `images`; None without a teacher."""
+    def teacher_targets(self, images: Tensor) -> TeacherTargets | None:
+        """The teacher's answer for `images`; None without a teacher."""
         if self.teacher is None:
             return None
         with self.autocast():
-            return Taught(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
+            return TeacherTargets(self.teacher(images), self.recipe.distill_weight, self.recipe.distill_temperature)
 
-    def _parts(self, whole: Part) -> list[Part]:
-        """What of a batch each worker computes; without workers, all of it at once."""
+    def _parts(self, whole: BatchPart) -> list[BatchPart]:
+        """Each worker's part of a batch; without workers, all of it as one."""
         if self.workers is None:
             return [whole]
         images = len(whole.batch.images)
         slices = [self.workers.part(worker, images) for worker in range(self.workers.count)]
-        taught = whole.taught
+        targets = whole.targets
         return [
-            Part(
+            BatchPart(
                 Batch(*(tensor[rows] for tensor in whole.batch)),
-                None if taught is None else taught._replace(logits=taught.logits[rows]),
+                None if targets is None else targets._replace(logits=targets.logits[rows]),
             )
             for rows in slices
         ]
 
-    def _learn(self, parts: list[Part], free_steps: int) -> tuple[Found, list[Carried | None]]:
-        """Goes forward and backward through all parts and updates the weights: what was found, and each part's state."""
-        if self.workers is None:
-            self.model.zero_grad(set_to_none=True)
-            found = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
-            # The processes' gradients are averaged; their parts of the batch may differ in size.
-            (found.loss * (self.share * self.world.size)).backward()
-            if self.recipe.clip_norm:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-            self._update()
-            return found, [found.state]
+    def _update_from(self, parts: list[BatchPart], free_steps: int) -> tuple[PartResult, list[Carried | None]]:
+        """Goes forward and backward through all parts and updates the weights; gives the results as one, and each part's state."""
+        if self.workers is not None:
+            return self._update_in_workers(self.workers, parts, free_steps)
+        self.model.zero_grad(set_to_none=True)
+        result = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
+        # The processes' gradients are averaged; their parts of the batch may differ in size.
+        (result.loss * (self.batch_share * self.world.size)).backward()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self._update()
+        return result, [result.state]
+
+    def _update_in_workers(
+        self, workers: Workers, parts: list[BatchPart], free_steps: int
+    ) -> tuple[PartResult, list[Carried | None]]:
         images = sum(len(part.batch.images) for part in parts)
         shares = [len(part.batch.images) / images for part in parts]
 
-        def in_worker(worker: int) -> tuple[Found, Gradients]:
+        def in_worker(worker: int) -> tuple[PartResult, Gradients]:
             replica = self.replicas[worker]
             replica.refresh()
-            found = self.compute(self.functions[worker], parts[worker], free_steps)
-            return found, replica.gradients(found.loss * shares[worker])
+            result = self.compute(self.functions[worker], parts[worker], free_steps)
+            return result, replica.gradients(result.loss * shares[worker])
 
-        results = self.workers.map(in_worker)
+        results = workers.map(in_worker)
         total = results[0][1]
         for _, others in results[1:]:
             total.all.add_(others.all)
@@ -275,7 +301,7 @@ class Learner:
         for parameter, gradient in zip(self.model.parameters(), total.each, strict=True):
             parameter.grad = gradient
         self._update()
-        return _whole([found for found, _ in results], shares), [found.state for found, _ in results]
+        return _combined([result for result, _ in results], shares), [result.state for result, _ in results]
 
     def _update(self) -> None:
         for optimizer in self.optimizers:
@@ -284,15 +310,15 @@ class Learner:
         self.updates += 1
 
 
-def _whole(found: list[Found], shares: list[float]) -> Found:
-    """What was found of a batch, of what was found of its parts."""
+def _combined(results: list[PartResult], shares: list[float]) -> PartResult:
+    """Combines the results of the parts of a batch, each its share of the images, into one."""
 
     def mean(values: list[Tensor]) -> Tensor:
         return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum(0)
 
-    return Found(
-        mean([f.loss.detach() for f in found]),
-        [mean(list(losses)) for losses in zip(*(f.losses for f in found), strict=True)],
-        torch.stack([f.correct for f in found]).sum(0),
-        mean([f.halt for f in found]),
+    return PartResult(
+        mean([r.loss.detach() for r in results]),
+        [mean(list(losses)) for losses in zip(*(r.losses for r in results), strict=True)],
+        torch.stack([r.correct for r in results]).sum(0),
+        mean([r.halt for r in results]),
     )

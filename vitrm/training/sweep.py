@@ -54,8 +54,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What a finished cell found."""
+class SweepRow:
+    """The result of a finished cell."""
 
     cell: Cell
     depth: int  # steps at which the test accuracy is taken: the deepest that training reached
@@ -98,16 +98,16 @@ def sweep(
     axes: Sequence[Axis],
     wanted: Sequence[Cell],
     out: Path,
-    run: Callable[[Cell, Path], Row],
+    run: Callable[[Cell, Path], SweepRow],
     say: Callable[[str], None],
     writes: bool = True,
-) -> list[Row]:
+) -> list[SweepRow]:
     """Runs every cell of `wanted` by `run` in its folder under `out`, and keeps the table and pictures up to date.
 
     A cell that ends with a `UserError` (it diverged, say) is told and left out.  `writes`: False in a process that shares
     the work with another one, which writes.  Raises `UserError` in the end if a cell is missing, and KeyboardInterrupt.
     """
-    rows: list[Row] = []
+    rows: list[SweepRow] = []
     failed: list[str] = []
     for i, cell in enumerate(wanted):
         say(f"cell {i + 1} of {len(wanted)}: {cell.name}")
@@ -122,37 +122,37 @@ def sweep(
         if writes:
             write_table(axes, rows, out / CSV_FILE)
             for axis in axes:
-                draw(axis, rows, out / f"accuracy-over-{axis.name}.png")
+                draw_accuracy(axis, rows, out / f"accuracy-over-{axis.name}.png")
     if failed:
         raise UserError(f"{len(failed)} of {len(wanted)} cells failed ({', '.join(failed)}), the others are in {out}")
     return rows
 
 
-def write_table(axes: Sequence[Axis], rows: Sequence[Row], path: Path) -> None:
+def write_table(axes: Sequence[Axis], rows: Sequence[SweepRow], path: Path) -> None:
     """One line per row: the settings, what was found, and the test accuracy at every depth (test_1, test_2, …)."""
     text = io.StringIO()
     depths = max(len(row.result.test_accuracy) for row in rows)
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*(a.name for a in axes), "depth", *_COLUMNS, *(f"test_{i + 1}" for i in range(depths))])
     for row in rows:
-        found = row.result
-        seconds = round(sum(line["seconds"] for line in found.history), 1)
+        result = row.result
+        seconds = round(sum(line["seconds"] for line in result.history), 1)
         table.writerow(
             [
                 *row.cell.values.values(),
                 row.depth,
                 row.accuracy,
-                found.validation_accuracy,
-                found.best_epoch,
-                found.epochs,
+                result.validation_accuracy,
+                result.best_epoch,
+                result.epochs,
                 seconds,
-                *found.test_accuracy,
+                *result.test_accuracy,
             ]
         )
     write_text(path, text.getvalue())
 
 
-def draw(axis: Axis, rows: Sequence[Row], path: Path) -> None:
+def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
     """The test accuracy over the values of `axis` as PNG: one line for each combination of the other settings.
 
     Runs that differ in their seed alone are one line, of their mean, with a bar from the least to the largest.

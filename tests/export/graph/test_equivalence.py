@@ -16,6 +16,8 @@ from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
 from vitrm.export import export
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = (1, 2, 3, 6, 16)
 NEVER = st.sampled_from([1.0, 2.0, math.inf])
 FINE = 1e-5  # closer to the threshold than this, rounding decides who halts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -104,9 +103,7 @@ def test_every_linear_layer_of_the_block_is_calibrated_in_each_role(checkpoint, 
     assert {site.role for site in calibration.ranges} <= set(ROLES)
 
 
-@pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
-)
+@pytest.mark.rtx
 def test_tensorrt_builds_them(made, tmp_path):
     options = EngineOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
     sources = [

@@ -20,6 +20,8 @@ from vitrm.export import cli, export
 from vitrm.export.precision.accuracy_budget import keep_within
 from vitrm.runtime.bench.accuracy import predict
 
+pytestmark = pytest.mark.slow
+
 BAD = "answer", "block.1.ffn.down"
 ALLOWED = 12.0  # points: more than int8 costs this model of random layers, less than the bad site does
 

@@ -29,6 +29,8 @@ from vitrm.export.verify import check_integer_sums
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.saturation import integer_products
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 

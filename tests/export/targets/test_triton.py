@@ -205,9 +205,8 @@ def no_work(monkeypatch):
     monkeypatch.setattr(artifact, "export_onnx", lambda *_: pytest.fail("the work has begun"))
 
 
+@pytest.mark.rtx
 def test_a_plan_for_rtx_is_refused_before_it_is_built(tmp_path, run, capsys, no_work):
-    api = pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx")
-    assert api.__version__
     assert cli.main([str(run), "--triton", str(tmp_path / "models"), "--gpu", "sm89", "--tensorrt", "rtx"]) == 2
     assert "Triton's tensorrt backend runs TensorRT's own" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()

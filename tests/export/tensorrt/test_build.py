@@ -28,9 +28,6 @@ from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.system.gpus import Gpu, Gpus
 
-needs_rtx = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
-)
 FLOAT, HALF, INT8, UINT8, INT32, INT64, BOOL = (
     getattr(TensorProto, n) for n in ("FLOAT", "FLOAT16", "INT8", "UINT8", "INT32", "INT64", "BOOL")
 )
@@ -135,7 +132,7 @@ def array(value, dtype):
     return np.asarray(value, dtype)
 
 
-@needs_rtx
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -177,7 +174,7 @@ def test_what_tensorrt_does_not_take_is_told(model, message, tmp_path):
         assert "a.plan.log" in str(caught.value)
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_a_builder_that_crashes_is_a_message(tmp_path, monkeypatch):
     # Not found out beforehand, as the next kind of crash will not be.
     monkeypatch.setattr(engine, "check_graph", lambda path: onnx.load(str(path)))
@@ -218,7 +215,8 @@ def stopped_builder_of(parent: int) -> int:
     raise AssertionError("no builder has stopped itself")
 
 
-@needs_rtx
+@pytest.mark.slow
+@pytest.mark.rtx
 def test_a_builder_that_is_killed_is_a_message(run, tmp_path, halting_builder):
     source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1).path
     # As the kernel does when memory runs out.
@@ -230,7 +228,8 @@ def test_a_builder_that_is_killed_is_a_message(run, tmp_path, halting_builder):
     assert {p.name for p in tmp_path.iterdir()} <= {"a.onnx", "a.plan.log"}
 
 
-@needs_rtx
+@pytest.mark.slow
+@pytest.mark.rtx
 def test_too_little_workspace_is_told(run, tmp_path):
     source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1, graph="loop").path
     with pytest.raises(UserError, match=r"give it more with --workspace.*all it said is in .*a\.plan\.log"):
@@ -240,7 +239,8 @@ def test_too_little_workspace_is_told(run, tmp_path):
     assert not (tmp_path / "a.plan.log").exists()  # of an attempt that is of the past
 
 
-@needs_rtx
+@pytest.mark.slow
+@pytest.mark.rtx
 def test_a_stopped_build_leaves_nothing(run, tmp_path, halting_builder):
     source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1).path
     command = [sys.executable, "-m", "vitrm.export.cli", str(source), "-o", str(tmp_path / "a.plan"), "--gpu", "sm89"]
@@ -255,7 +255,7 @@ def test_a_stopped_build_leaves_nothing(run, tmp_path, halting_builder):
     assert not Path(f"/proc/{builder}").exists()
 
 
-@needs_rtx
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("options", "gpus", "message"),
     [
@@ -290,7 +290,7 @@ def test_what_cannot_be_built_is_told_at_once(options, gpus, message):
         toolchain(EngineOptions(flavour="rtx", **options), gpus)
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_chooses_what_to_build_for():
     rtx = EngineOptions(flavour="rtx")
     everywhere = toolchain(rtx, NO_GPU)
@@ -315,7 +315,7 @@ def test_gpus_have_many_spellings():
     assert normal_gpu("12.0") == normal_gpu("sm120") == "sm120"
 
 
-@needs_rtx
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -337,7 +337,8 @@ def test_bad_requests_end_with_one_line_and_2(run, tmp_path, capsys, arguments, 
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
 
 
-@needs_rtx
+@pytest.mark.slow
+@pytest.mark.rtx
 def test_a_plan_from_an_earlier_export(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     export(checkpoints.load(run), "sw", steps=2, graph="stepwise", precision="fp16")

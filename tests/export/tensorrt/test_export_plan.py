@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,7 @@ from vitrm.runtime.artifact.metadata import PARTS, Metadata
 from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path
 from vitrm.runtime.halting.store import store_threshold
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
-)
+pytestmark = [pytest.mark.rtx, pytest.mark.slow]  # a plan takes a minute to build
 OPTIONS = EngineOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
 
 

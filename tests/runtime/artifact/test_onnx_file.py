@@ -200,8 +200,8 @@ def test_no_door_leads_to_weights_from_elsewhere(door: str, loop: Path, place: P
         DOORS[door](path)
 
 
+@pytest.mark.rtx
 def test_a_plan_is_not_built_of_weights_from_elsewhere(loop: Path, place: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX")
     from vitrm.export.tensorrt.build import EngineOptions, build_engine
 
     path = external(loop, place / "a.onnx", "../weights")

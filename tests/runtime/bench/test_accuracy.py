@@ -76,6 +76,7 @@ def test_least_certain_comes_first() -> None:
     assert least_certain(Predictions(logits, None, None), 2).tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_predict_is_the_same_in_any_batches(artifact: Path) -> None:
     pixels = data.load("digits", "test").pixels[:45]
     session = vitrm.runtime.open(artifact, threads=1)

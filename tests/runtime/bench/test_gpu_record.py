@@ -30,6 +30,7 @@ ARGUMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_record_grows_by_batch_size_and_goes_on(run: Path, loop: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     main = runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"))["main"]
     monkeypatch.setattr(sys, "argv", ["gpu.py"])

@@ -18,6 +18,8 @@ from vitrm.runtime.bench.run import bench
 from vitrm.runtime.session import open_session
 from vitrm.runtime.system import machine
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
 
 LIMIT = 60

@@ -140,6 +140,7 @@ def test_halting_artifact_has_an_eager_row_that_halts(halting: Path) -> None:
     assert found.data[0]["total"] == 359
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "stepwise"])
 def test_one_file_is_measured_at_several_depths_and_thresholds(
     request: pytest.FixtureRequest, artifact: Path, kind: str

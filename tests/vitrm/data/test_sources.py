@@ -16,9 +16,8 @@ from hostile import little_memory, refused_or_read
 from PIL import Image
 
 from vitrm import data
-from vitrm.data import decoding
+from vitrm.data import decoding, limited
 from vitrm.errors import UserError
-from vitrm.training.loop import limited
 
 
 def _keys(images: data.Images) -> set[bytes]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import PATIENCE, timed
+from processes import PATIENCE
 from safetensors.torch import load_file
 
 from vitrm import checkpoint
@@ -53,13 +53,6 @@ def _error(capsys, argv: list[str]) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
-
-
-def test_help_is_quick_and_needs_no_torch():
-    code = "import sys, vitrm.training.cli as c; c.parser().format_help(); sys.exit(bool({'torch', 'matplotlib', 'rich', 'sklearn'} & set(sys.modules)))"
-    ended, seconds = timed([sys.executable, "-c", code])
-    assert ended.returncode == 0
-    assert seconds < 1  # 0.2 on a quiet machine
 
 
 def test_a_run_is_trained_and_refused_a_second_time_then_resumed(tmp_path, capsys):
@@ -158,6 +151,7 @@ def _wait_for_epoch(out: Path, epoch: int) -> None:
     raise AssertionError("the run did not get going")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     out = tmp_path / "run"
@@ -183,6 +177,7 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     checkpoint.load(out).build()
 
 
+@pytest.mark.slow
 def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
     """Also where both start at once; that a killed holder leaves the folder free is seen in the tests of kills."""
     out = tmp_path / "run"
@@ -216,6 +211,7 @@ def _kill_at_first_save(out: Path, *more: str) -> bool:
         return process.returncode == -signal.SIGKILL and not (out / STATE_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_very_first_save_locks_nobody_out(tmp_path, capsys):
     # Large enough that writing takes a while.
     large = ["--dim", "384", "--layers", "4"]
@@ -248,6 +244,7 @@ def _on_a_terminal(out: Path, errors: Path, hangup: signal.Handlers) -> tuple[su
     return process, ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["ssh", "nohup"])
 def test_a_lost_terminal_costs_no_result(tmp_path, hangup):
     out, errors = tmp_path / "run", tmp_path / "errors"
@@ -325,6 +322,7 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     assert not out.exists(), "the same command with a smaller batch finds nothing in its way"
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     """The small version of benchmarks/torture/kills.py."""
     settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
@@ -357,6 +355,7 @@ def test_a_run_goes_on_elsewhere_with_its_images_elsewhere(tmp_path, capsys, pho
     assert "it is another run: data.id is" in _error(capsys, ["--resume", "--out", str(run), "--data", str(images)])
 
 
+@pytest.mark.slow
 def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     out = tmp_path / "run"
 

@@ -18,7 +18,7 @@ from vitrm.config import preset
 from vitrm.errors import UserError
 from vitrm.system import strict_json
 from vitrm.training.cli import main
-from vitrm.training.distillation import Taught, Teacher, classification_loss
+from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.recipe import TEACHER_KEYS, recipe
@@ -43,15 +43,17 @@ def test_the_loss_is_the_equation():
     cross = -(target * student.log_softmax(1)).sum(1).mean()
     p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
-    got = classification_loss(student, target, Taught(teacher, 0.3, 3.0))
+    got = classification_loss(student, target, TeacherTargets(teacher, 0.3, 3.0))
     torch.testing.assert_close(got, 0.7 * cross + 0.3 * 9 * divergence)
-    torch.testing.assert_close(classification_loss(student, target, Taught(teacher, 0.0, 3.0)), cross)
+    torch.testing.assert_close(classification_loss(student, target, TeacherTargets(teacher, 0.0, 3.0)), cross)
     torch.testing.assert_close(classification_loss(student, target, None), cross)
 
 
 def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn():
     logits = torch.randn(4, 5, requires_grad=True)
-    classification_loss(logits, F.one_hot(torch.arange(4), 5).float(), Taught(logits.detach(), 1.0, 2.0)).backward()
+    classification_loss(
+        logits, F.one_hot(torch.arange(4), 5).float(), TeacherTargets(logits.detach(), 1.0, 2.0)
+    ).backward()
     torch.testing.assert_close(logits.grad, torch.zeros(4, 5))
 
 
@@ -60,7 +62,7 @@ def test_the_gradient_does_not_shrink_with_the_temperature(temperature):
     # T² is there for that: for small logits the gradient is (student − teacher) / classes at any T.
     student, teacher = 1e-3 * torch.randn(2, 3, 5, dtype=torch.float64)
     student.requires_grad_()
-    classification_loss(student, torch.full((3, 5), 0.2).double(), Taught(teacher, 1.0, temperature)).backward()
+    classification_loss(student, torch.full((3, 5), 0.2).double(), TeacherTargets(teacher, 1.0, temperature)).backward()
     centered = (student - teacher).detach()
     centered = (centered - centered.mean(1, keepdim=True)) / 5 / 3
     torch.testing.assert_close(student.grad, centered, atol=2e-7, rtol=2e-3)
@@ -163,5 +165,5 @@ def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tm
 def test_a_baseline_learns_from_a_recursive_teacher():
     learner = make_learner(preset("vit-small", dim=16, layers=1, heads=2, mlp=16), distill_weight=1.0)
     learner.teacher = Teacher(checkpoint.load("nano-cifar10"), torch.device("cpu"))
-    first, *_, last = (float(learner.batch(make_batch(), 1e-2).losses[0]) for _ in range(40))
+    first, *_, last = (float(learner.train_step(make_batch(), 1e-2).losses[0]) for _ in range(40))
     assert last < 0.5 * first

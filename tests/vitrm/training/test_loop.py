@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from vitrm import checkpoint, data
 from vitrm.config import preset
+from vitrm.data import Splits, limited
 from vitrm.errors import UserError
 from vitrm.training.evaluate import accuracy_by_depth
-from vitrm.training.loop import Splits, limited, train
+from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.recipe import recipe
 from vitrm.training.state import STATE_FILE, read_header

@@ -28,7 +28,7 @@ def _set_halt(learner, value):
 def test_sequential_supervision_updates_after_every_step():
     learner = _learner(supervision="sequential", n_sup=4)
     _set_halt(learner, -5.0)
-    result = learner.batch(make_batch(), 1e-4)
+    result = learner.train_step(make_batch(), 1e-4)
     assert result.updates == len(result.losses) == 4
     assert learner.updates == 4
     assert int(learner.optimizers[0].state[learner.model.classifier.bias]["step"]) == 4
@@ -37,13 +37,13 @@ def test_sequential_supervision_updates_after_every_step():
 def test_sequential_supervision_ends_once_the_batch_believes_it_is_right():
     learner = _learner(supervision="sequential", n_sup=4)
     _set_halt(learner, 5.0)
-    assert learner.batch(make_batch(), 1e-4).updates == 1
+    assert learner.train_step(make_batch(), 1e-4).updates == 1
 
 
 def test_sequential_steps_start_from_detached_states():
     learner = _learner(supervision="sequential", n_sup=2)
     _set_halt(learner, -5.0)
-    learner.batch(make_batch(), 1e-4)
+    learner.train_step(make_batch(), 1e-4)
     # The gradient left is the second step's: it ends at the state that the first step handed over.
     assert learner.model.y0.grad is None
     assert learner.model.z0.grad is None
@@ -64,7 +64,7 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
             F.cross_entropy(logits, batch.label) + F.binary_cross_entropy_with_logits(halt, right)
         )
     total.backward()
-    result = learner.batch(batch, 1e-4)
+    result = learner.train_step(batch, 1e-4)
     assert result.updates == 1
     assert len(result.losses) == 3
     for name, parameter in learner.model.named_parameters():
@@ -75,8 +75,8 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
 @pytest.mark.parametrize("supervision", ["joint", "sequential"])
 def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
     with_free, without = (_learner(supervision=supervision, n_sup=1) for _ in range(2))
-    deep = with_free.batch(make_batch(), 1e-4, free_steps=2)
-    shallow = without.batch(make_batch(), 1e-4)
+    deep = with_free.train_step(make_batch(), 1e-4, free_steps=2)
+    shallow = without.train_step(make_batch(), 1e-4)
     assert with_free.model.y0.grad is None
     assert without.model.y0.grad is not None
     assert float(deep.losses[0]) != float(shallow.losses[0])
@@ -89,7 +89,7 @@ def test_free_steps_give_the_state_that_as_many_steps_give():
         logits, halts = learner.model.trajectory(batch.images, 3)
     right = (logits[2].argmax(1) == batch.label).float()
     expected = F.cross_entropy(logits[2], batch.label) + F.binary_cross_entropy(halts[2], right)
-    result = learner.batch(batch, 1e-4, free_steps=2)
+    result = learner.train_step(batch, 1e-4, free_steps=2)
     assert float(result.losses[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_the_gradient_survives_free_steps_under_autocast():
     # Autocast caches the weights it casts; those cast without gradient must not serve the supervised step.
     learner = _learner(supervision="joint", n_sup=1, clip_norm=0.0)
     learner.bf16 = True
-    learner.batch(make_batch(), 1e-4, free_steps=1)
+    learner.train_step(make_batch(), 1e-4, free_steps=1)
     assert float(learner.model.block[0].ffn.up.weight.grad.abs().sum()) > 0
 
 
@@ -157,5 +157,5 @@ def test_a_baseline_learns_with_the_same_recipe():
     learner = Learner(
         build_model(preset("vit-small", dim=16, layers=1, heads=2, mlp=16)), recipe("paper"), torch.device("cpu"), False
     )
-    losses = [float(learner.batch(make_batch(), 1e-2).losses[0]) for _ in range(15)]
+    losses = [float(learner.train_step(make_batch(), 1e-2).losses[0]) for _ in range(15)]
     assert losses[-1] < 0.7 * losses[0]

@@ -65,7 +65,7 @@ def test_a_value_that_a_model_cannot_have_is_refused_before_anything_runs(tmp_pa
 def test_a_stopped_sweep_goes_on_with_what_is_left(tmp_path, monkeypatch, capsys):
     out = tmp_path / "sweep"
     epochs = []
-    real = train.Run._epoch
+    real = train.TrainingRun._epoch
 
     def counted(self, *args):
         epochs.append(self.out.name)
@@ -74,7 +74,7 @@ def test_a_stopped_sweep_goes_on_with_what_is_left(tmp_path, monkeypatch, capsys
         return real(self, *args)
 
     stop = True
-    monkeypatch.setattr(train.Run, "_epoch", counted)
+    monkeypatch.setattr(train.TrainingRun, "_epoch", counted)
     assert cli.main([*SWEEP, str(out)]) == 130
     assert "2 of 4 cells are done, the same command goes on" in capsys.readouterr().err
     first = (out / "n=1,n_sup=3" / "model.safetensors").read_bytes()

@@ -1,1 +1,1 @@
-"""Where a run computes: a device, the cores of a CPU, several processes."""
+"""Devices of a run: a GPU, the cores of a CPU, several processes."""

@@ -1,4 +1,4 @@
-"""A batch shared by the cores of a CPU.  A worker is a thread that computes its part of the batch on a core of its own.
+"""A batch divided among the cores of a CPU.  A worker is a thread that computes its part of the batch on a core of its own.
 
 One core that runs a whole small network on a part of the batch is faster than all cores that run each of its
 operations together: operations of a tenth of a millisecond are not worth sharing, and what a core has just written
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.training.parallel.distributed import part_of
-from vitrm.training.parallel.sync_batch_norm import share_batch_norms
+from vitrm.training.parallel.sync_batch_norm import sync_batch_norms
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -29,7 +29,7 @@ LEAST = 16  # images a worker is worth
 
 
 def worthwhile(threads: int, images: int) -> int:
-    """How many workers `threads` threads make of a batch of `images`: at least 1."""
+    """The number of workers that `threads` threads make for a batch of `images`: at least 1."""
     return max(1, min(threads, images // LEAST))
 
 
@@ -45,7 +45,7 @@ class Workers:
 
     @property
     def main(self) -> bool:
-        """Whether the caller, in `map`, is the first worker."""
+        """True if the caller, in `map`, is the first worker."""
         return self._own.rank == 0
 
     def part(self, worker: int, images: int) -> slice:
@@ -53,7 +53,7 @@ class Workers:
         return part_of(images, worker, self.count)
 
     def map(self, work: Callable[[int], T]) -> list[T]:
-        """What `work` gives for each worker 0 … count − 1, all at once.  Raises what the first of them raised, once all have ended."""
+        """Runs `work` in each worker 0 … count − 1, all at once, and gives the results.  Raises what the first of them raised, once all have ended."""
         futures = [self._pool.submit(self._run, work, worker) for worker in range(self.count)]
         try:
             wait(futures)
@@ -66,14 +66,14 @@ class Workers:
                 self._barrier.reset()
         return _results(futures)
 
-    def gather(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         """In `map`, called by all workers: every worker's value, in their order."""
         # Two sets of slots by turns: whoever writes to one again has met all others in between, after they had read it.
         slots = self._slots[self._own.turn]
         self._own.turn = 1 - self._own.turn
         slots[self._own.rank] = value
         self._barrier.wait()
-        return [found for found in slots if found is not None]
+        return [other for other in slots if other is not None]
 
     def _run(self, work: Callable[[int], T], worker: int) -> T:
         self._own.rank, self._own.turn = worker, 0
@@ -118,7 +118,7 @@ class Replica(Generic[M]):
                 setattr(own, name, nn.Parameter(data))
             for name, buffer in source.named_buffers(recurse=False):
                 own._buffers[name] = buffer
-        share_batch_norms(self.model, workers)
+        sync_batch_norms(self.model, workers)
         self.parameters = list(self.model.parameters())
         # One tensor, and its views: what is done to all gradients takes one operation, not one for each parameter.
         self._gradients = torch.zeros(sum(p.numel() for p in self.parameters))
@@ -132,10 +132,12 @@ class Replica(Generic[M]):
 
     def gradients(self, loss: Tensor) -> Gradients:
         """The gradients of `loss`; they hold until the next call."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        there = [(view, gradient) for view, gradient in zip(self._views, found, strict=True) if gradient is not None]
-        if len(there) < len(found):
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        there = [
+            (view, gradient) for view, gradient in zip(self._views, gradients, strict=True) if gradient is not None
+        ]
+        if len(there) < len(gradients):
             self._gradients.zero_()
         torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
-        each = [view if gradient is not None else None for view, gradient in zip(self._views, found, strict=True)]
+        each = [view if gradient is not None else None for view, gradient in zip(self._views, gradients, strict=True)]
         return Gradients(self._gradients, each)

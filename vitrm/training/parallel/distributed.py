@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.errors import UserError
-from vitrm.training.parallel.sync_batch_norm import share_batch_norms, share_batch_norms_on_gpus
+from vitrm.training.parallel.sync_batch_norm import sync_batch_norms, sync_batch_norms_on_gpus
 
 T = TypeVar("T")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -35,7 +35,7 @@ _LOST = ("gloo", "nccl", "connection", "timed out", "peer")  # in the messages o
 
 
 def part_of(count: int, rank: int, size: int) -> slice:
-    """What number `rank` of `size` who share has of `count` things: contiguous, sizes differ by one at most."""
+    """The part of `count` things that rank `rank` of `size` has: contiguous, sizes differ by one at most."""
     return slice(rank * count // size, (rank + 1) * count // size)
 
 
@@ -47,7 +47,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and reports."""
+        """True in the process that writes files and reports."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:
@@ -55,30 +55,30 @@ class World:
         return part_of(count, self.rank, self.size)
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process."""
+        """For each flag, True if it is set in any process."""
         return list(flags)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
         return values
 
-    def shared(self, make: Callable[[], T]) -> T:
-        """What `make` gives in process 0, in every process; a `UserError` that it raises there is raised everywhere."""
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """Calls `make` in rank 0 and gives its value in every process; a `UserError` that it raises is raised in all."""
         return make()
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every process's value, in the order of their ranks."""
         return [value]
 
     def parallel(self, model: nn.Module, unused: bool) -> Callable[[Callable[[], T]], T]:
-        """A function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
+        """Gives a function that runs a forward pass so that its backward pass gives the gradients of the whole batch.
 
         Batch norms of `model` are synchronized, too.  `unused`: some parameters may take no part in a pass.
         """
         return lambda compute: compute()
 
     def close(self) -> None:
-        """Leaves the group: after the last operation."""
+        """Leaves the group, after the last operation."""
 
 
 class TorchrunWorld(World):
@@ -101,26 +101,26 @@ class TorchrunWorld(World):
         self._reduce(values, maximum=True)
         return [bool(v) for v in values]
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         summed = values.detach().cpu().clone()
         self._reduce(summed, maximum=False)
         return summed.to(values.device)
 
-    def shared(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         import torch.distributed as dist
 
-        found: list[Any] = [None, None]  # the value, or what is wrong
+        outcome: list[Any] = [None, None]  # the value, or what is wrong
         if self.main:
             try:
-                found[0] = make()
+                outcome[0] = make()
             except UserError as error:
-                found[1] = error
-        dist.broadcast_object_list(found, src=0, group=self._host)
-        if found[1] is not None:
-            raise found[1]
-        return found[0]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._host)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
@@ -133,9 +133,9 @@ class TorchrunWorld(World):
 
         group: Any = dist.new_group()
         if self.device.type == "cuda":
-            share_batch_norms_on_gpus(model, group)
+            sync_batch_norms_on_gpus(model, group)
         else:
-            share_batch_norms(model, _Group(group))
+            sync_batch_norms(model, _Group(group))
         with warnings.catch_warnings():
             # torch has begun to rename an argument whose new name older versions do not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -155,20 +155,20 @@ class TorchrunWorld(World):
 
 
 class _Group:
-    """What the processes of `group` exchange."""
+    """Exchanges tensors between the processes of `group`."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
 
     main = True  # every process has running statistics of its own
 
-    def gather(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         """`value` [n] of every process."""
         import torch.distributed as dist
 
-        found = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(found, value, group=self.group)
-        return found
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(values, value, group=self.group)
+        return values
 
 
 class _Through(nn.Module):
@@ -197,17 +197,17 @@ def losses_explained(world: World) -> Iterator[None]:
 
 
 def launched() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """True if torchrun started this process as one of several."""
     return all(name in os.environ for name in _ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def restarted() -> bool:
-    """Whether torchrun started the processes anew (--max-restarts) after one had failed."""
+    """True if torchrun started the processes anew (--max-restarts) after one had failed."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def first_on_host() -> bool:
-    """Whether this process is the first of several on this host."""
+    """True if this process is the first of several on this host."""
     return launched() and os.environ.get("LOCAL_RANK", "0") == "0"
 
 

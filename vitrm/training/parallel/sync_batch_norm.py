@@ -1,4 +1,5 @@
-"""Batch norm where several share a batch: processes (vitrm.training.parallel.distributed) or the cores of a CPU (vitrm.training.parallel.cpu_workers).
+"""Batch norm over a batch of which each process (vitrm.training.parallel.distributed), or each worker on a CPU
+(vitrm.training.parallel.cpu_workers), has a part.
 
 Each normalizes its part by the statistics of the whole batch, so that what is learned does not depend on how many they are.
 """
@@ -14,23 +15,25 @@ from torch import Tensor, nn
 
 
 class Exchange(Protocol):
-    """Those who share a batch.  All of them call `gather` equally often, in the same order."""
+    """Ranks or workers that have a part each of a batch.  All of them call `all_gather` equally often, in the same order."""
 
     @property
     def main(self) -> bool:
-        """Whether this one keeps the running statistics."""
+        """True in the one that keeps the running statistics."""
 
-    def gather(self, value: Tensor) -> list[Tensor]:
+    def all_gather(self, value: Tensor) -> list[Tensor]:
         """Everyone's value, in one order for all; none of them is to be written to."""
 
 
-def share_batch_norms(model: nn.Module, exchange: Exchange) -> None:
+def sync_batch_norms(model: nn.Module, exchange: Exchange) -> None:
     """Gives the batch norms of `model` the statistics of the whole batch; parameters and buffers stay the same tensors."""
-    _replace(model, lambda norm: WholeBatchNorm(norm, exchange))
+    _replace(model, lambda norm: CpuSyncBatchNorm(norm, exchange))
 
 
-def share_batch_norms_on_gpus(model: nn.Module, group: Any) -> None:
-    """The same with torch's own, fused, which is for GPUs only; `group` is a process group.
+def sync_batch_norms_on_gpus(model: nn.Module, group: Any) -> None:
+    """Gives the batch norms of `model` the statistics of the whole batch with torch's own module, on GPUs.
+
+    `group` is a process group.
 
     torch.nn.SyncBatchNorm.convert_sync_batchnorm does not know a scale that is a buffer.
     """
@@ -62,8 +65,8 @@ def _take_over(new: nn.Module, norm: nn.BatchNorm2d) -> None:
     new.train(norm.training)
 
 
-class WholeBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the parts of all who share a batch, on a CPU; it takes `norm`'s tensors over."""
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all parts of a batch, on a CPU; it takes `norm`'s tensors over."""
 
     def __init__(self, norm: nn.BatchNorm2d, exchange: Exchange) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
@@ -75,7 +78,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
         """x [B, C, H, W] of any float type, the same out; B may differ between the parts."""
         if not self.training:
             return super().forward(x)
-        out, mean, variance, count = _WholeBatchNorm.apply(x, self.weight, self.bias, self.eps, self.exchange)
+        out, mean, variance, count = _NormalizeWholeBatch.apply(x, self.weight, self.bias, self.eps, self.exchange)
         if self.exchange.main:
             self._track(mean, variance * count / (count - 1))
         return out
@@ -91,7 +94,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance, self.momentum)
 
 
-class _WholeBatchNorm(torch.autograd.Function):
+class _NormalizeWholeBatch(torch.autograd.Function):
     """The normalization, the batch's mean and (biased) variance [C] and its count, each of all parts.
 
     Two exchanges, one each way.  What remains is torch's own batch norm with given statistics, twice.
@@ -106,7 +109,7 @@ class _WholeBatchNorm(torch.autograd.Function):
         mean, variance = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
         own = torch.cat([mean, variance, x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)])
         # Means and variances are joined (Chan et al., 1979): E[x²] − E[x]² would lose digits where the mean is large.
-        means, variances, counts = torch.stack(exchange.gather(own)).split([len(mean), len(mean), 1], 1)
+        means, variances, counts = torch.stack(exchange.all_gather(own)).split([len(mean), len(mean), 1], 1)
         count = counts.sum()
         shares = counts / count
         mean = (shares * means).sum(0)
@@ -122,6 +125,6 @@ class _WholeBatchNorm(torch.autograd.Function):
         given_statistics = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(gradient, *given_statistics)
         # Σ g x̂ and Σ g of all parts: their means are what the statistics' own dependence on x takes off.
-        sums = torch.stack(ctx.exchange.gather(torch.stack([of_weight, of_bias]).float())).sum(0)
+        sums = torch.stack(ctx.exchange.all_gather(torch.stack([of_weight, of_bias]).float())).sum(0)
         slope, level = -sums / count * weight * (variance + ctx.eps).rsqrt()
         return of_x + F.batch_norm(x, mean, variance, slope, level, eps=ctx.eps), of_weight, of_bias, None, None

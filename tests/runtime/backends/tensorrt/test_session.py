@@ -10,7 +10,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.export.tensorrt.build import EngineOptions, build_engine, toolchain
+from vitrm.export.tensorrt.build import EngineOptions, build_engine
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
@@ -37,25 +36,9 @@ from vitrm.runtime.session import Session
 from vitrm.runtime.system.gpus import Gpu, Gpus, find_gpus
 from vitrm.system import strict_json
 
-needs_rtx = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'"
-)
 GPUS = find_gpus()
 
 
-def no_engine() -> str | None:
-    """Why no plan can be built and run here; None where one can."""
-    if not GPUS.found:
-        return f"needs a GPU: {GPUS.problem}"
-    try:
-        toolchain(EngineOptions())
-        Cuda()
-    except UserError as error:
-        return str(error)
-    return None
-
-
-needs_gpu = pytest.mark.skipif(no_engine() is not None, reason=str(no_engine()))
 without_gpu = pytest.mark.skipif(bool(GPUS.found), reason="this is about machines without a GPU")
 ADA = Gpus((Gpu("NVIDIA GeForce RTX 4090", "sm89", 24 << 30),), "13.0")
 PROFILES = ((1, 4, 8),)
@@ -69,7 +52,6 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, loop: Path) -> Path:
     """A real plan, for sm89, of the loop."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX")
     path = tmp_path_factory.mktemp("plans") / "engine.plan"
     options = EngineOptions(gpus=("sm89",), profiles=PROFILES, flavour="rtx")
     return build_engine(loop, path, options, source="runs/mine").path
@@ -95,6 +77,7 @@ def alter(plan: Path, **changes: object) -> None:
 # The side-car -------------------------------------------------------------------------------------
 
 
+@pytest.mark.rtx
 def test_a_plan_for_this_machine_is_accepted(plan: Path) -> None:
     sidecar = read_sidecar(plan)
     assert sidecar.metadata.graph == "loop"
@@ -104,6 +87,7 @@ def test_a_plan_for_this_machine_is_accepted(plan: Path) -> None:
 REBUILT = "vitrm-export runs/mine --steps 4 --graph loop -o .*engine.plan --batch 1,4,8 --gpu"
 
 
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("changes", "gpu", "message"),
     [
@@ -123,6 +107,7 @@ def test_a_plan_for_another_machine_is_refused_unopened(plan: Path, changes: dic
         check_here(read_sidecar(plan), plan, Gpus((gpu,), "13.0"))
 
 
+@pytest.mark.rtx
 def test_compatible_plans_go_further(plan: Path) -> None:
     sidecar = read_sidecar(plan)
     version = sidecar.engine.version
@@ -133,6 +118,7 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         check_here(older, plan, ADA)
 
 
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -158,6 +144,7 @@ def test_damaged_plans_are_refused_unopened(plan: Path, damage: object, message:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.rtx
 def test_the_rebuild_command_is_one_that_parses(plan: Path) -> None:
     from vitrm.export.cli import parser
 
@@ -172,6 +159,7 @@ def test_the_rebuild_command_is_one_that_parses(plan: Path) -> None:
     assert (args.precision, args.target, args.halt_threshold) == ("int8", "cpu", 0.9)
 
 
+@pytest.mark.rtx
 def test_a_threshold_goes_into_the_sidecar(plan: Path) -> None:
     before = plan.read_bytes()
     metadata = store_threshold(plan, 0.8, 5, {"why": "a test"})
@@ -183,6 +171,7 @@ def test_a_threshold_goes_into_the_sidecar(plan: Path) -> None:
 # Without a GPU ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rtx
 @without_gpu
 def test_the_gpu_that_is_missing_is_named(plan: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(plan)]) == 2
@@ -199,6 +188,7 @@ def test_the_gpu_that_is_missing_is_named(plan: Path, artifact: Path, capsys: py
     assert "engine.plan could not be measured" in err
 
 
+@pytest.mark.rtx
 @without_gpu
 def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -211,7 +201,7 @@ def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
 
 
 @without_gpu
-@needs_rtx
+@pytest.mark.rtx
 def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine whose driver is too old for this TensorRT: the driver lists a GPU, TensorRT finds none.
     monkeypatch.setattr("vitrm.runtime.backends.tensorrt.plan.find_gpus", lambda: ADA)
@@ -231,6 +221,7 @@ def test_cuda_says_what_it_was_doing() -> None:
         cuda.stream()
 
 
+@pytest.mark.rtx
 def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
     script = (
         "import sys\n"
@@ -368,7 +359,7 @@ def agree(session: Session, run: Path, images: np.ndarray, precision: str, **set
     np.testing.assert_array_equal(found.steps_used, expected.steps_used)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", list(LIMITS))
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -390,7 +381,7 @@ def test_agrees_with_eager_at_every_depth(plans, run, images, graph, precision, 
         assert session.graph_problem(8) == ""
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("graph", ["loop", "stepwise"])
 def test_halts_where_eager_does(plans, run, images, graph) -> None:
     session = vitrm.runtime.open(plans[graph, "fp32"])
@@ -403,7 +394,7 @@ def test_halts_where_eager_does(plans, run, images, graph) -> None:
     assert used.max() <= 4
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_kept_state_goes_on(plans, run, images) -> None:
     session = vitrm.runtime.open(plans["stepwise", "fp32"])
     assert isinstance(session, TensorRTStepwiseSession)
@@ -420,7 +411,7 @@ def test_a_kept_state_goes_on(plans, run, images) -> None:
         session.start(images[:9])
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
 def test_threads_and_views_do_not_disturb_each_other(plans, images, graph) -> None:
     session = vitrm.runtime.open(plans[graph, "fp16"])
@@ -438,7 +429,7 @@ def test_threads_and_views_do_not_disturb_each_other(plans, images, graph) -> No
         list(pool.map(work, range(4)))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_plan_without_weights_takes_them_from_beside_it(plans, artifact, run, images, tmp_path) -> None:
     options = EngineOptions(profiles=((1, 4, 8),), strip_weights=True)
     built = build_engine(artifact, tmp_path / "thin.plan", options)

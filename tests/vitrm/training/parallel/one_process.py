@@ -16,8 +16,9 @@ import torch
 
 from vitrm import data
 from vitrm.config import ModelConfig, preset
+from vitrm.data import Splits
 from vitrm.errors import run_command
-from vitrm.training.loop import Splits, TrainingResult, train
+from vitrm.training.loop import TrainingResult, train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import join
 from vitrm.training.recipe import Recipe, recipe

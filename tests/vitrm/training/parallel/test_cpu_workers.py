@@ -15,8 +15,9 @@ from small_models import small
 from vitrm import checkpoint
 from vitrm.config import preset
 from vitrm.training.distillation import Teacher
+from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.cpu_workers import LEAST, Workers, worthwhile
-from vitrm.training.parallel.device import compile_learner, workers_for
+from vitrm.training.parallel.device import workers_for
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 CONV = preset("tiny", dim=16, heads=2, layers=2, latents=2, n=1, tokenizer="conv", conv_norm=True)
@@ -31,7 +32,7 @@ RECIPES = {
 def learn(config, workers, updates=1, **changes):
     learner = make_learner(config, workers=workers, **changes)
     free = changes.get("free_steps", 0)
-    return learner, [learner.batch(make_batch(), 1e-3, free) for _ in range(updates)]
+    return learner, [learner.train_step(make_batch(), 1e-3, free) for _ in range(updates)]
 
 
 def assert_same(a, b, tolerance=1e-3):
@@ -99,7 +100,7 @@ def test_the_result_does_not_depend_on_who_is_ready_first():
 
         learner.functions[slow].tokens = slowly
         for _ in range(2):
-            learner.batch(make_batch(), 1e-3)
+            learner.train_step(make_batch(), 1e-3)
         runs.append(learner.model.state_dict())
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
@@ -110,19 +111,19 @@ def test_an_error_in_one_worker_ends_the_others_and_the_next_batch_works():
     def work(worker):
         if worker == 1:
             raise ZeroDivisionError("in worker 1")
-        return workers.gather(torch.tensor(worker))
+        return workers.all_gather(torch.tensor(worker))
 
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="in worker 1"):
             workers.map(work)
-    assert workers.map(lambda worker: [int(v) for v in workers.gather(torch.tensor(worker))]) == [[0, 1, 2]] * 3
+    assert workers.map(lambda worker: [int(v) for v in workers.all_gather(torch.tensor(worker))]) == [[0, 1, 2]] * 3
 
 
 def test_gathering_again_and_again_mixes_nothing_up():
     workers = Workers(3)
 
     def work(worker):
-        return [[int(v) for v in workers.gather(torch.tensor(100 * i + worker))] for i in range(200)]
+        return [[int(v) for v in workers.all_gather(torch.tensor(100 * i + worker))] for i in range(200)]
 
     assert workers.map(work) == [[[100 * i, 100 * i + 1, 100 * i + 2] for i in range(200)]] * 3
 
@@ -162,5 +163,5 @@ def test_compiled_workers_learn_the_same():
     assert compile_learner(compiled, 32, 8, said.append)
     assert not said
     for _ in range(2):
-        a, b = eager.batch(make_batch(), 1e-3), compiled.batch(make_batch(), 1e-3)
+        a, b = eager.train_step(make_batch(), 1e-3), compiled.train_step(make_batch(), 1e-3)
         torch.testing.assert_close(torch.stack(a.losses), torch.stack(b.losses), atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ import torch
 from small_learners import make_batch, make_learner
 
 from vitrm.config import preset
-from vitrm.training.parallel.device import compile_learner
+from vitrm.training.parallel.compilation import compile_learner
 
 MODEL = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, tokenizer="conv", conv_norm=True)
 
@@ -29,11 +29,12 @@ def test_a_compiled_learner_learns_what_an_eager_one_does():
     for key, tensor in compiled.model.state_dict().items():
         assert torch.equal(tensor, eager.model.state_dict()[key]), f"the trial left a trace in {key}"
     for _ in range(2):
-        a, b = eager.batch(make_batch(), 1e-3), compiled.batch(make_batch(), 1e-3)
+        a, b = eager.train_step(make_batch(), 1e-3), compiled.train_step(make_batch(), 1e-3)
         torch.testing.assert_close(torch.stack(a.losses), torch.stack(b.losses), atol=1e-4, rtol=1e-4)
     assert compiled.updates == 2
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_goes_on_uncompiled():
     from torch._inductor import config
 
@@ -46,14 +47,14 @@ def test_without_a_compiler_training_goes_on_uncompiled():
     assert learner.functions[0].step == step
     assert len(said) == 1
     assert said[0].startswith("torch.compile does not work here")
-    assert learner.batch(make_batch(), 1e-3).updates == 1
+    assert learner.train_step(make_batch(), 1e-3).updates == 1
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked of glibc")
 @pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
 def test_the_process_starts_anew_once_with_what_glibc_and_openmp_read_first(before):
     script = (
-        "import os; from vitrm.training.parallel.device import start_anew_tuned; print('start'); start_anew_tuned();"
+        "import os; from vitrm.training.parallel.process_tuning import start_anew_tuned; print('start'); start_anew_tuned();"
         "print(os.environ['GLIBC_TUNABLES'], os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {**os.environ, "GLIBC_TUNABLES": before, "GOMP_SPINCOUNT": "77", "PYTHONUNBUFFERED": "1"}

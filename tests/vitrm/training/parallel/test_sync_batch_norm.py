@@ -7,14 +7,14 @@ from torch import nn
 
 from vitrm.config import preset
 from vitrm.model import ShiftBatchNorm, ViTRM
-from vitrm.training.parallel.sync_batch_norm import share_batch_norms_on_gpus
+from vitrm.training.parallel.sync_batch_norm import sync_batch_norms_on_gpus
 
 
 def test_gpus_share_every_kind_of_batch_norm_by_the_same_tensors():
     model = ViTRM(preset("nano-v2"))
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     trained = [name for name, _ in model.named_parameters()]
-    share_batch_norms_on_gpus(model, None)
+    sync_batch_norms_on_gpus(model, None)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, nn.SyncBatchNorm) and norm.training for norm in norms)

@@ -9,7 +9,7 @@ from typing import Any
 from vitrm.system.files import atomic_path
 
 
-def draw(history: Sequence[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:
+def draw_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:
     """Writes the curves of `history` (the lines of metrics.jsonl) to `path` as PNG.  Needs no display."""
     # Without pyplot: no global state, no backend to choose, half the import time.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

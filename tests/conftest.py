@@ -1,0 +1,35 @@
+"""Skips tests whose marker names something that is not here."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import pytest
+
+
+@cache
+def no_plans_here() -> str | None:
+    """The reason why no plan can be built and run here; None where one can."""
+    from vitrm.errors import UserError
+    from vitrm.export.tensorrt.build import EngineOptions, toolchain
+    from vitrm.runtime.backends.tensorrt.cuda import Cuda
+    from vitrm.runtime.system.gpus import find_gpus
+
+    gpus = find_gpus()
+    if not gpus.found:
+        return f"needs a GPU: {gpus.problem}"
+    try:
+        toolchain(EngineOptions())
+        Cuda()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests marked rtx or gpu where these are missing."""
+    if item.get_closest_marker("rtx") and find_spec("tensorrt_rtx") is None:
+        pytest.skip("needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'")
+    if item.get_closest_marker("gpu") and (missing := no_plans_here()):
+        pytest.skip(missing)

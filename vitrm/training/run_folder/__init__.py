@@ -1,0 +1,1 @@
+"""A run folder: who may train into it, and the files that training writes."""

@@ -1,0 +1,127 @@
+"""The start of a run: its identity, and a learner for a model's config, a recipe and images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrm import checkpoint
+from vitrm.airbench import Whitening
+from vitrm.baselines import Baseline
+from vitrm.checkpoint import Checkpoint
+from vitrm.config import ModelConfig, to_dict
+from vitrm.data import DATASETS, Images, normalization
+from vitrm.errors import UserError
+from vitrm.fields import shown
+from vitrm.model import ViTRM, WhitenedTokenizer
+from vitrm.system.memory import shortage_explained
+from vitrm.training.distillation import Teacher, check_teacher
+from vitrm.training.parallel.device import workers_for
+from vitrm.training.parallel.distributed import World
+from vitrm.training.recipe import Recipe
+from vitrm.training.supervision import Learner
+
+CLASSIFIERS = (
+    "classifier.",
+    "net.fc.",
+    "net.head.",
+    "net.classifier.",
+)  # layers that know classes, in all kinds of models
+WHITENING_IMAGES = 5000  # that filters which whiten are computed from
+
+
+def fit_config(config: ModelConfig, images: Images) -> ModelConfig:
+    """`config` with the classes, image size and normalization of `images`."""
+    norm = normalization(images)
+    return dataclasses.replace(
+        config, classes=len(images.classes), image_size=images.pixels.shape[-1], mean=norm.mean, std=norm.std
+    )
+
+
+def run_identity(
+    config: ModelConfig, recipe: Recipe, images: Images, seed: int, teacher: Checkpoint | None
+) -> dict[str, Any]:
+    """JSON that is equal for two runs if they compute the same: a run is resumed with its own alone."""
+    identity: dict[str, Any] = {
+        "model": to_dict(config),
+        "recipe": dataclasses.asdict(recipe),
+        # A folder of images may lie elsewhere when the run goes on; its id says that it is the same.
+        "data": {
+            "name": images.name if images.name in DATASETS else "folder",
+            "train": len(images),
+            "id": images.id,
+        },
+        "seed": seed,
+    }
+    if teacher is not None:
+        identity["teacher"] = origin_of(teacher)
+    return identity
+
+
+def origin_of(run: Checkpoint) -> dict[str, str]:
+    """JSON that tells a checkpoint from every other."""
+    return {"run": Path(run.source).name, "weights_sha256": run.weights_id}
+
+
+def new_learner(
+    config: ModelConfig,
+    recipe: Recipe,
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int,
+    device: torch.device,
+    bf16: bool,
+    world: World,
+    teacher: Checkpoint | None,
+) -> Learner:
+    """A learner with weights drawn from `seed`.
+
+    Raises `UserError` for a teacher of other images or classes, and for too little memory.
+    """
+    asked = None
+    if teacher is not None:
+        check_teacher(teacher, images.classes, config.image_size)
+        asked = Teacher(teacher, device, recipe.teacher_steps)
+    torch.manual_seed(seed)
+    with shortage_explained(lambda: "the model does not fit: choose a smaller one"):
+        model = checkpoint.build_model(config).to(device)
+        whiten(model, images)
+        workers = workers_for(model, device, batch_size, world.size)
+        return Learner(model, recipe, device, bf16, world, asked, workers)
+
+
+def whiten(model: ViTRM | Baseline, images: Images) -> None:
+    """Sets the filters of `model` that whiten, where it has any, for the training images."""
+    for module in model.modules():
+        if isinstance(module, (WhitenedTokenizer, Whitening)):
+            some = torch.from_numpy(images.pixels[:WHITENING_IMAGES]).to(model.mean.device)
+            module.whiten((some.float() / 255 - model.mean) / model.std)
+
+
+def start_from(learner: Learner, init: Checkpoint, classes: Sequence[str]) -> None:
+    """Takes over the weights of `init`, without its classifier if it knows other classes.
+
+    Raises `UserError` if it is another model.
+    """
+    own, theirs = to_dict(learner.model.config), to_dict(init.model)
+    differing = [
+        f"{k} {shown(own.get(k))} against {shown(theirs.get(k))}"
+        for k in own.keys() | theirs.keys()
+        if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
+    ]
+    if differing:
+        raise UserError(
+            f"{init.source} is another model than asked for ({', '.join(sorted(differing))}): name its preset"
+        )
+    weights = dict(init.weights)
+    if list(init.data.get("classes", [])) != list(classes):
+        fresh = learner.model.state_dict()
+        for head in CLASSIFIERS:
+            weights |= {k: v for k, v in fresh.items() if k.startswith(head)}
+    for model in (learner.model, learner.ema.model):
+        checkpoint.load_weights(model, weights, init.source)
