@@ -50,7 +50,7 @@ class Calibration:
     @property
     def id(self) -> str:
         """SHA-256 of what the ranges follow from."""
-        return _identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.method)
+        return identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.method)
 
     def at(self, step: int, role: str, layer: str) -> Range:
         """The range at one step.  Raises `UserError` for a site that was not met."""
@@ -82,7 +82,7 @@ class Calibration:
                 _METHOD_KEY: self.method,
                 "note": self.note,
                 "ranges": _plain(self.ranges),
-                "ranges_sha256": _digest(_plain(self.ranges)),
+                "ranges_sha256": digest(_plain(self.ranges)),
             },
         )
 
@@ -170,7 +170,7 @@ def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps
                 f"{path}: calibration format {shown(values['format'])}, this vitrm reads {CALIBRATION_FORMAT}: calibrate again"
             )
         calibration = _parsed(values)
-        if _digest(values["ranges"]) != values["ranges_sha256"]:
+        if digest(values["ranges"]) != values["ranges_sha256"]:
             raise UserError(f"{path}: its ranges were changed after it was written: calibrate again")
     except (KeyError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
@@ -227,7 +227,7 @@ def _range(key: str, value: Any) -> Range:
 def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: int, name: str) -> None:
     """Raises `UserError`, with both ids, unless the calibration `name` is of this checkpoint at `steps` steps."""
     c, preprocessing = calibration, _preprocessing(checkpoint)
-    wanted = _identity(checkpoint.weights_id, preprocessing, steps, c.data, c.method)
+    wanted = identity(checkpoint.weights_id, preprocessing, steps, c.data, c.method)
     if wanted == c.id:
         return
     differences = []
@@ -249,13 +249,15 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"image_size": m.image_size, "mean": list(m.mean), "std": list(m.std)}
 
 
-def _identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], method: str) -> str:
-    return _digest([weights, preprocessing, steps, data, method])
+def identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], method: str) -> str:
+    """The id of a calibration, from everything that its ranges follow from."""
+    return digest([weights, preprocessing, steps, data, method])
 
 
 def _plain(ranges: dict[Site, Range]) -> dict[str, list[float]]:
     return {str(site): [r.low, r.high] for site, r in sorted(ranges.items())}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """The SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
