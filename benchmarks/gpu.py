@@ -23,7 +23,9 @@ from typing import Any
 from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError, run_command
 from vitrm.export import export
-from vitrm.export.tensorrt.build import EngineOptions, build_engine, toolchain
+from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions
+from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.runtime.artifact.metadata import PARTS
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.system.gpus import find_gpus
@@ -105,7 +107,7 @@ def make(
     top = max(batches)
     # One image alone, a few, many: each profile is tuned for its own batch size.
     profiles = [(1, 1, 1), (2, min(32, top), min(64, top)), (65, 256, top)]
-    options = EngineOptions(profiles=tuple((a, min(b, c), c) for a, b, c in profiles if a <= c))
+    options = PlanOptions(profiles=tuple((a, min(b, c), c) for a, b, c in profiles if a <= c))
     # On a CPU int8 has a graph of its own, which is no plan.
     target = "tensorrt" if args.device == "cuda" else "cpu"
     for precision in args.precisions.split(","):

@@ -25,7 +25,9 @@ from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.errors import run_command
 from vitrm.export import export
-from vitrm.export.tensorrt.build import EngineOptions, build_engine, normal_gpu, toolchain
+from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions, normal_gpu
+from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.runtime.system.machine import cpu_name, versions
 from vitrm.system.files import read_json, write_json
 
@@ -51,7 +53,7 @@ def main(argv: list[str] | None) -> None:
         )
     else:
         checkpoint = checkpoints.load(args.run)
-    options = EngineOptions(gpus=(normal_gpu(args.gpu),))
+    options = PlanOptions(gpus=(normal_gpu(args.gpu),))
     tools = toolchain(options)
     name = Path(checkpoint.source).name
     path = ROOT / "benchmarks" / "records" / f"plan_sizes-{name}-{str(tools.api).lower().replace(' ', '-')}.json"

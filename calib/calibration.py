@@ -1,6 +1,6 @@
 """A calibration: the ranges of a checkpoint's activations, and what they are valid for.
 
-Its id is the SHA-256 of everything that the ranges follow from: weights, preprocessing, images, depth and estimator.
+Its id is the SHA-256 of everything that the ranges follow from: weights, preprocessing, images, depth and calibration method.
 One that was made for anything else is refused, with both ids.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.baselines import Baseline, Transformer
-from vitrm.calib.ranges import ESTIMATORS, Range, collect, estimate
+from vitrm.calib.histogram import collect
+from vitrm.calib.methods import METHODS, Range, activation_range
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
@@ -26,8 +27,9 @@ from vitrm.errors import UserError
 from vitrm.fields import shown
 from vitrm.system.files import read_json, write_json
 
-FORMAT = 2
-IMAGES = 512
+CALIBRATION_FORMAT = 2
+CALIBRATION_IMAGES = 512
+_METHOD_KEY = "estimator"  # the calibration method's name in files, as version 0.1.0 wrote it
 _MEBIBYTES = 1024  # of images at once
 _WIDEST = 1e30  # of a range, on either side; the inverse of the narrowest
 _ORDER_SEED = 11  # of the draw of calibration images, the same in every run
@@ -35,20 +37,20 @@ _ORDER_SEED = 11  # of the draw of calibration images, the same in every run
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Activation ranges, and where they come from."""
+    """Activation ranges, and what they were made from."""
 
     weights_sha256: str
     preprocessing: dict[str, Any]  # image_size, mean, std
     steps: int
     data: dict[str, Any]  # name, count, and the SHA-256 of the images
-    estimator: str
+    method: str  # of vitrm.calib.methods.METHODS
     ranges: dict[Site, Range]
     note: str = ""  # why the images are not the model's own training images, where they are not
 
     @property
     def id(self) -> str:
         """SHA-256 of what the ranges follow from."""
-        return _identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.estimator)
+        return identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.method)
 
     def at(self, step: int, role: str, layer: str) -> Range:
         """The range at one step.  Raises `UserError` for a site that was not met."""
@@ -61,26 +63,26 @@ class Calibration:
 
     def shared(self, role: str, layer: str) -> Range:
         """One range for all steps: from the lowest to the highest of theirs.  Raises `UserError` for an unknown site."""
-        found = [r for site, r in self.ranges.items() if (site.role, site.layer) == (role, layer)]
-        if not found:
+        met = [r for site, r in self.ranges.items() if (site.role, site.layer) == (role, layer)]
+        if not met:
             raise UserError(f"the calibration has no range for {layer} ({role}): calibrate again")
-        return Range(min(r.low for r in found), max(r.high for r in found))
+        return Range(min(r.low for r in met), max(r.high for r in met))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON to `path`, atomically; the same calibration gives the same bytes."""
         write_json(
             path,
             {
-                "format": FORMAT,
+                "format": CALIBRATION_FORMAT,
                 "id": self.id,
                 "weights_sha256": self.weights_sha256,
                 "preprocessing": self.preprocessing,
                 "steps": self.steps,
                 "data": self.data,
-                "estimator": self.estimator,
+                _METHOD_KEY: self.method,
                 "note": self.note,
                 "ranges": _plain(self.ranges),
-                "ranges_sha256": _digest(_plain(self.ranges)),
+                "ranges_sha256": digest(_plain(self.ranges)),
             },
         )
 
@@ -89,15 +91,28 @@ def calibrate(
     checkpoint: Checkpoint,
     steps: int,
     *,
-    estimator: str = "mse",
+    method: str = "mse",
     images: Images | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Calibration:
-    """Calibrates `checkpoint` at `steps` steps on `images`, by default `IMAGES` of its data set's training part.
+    """Finds the activation ranges of a checkpoint on images.
 
-    Natural photo crops stand in where the data set is not at hand; the calibration's data says so.  Raises `UserError`
-    for weights whose activations are not finite, images that are all alike, or a damaged data set.
+    Args:
+        checkpoint: a ViTRM, ViT or CCT.
+        steps: recursion steps to run, and to calibrate; 1 for a ViT or CCT.
+        method: one of `METHODS`, by which a range follows from the values met.
+        images: images to run on.  Default: `CALIBRATION_IMAGES` of the training part of the checkpoint's data set; natural
+            photo crops where that is not at hand, and `note` of the result says so.
+        data_dir: the folder of the data set.
+        progress: called with the done fraction, in [0, 1].
+
+    Returns:
+        The ranges by site, and the identity of everything they follow from.
+
+    Raises:
+        UserError: for activations that are not finite, images that are all alike, another kind of model, or a damaged data
+            set.
     """
     note = ""
     if images is None:
@@ -120,14 +135,14 @@ def calibrate(
         preprocessing=_preprocessing(checkpoint),
         steps=steps,
         data={"name": images.name, "count": len(images), "sha256": images.id},
-        estimator=estimator,
-        ranges={site: estimate(h, estimator) for site, h in histograms.items()},
+        method=method,
+        ranges={site: activation_range(h, method) for site, h in histograms.items()},
         note=note,
     )
 
 
 def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] | None = None) -> tuple[Images, str]:
-    """`IMAGES` images (fewer where they are large) of the training part of the checkpoint's data set; photo crops, and the reason, where it is not at hand.
+    """`CALIBRATION_IMAGES` images (fewer where they are large) of the training part of the checkpoint's data set; photo crops, and the reason, where it is not at hand.
 
     Raises `UserError` if `data_dir` is named and does not hold it.
     """
@@ -137,10 +152,12 @@ def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] 
     except UserError as error:
         if data_dir is not None:
             raise
-        pixels = photo_crops(affordable(IMAGES, size, _MEBIBYTES), size)
+        pixels = photo_crops(affordable(CALIBRATION_IMAGES, size, _MEBIBYTES), size)
         labels: NDArray[np.int64] = np.zeros(len(pixels), np.int64)
         return Images(pixels, labels, ("photo",), "photo crops", "train"), str(error).split(":")[0]
-    chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[: affordable(IMAGES, size, _MEBIBYTES)]
+    chosen = np.random.default_rng(_ORDER_SEED).permutation(len(part))[
+        : affordable(CALIBRATION_IMAGES, size, _MEBIBYTES)
+    ]
     return part.take(np.sort(chosen)), ""
 
 
@@ -148,22 +165,22 @@ def load_calibration(path: str | os.PathLike[str], checkpoint: Checkpoint, steps
     """Reads a calibration.  Raises `UserError` if it is damaged or was made for another model, depth or preprocessing."""
     values = read_json(path, "calibration")
     try:
-        if values["format"] != FORMAT:
+        if values["format"] != CALIBRATION_FORMAT:
             raise UserError(
-                f"{path}: calibration format {shown(values['format'])}, this vitrm reads {FORMAT}: calibrate again"
+                f"{path}: calibration format {shown(values['format'])}, this vitrm reads {CALIBRATION_FORMAT}: calibrate again"
             )
-        found = _parsed(values)
-        if _digest(values["ranges"]) != values["ranges_sha256"]:
+        calibration = _parsed(values)
+        if digest(values["ranges"]) != values["ranges_sha256"]:
             raise UserError(f"{path}: its ranges were changed after it was written: calibrate again")
     except (KeyError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is not a calibration file ({why}): calibrate again") from None
-    if found.id != values.get("id"):
+    if calibration.id != values.get("id"):
         raise UserError(
-            f"{path} was changed after it was written (id {shown(values.get('id'))}, content {found.id[:12]}…): calibrate again"
+            f"{path} was changed after it was written (id {shown(values.get('id'))}, content {calibration.id[:12]}…): calibrate again"
         )
-    check_calibration(found, checkpoint, steps, f"calibration {path}")
-    return found
+    check_calibration(calibration, checkpoint, steps, f"calibration {path}")
+    return calibration
 
 
 def _parsed(values: dict[str, Any]) -> Calibration:
@@ -177,15 +194,15 @@ def _parsed(values: dict[str, Any]) -> Calibration:
     data = of_kind(values, "data", dict)
     of_kind(data, "name", str)
     of_kind(data, "count", int)
-    estimator = of_kind(values, "estimator", str)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator is {shown(estimator)}")
+    method = of_kind(values, _METHOD_KEY, str)
+    if method not in METHODS:
+        raise ValueError(f"{_METHOD_KEY} is {shown(method)}")
     return Calibration(
         weights_sha256=of_kind(values, "weights_sha256", str),
         preprocessing=of_kind(values, "preprocessing", dict),
         steps=of_kind(values, "steps", int),
         data=data,
-        estimator=estimator,
+        method=method,
         ranges={_site(key): _range(key, value) for key, value in of_kind(values, "ranges", dict).items()},
         note=of_kind(values, "note", str),
     )
@@ -210,7 +227,7 @@ def _range(key: str, value: Any) -> Range:
 def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: int, name: str) -> None:
     """Raises `UserError`, with both ids, unless the calibration `name` is of this checkpoint at `steps` steps."""
     c, preprocessing = calibration, _preprocessing(checkpoint)
-    wanted = _identity(checkpoint.weights_id, preprocessing, steps, c.data, c.estimator)
+    wanted = identity(checkpoint.weights_id, preprocessing, steps, c.data, c.method)
     if wanted == c.id:
         return
     differences = []
@@ -232,13 +249,15 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"image_size": m.image_size, "mean": list(m.mean), "std": list(m.std)}
 
 
-def _identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], estimator: str) -> str:
-    return _digest([weights, preprocessing, steps, data, estimator])
+def identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], method: str) -> str:
+    """The id of a calibration, from everything that its ranges follow from."""
+    return digest([weights, preprocessing, steps, data, method])
 
 
 def _plain(ranges: dict[Site, Range]) -> dict[str, list[float]]:
-    return {str(site): list(extent) for site, extent in sorted(ranges.items())}
+    return {str(site): [r.low, r.high] for site, r in sorted(ranges.items())}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """The SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

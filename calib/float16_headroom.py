@@ -46,7 +46,7 @@ class Headroom:
 def float16_headroom(model: ViTRM | Baseline, images: Tensor, steps: int) -> Headroom:
     """Runs `model` on images [B, 3, H, W] in [0, 1] for `steps` steps (1 for a baseline) and notes the largest |activation|."""
     parts = [_of_batch(model, part, steps) for part in images.split(_BATCH)]
-    worst = [max(found, key=lambda f: f[0]) for found in zip(*parts, strict=True)]
+    worst = [max(stage, key=lambda f: f[0]) for stage in zip(*parts, strict=True)]
     return Headroom(tuple(value for value, _ in worst), tuple(operator for _, operator in worst))
 
 

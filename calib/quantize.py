@@ -1,9 +1,6 @@
-"""How numbers become int8: the scales, for weights and for activations of either kind.
+"""Weights in int8: symmetric, value ≈ scale · q with q ∈ −127 … 127 and a scale per output channel.
 
-symmetric   value ≈ scale · q,            q ∈ −127 … 127      weights, and activations for TensorRT
-affine      value ≈ scale · (q − zero),   q ∈ 0 … 255         activations for ONNX Runtime's CPU
-
-Weights obey one more rule, so that a file computes the same on every CPU.  x86 processors without VNNI multiply bytes with
+They obey one more rule, so that a file computes the same on every CPU.  x86 processors without VNNI multiply bytes with
 `vpmaddubsw`: it adds the products of two neighboring rows, unsigned activation times signed weight, in 16 bits, and
 saturates.  The sum of two weights of one sign in rows 2i and 2i + 1 is therefore held to 128: 255 · 128 < 2¹⁵.  The
 alternatives cost more: unsigned weights run on a kernel without VNNI where there is VNNI, and 7-bit weights
@@ -17,21 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.calib.ranges import Range
-
 LEVELS = 127  # of a symmetric int8 number, on each side of 0
 _PAIR = 127.5  # two weights that are added in 16 bits, before rounding: at most 128 after it
-
-
-def symmetric_scale(extent: Range) -> np.float32:
-    """The scale of symmetric int8 for a range."""
-    return np.float32(max(-extent.low, extent.high) / LEVELS)
-
-
-def affine_scale(extent: Range) -> tuple[np.float32, np.uint8]:
-    """The scale and the zero point of unsigned int8 for a range that includes 0."""
-    scale = np.float32((extent.high - extent.low) / 255)
-    return scale, np.uint8(np.clip(round(-extent.low / float(scale)), 0, 255))
 
 
 def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""Which sites int8 hurts most: the error that each one alone adds to the final logits.
+"""Sensitivity of a model to int8: the error that each site alone adds to the final logits.
 
 For every site, the eager model runs with int8's rounding (of the layer's input and weight) there and nowhere else.  Its
 noise is Σ (logit − exact logit)² / Σ (exact logit − its class's mean)² over images and classes, after the last step.
@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.simulation import Int8
-from vitrm.calib.sites import ROLES, Site, Start, run_watched
+from vitrm.calib.fake_quant import FakeQuantizer
+from vitrm.calib.quant_params import QuantTable
+from vitrm.calib.sites import ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
 from vitrm.system.files import atomic_path, write_json
 
-IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
+SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Sensitivity:
     images: int
 
     def ranked(self) -> list[tuple[tuple[Site, ...], float]]:
-        """What can be kept in floating point, most harmful first, with its noise.
+        """Lists what can be kept in floating point, most harmful first, with its noise.
 
         Single sites; where steps share their graph, a layer and role at all steps.
         """
@@ -45,8 +46,8 @@ class Sensitivity:
         for site in sorted(self.noise):
             step = min(site.step, 1) if self.shared else site.step
             units.setdefault((step, site.role, site.layer), []).append(site)
-        found = [(tuple(sites), sum(self.noise[s] for s in sites)) for sites in units.values()]
-        return sorted(found, key=lambda unit: -unit[1])
+        noises = [(tuple(sites), sum(self.noise[s] for s in sites)) for sites in units.values()]
+        return sorted(noises, key=lambda unit: -unit[1])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON to `path`, and a picture, PNG, beside it."""
@@ -87,30 +88,28 @@ class Sensitivity:
 def sensitivity(
     checkpoint: Checkpoint,
     calibration: Calibration,
+    table: QuantTable,
     images: NDArray[np.float32],
     *,
-    target: str,
-    shared: bool,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Sensitivity:
-    """Measures every site of `calibration` on float32 images [n, 3, H, W]; arguments as `simulation.state_error`'s."""
+    """Measures every site of `calibration`, whose scales are those of `table`, on float32 images [n, 3, H, W]."""
     model = checkpoint.build()
     assert isinstance(model, ViTRM)
     tensor, steps = torch.from_numpy(images), calibration.steps
-    states = run_watched(model, tensor, steps)
+    states = run_observed(model, tensor, steps)
     embedded = model.embed(tensor)
 
-    def logits(found: Sequence[State]) -> NDArray[np.float64]:
-        return model.heads(found[-1].y)[0].double().numpy()
+    def logits(states: Sequence[State]) -> NDArray[np.float64]:
+        return model.heads(states[-1].y)[0].double().numpy()
 
     exact = logits(states)
     variance = float(np.square(exact - exact.mean(0)).sum())
-    int8 = Int8(model, calibration, target=target, shared=shared)
+    quantizer = FakeQuantizer.of(model, table)
     noise = {}
     for done, site in enumerate(calibration.ranges, 1):
-        int8.at = frozenset({site})
         start = Start(site.step - 1, embedded, states[site.step - 2]) if site.step > 1 else None
-        found = run_watched(model, tensor, steps, int8, start)
-        noise[site] = float(np.square(logits(found) - exact).sum()) / max(variance, 1e-30)
+        rounded = run_observed(model, tensor, steps, quantizer.only(site), start)
+        noise[site] = float(np.square(logits(rounded) - exact).sum()) / max(variance, 1e-30)
         progress(done / len(calibration.ranges))
-    return Sensitivity(noise, target, shared, calibration.id, len(images))
+    return Sensitivity(noise, table.target, table.shared, calibration.id, len(images))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,13 +32,13 @@ class Site(NamedTuple):
         return f"{self.step}/{self.role}/{self.layer}"
 
 
-# Called with a site and its values [B, tokens, width]; what it returns takes their place, None leaves them.
-Look = Callable[[Site, Tensor], Tensor | None]
+# Called with a site and its layer's input [B, tokens, width].  A returned tensor replaces the layer's output.
+Observer = Callable[[Site, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run may go on from, so that what came before need not be computed again."""
+    """A step to go on from, so that earlier steps need not be computed again."""
 
     step: int  # steps already taken, at least 1
     embedded: Embedded
@@ -45,73 +46,65 @@ class Start:
 
 
 @torch.no_grad()
-def run_watched(
-    model: ViTRM, images: Tensor, steps: int, look: Look | None = None, start: Start | None = None
+def run_observed(
+    model: ViTRM, images: Tensor, steps: int, observer: Observer | None = None, start: Start | None = None
 ) -> list[State]:
-    """Runs up to `steps` steps on images [B, 3, H, W] in [0, 1], `look`ing at every site; the state after each step.
+    """Runs up to `steps` steps on images [B, 3, H, W] in [0, 1] and calls `observer` at every site.
 
-    With `start`, the steps after it alone, whose sites are looked at.
+    Returns the state after each step.  With `start`, only the steps after it are run and observed.
     """
-    at, states = (0, "embed"), []
+    step, role, states = 0, "embed", []
 
-    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor] | None]:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-            replaced = look(Site(*at, layer), inputs[0]) if look else None
-            return None if replaced is None else (replaced,)
+    def enter(entered: str) -> None:
+        nonlocal role
+        role = entered
 
-        return see
+    def see(layer: str, values: Tensor) -> Tensor | None:
+        return observer(Site(step, role, layer), values) if observer else None
 
-    handles = [
-        module.register_forward_pre_hook(hook(f"block.{name}"))
-        for name, module in model.block.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
+    with _hooked(model.block, "block", see):
         if start is None:
             embedded = model.embed(images)
-            at = 1, "project_latents"
+            step, role = 1, "project_latents"
             state = model.initial_state(len(images))
         else:
-            embedded, at = start.embedded, (start.step, "project_latents")
+            embedded, step, role = start.embedded, start.step, "project_latents"
             state = model.state(start.state.y, start.state.z)
-        for step in range(1 + (start.step if start else 0), steps + 1):
-
-            def enter(role: str, step: int = step) -> None:
-                nonlocal at
-                at = step, role
-
+        for number in range(1 + (start.step if start else 0), steps + 1):
+            step = number
             state = model.step(embedded, state, enter)
             states.append(state)
-    finally:
-        for handle in handles:
-            handle.remove()
     return states
 
 
 @torch.no_grad()
-def watch(model: ViTRM | Baseline, images: Tensor, steps: int, look: Look) -> None:
-    """Runs any model that int8 is for on images [B, 3, H, W] in [0, 1], `look`ing at every site.
+def observe(model: ViTRM | Baseline, images: Tensor, steps: int, observer: Observer) -> None:
+    """Runs any model that int8 is for on images [B, 3, H, W] in [0, 1] and calls `observer` at every site.
 
-    A ViT's or CCT's classifier is none: heads stay floating point.
+    The classifier of a ViT or CCT is no site: heads stay floating point.
     """
     if isinstance(model, ViTRM):
-        run_watched(model, images, steps, look)
+        run_observed(model, images, steps, observer)
         return
     assert isinstance(model.net, Transformer)
+    with _hooked(model.net.layers, "net.layers", lambda layer, values: observer(Site(0, NET, layer), values)):
+        model(images)
 
-    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            look(Site(0, NET, layer), inputs[0])
 
-        return see
+@contextmanager
+def _hooked(module: nn.Module, prefix: str, see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls `see` with the name and input of every linear layer of `module` that runs inside."""
+
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        return lambda _, inputs, __: see(layer, inputs[0])
 
     handles = [
-        module.register_forward_pre_hook(hook(f"net.layers.{name}"))
-        for name, module in model.net.layers.named_modules()
-        if isinstance(module, nn.Linear)
+        linear.register_forward_hook(hook(f"{prefix}.{name}"))
+        for name, linear in module.named_modules()
+        if isinstance(linear, nn.Linear)
     ]
     try:
-        model(images)
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -1,23 +1,32 @@
-"""What is asked of an export, checked before any of the work begins."""
+"""The settings of an export, checked before any of the work begins."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitrm.baseline_configs import CONVOLUTIONAL
-from vitrm.calib.ranges import ESTIMATORS
-from vitrm.checkpoint import Checkpoint
+from vitrm.calib.methods import METHODS
 from vitrm.config import with_article
 from vitrm.errors import UserError
-from vitrm.export.precision.int8_linear import TARGETS
-from vitrm.runtime.artifact.metadata import PARTS
+from vitrm.export.tensorrt.options import PlanOptions, check_plan_path
+from vitrm.runtime.artifact.metadata import PARTS, PRECISIONS
+from vitrm.system.outputs import check_outputs
 
-GRAPHS = ("unrolled", "loop", "stepwise")
-PRECISIONS = ("fp32", "fp16", "int8")
+if TYPE_CHECKING:
+    from vitrm.calib.calibration import Calibration
+    from vitrm.checkpoint import Checkpoint
+
+LAYOUTS = ("unrolled", "loop", "stepwise")
+INT8_TARGETS = ("cpu", "tensorrt")
 MAX_UNROLLED = 256  # each adds nodes to an unrolled file
 MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
 NEVER = 2.0  # a halt_threshold no probability exceeds
+
+OnStage = Callable[[str], None]  # told of each stage that begins, in words
 
 
 def default_steps(checkpoint: Checkpoint) -> int:
@@ -29,7 +38,7 @@ def default_steps(checkpoint: Checkpoint) -> int:
 
 
 def depth_note(checkpoint: Checkpoint, steps: int) -> str | None:
-    """What is to be known of an export at `steps` steps; None at a depth that was trained."""
+    """A warning about an export at `steps` steps; None at a depth that was trained."""
     trained = checkpoint.trained_depth
     if trained is None:
         source = checkpoint.source or "the checkpoint"
@@ -42,58 +51,107 @@ def depth_note(checkpoint: Checkpoint, steps: int) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ExportSettings:
     """The settings of `vitrm.export.export`, of the same names."""
 
     kind: str  # of the model: of vitrm.config.KINDS
-    steps: int
-    graph: str
-    precision: str
-    halt_threshold: float
-    every_step: bool
-    target: str
-    estimator: str
-    max_drop: float | None
+    steps: int  # the depth; of a loop or stepwise the default at run time; 1 for a baseline
+    # One of LAYOUTS: one file of fixed depth; one file whose depth and threshold are inputs; a folder of three files that
+    # the runtime drives.
+    graph: str = "unrolled"
+    precision: str = "fp32"  # one of PRECISIONS
+    # A sample halts once its halt_prob exceeds this; of a loop or stepwise the default at run time.
+    halt_threshold: float = NEVER
+    every_step: bool = False  # whether an unrolled graph outputs the heads of each step too
+    target: str = "cpu"  # of int8, one of INT8_TARGETS: ONNX Runtime's CPU provider, or int8 with float16 around it
+    # A file that is not there yet is written.  Of two exports that write one at the same time the first one's is kept, and
+    # the other goes on with it.
+    calibration: Calibration | str | os.PathLike[str] | None = None
+    calibration_method: str = "mse"  # one of METHODS
+    # Percentage points of accuracy on validation images: the sites that hurt most stay floating point until no more is lost.
+    max_drop: float | None = None
+    sensitivity_file: str | os.PathLike[str] | None = None
+    plan: PlanOptions | None = None  # of a TensorRT plan; None for ONNX alone
 
     @property
     def convolutions(self) -> bool:
-        """Whether int8 is for convolutions, not for linear layers."""
+        """True where int8 is for convolutions, not for linear layers."""
         return self.kind in CONVOLUTIONAL
 
     @property
     def shares_steps(self) -> bool:
-        """Whether one graph serves all steps, and so one set of int8 scales."""
+        """True where one graph serves all steps, and so one set of int8 scales."""
         return self.graph != "unrolled"
 
     @property
     def float16(self) -> bool:
-        """Whether tensors are float16, but for what is int8."""
+        """True where tensors are float16, but for those that are int8."""
         return self.precision == "fp16" or (
             self.precision == "int8" and self.target == "tensorrt" and not self.convolutions
         )
 
-    def check(self, path: Path, *, sensitivity: bool, calibration: bool) -> None:
-        """Raises `UserError` for what cannot be exported, or not to `path`, or not with what is given beside it."""
+    def check(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Checks every setting, and that the artifact of `checkpoint` may be written to `path`.
+
+        Raises:
+            UserError: for what cannot be exported, or not to `path`.
+        """
+        self._check_overwriting(path, checkpoint)
+        if self.plan is not None:
+            check_plan_path(path, stepwise=self.graph == "stepwise")
+            if self.precision == "int8" and self.target == "cpu":
+                raise UserError(
+                    "a plan's int8 is that of TensorRT (Q/DQ with float16 around it), --target cpu makes ONNX Runtime's: "
+                    "leave out --target cpu, or name an .onnx file"
+                )
+        else:
+            self._check_onnx_path(path)
+        self._check_choices()
+        if self.kind != "vitrm":
+            self._check_baseline()
+        self._check_numbers()
+        if self.every_step and self.graph != "unrolled":
+            raise UserError(f"--every-step needs --graph unrolled: a {self.graph} graph gives its last answer only")
+
+    def _check_overwriting(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Raises `UserError` where a file of this export would destroy another one, or one of the checkpoint."""
+        from vitrm.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+
+        outputs: dict[str, Path | None] = {"-o": path}
+        inputs = [Path(checkpoint.source) / name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        for option, given in (("--calibration", self.calibration), ("--sensitivity", self.sensitivity_file)):
+            if not isinstance(given, (str, os.PathLike)):
+                continue
+            file = Path(given)
+            if option == "--calibration" and file.exists():
+                inputs.append(file)
+            else:
+                outputs |= {option: file, f"{option}'s picture": file.with_suffix(".png")}
+        check_outputs(outputs, inputs, replacing=["-o"])
+
+    def _check_onnx_path(self, path: Path) -> None:
         try:
             str(path).encode()
         except UnicodeEncodeError:
             raise UserError(f"{path}: its name is not UTF-8, and ONNX Runtime opens no other: name another") from None
-        if self.graph not in GRAPHS:
-            raise UserError(f"graph is {self.graph!r}, expected one of {', '.join(GRAPHS)}")
         if self.graph == "stepwise":
             _check_folder(path)
         elif path.suffix != ".onnx":
             raise UserError(f"{path}: expected a file name ending in .onnx, or .plan for TensorRT")
         elif path.is_dir():
             raise UserError(f"{path} is a folder: name a file")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
-        if self.target not in TARGETS:
-            raise UserError(f"target is {self.target!r}, expected one of {', '.join(TARGETS)}")
-        if self.estimator not in ESTIMATORS:
-            raise UserError(f"estimator is {self.estimator!r}, expected one of {', '.join(ESTIMATORS)}")
-        if self.kind != "vitrm":
-            self._check_baseline(sensitivity, calibration)
+
+    def _check_choices(self) -> None:
+        for name, value, choices in (
+            ("graph", self.graph, LAYOUTS),
+            ("precision", self.precision, PRECISIONS),
+            ("target", self.target, INT8_TARGETS),
+            ("calibration method", self.calibration_method, METHODS),
+        ):
+            if value not in choices:
+                raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+    def _check_numbers(self) -> None:
         if self.max_drop is not None and (self.precision != "int8" or not 0 <= self.max_drop <= 100):
             raise UserError(
                 f"max drop is {self.max_drop} at {self.precision}, expected 0 to 100 percentage points, at int8"
@@ -104,14 +162,12 @@ class Request:
             )
         if not 1 <= self.steps <= MAX_UNROLLED:
             raise UserError(f"steps is {self.steps}, expected 1 to {MAX_UNROLLED}")
-        if self.every_step and self.graph != "unrolled":
-            raise UserError(f"--every-step needs --graph unrolled: a {self.graph} graph gives its last answer only")
 
-    def _check_baseline(self, sensitivity: bool, calibration: bool) -> None:
+    def _check_baseline(self) -> None:
         kind = with_article(self.kind)
-        if self.precision == "int8" and self.convolutions and calibration:
+        if self.precision == "int8" and self.convolutions and self.calibration is not None:
             raise UserError(f"--calibration is for ViTRMs, ViTs and CCTs, {kind} is calibrated anew: leave it out")
-        if self.max_drop is not None or sensitivity:
+        if self.max_drop is not None or self.sensitivity_file is not None:
             raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is {kind}: leave them out")
         if self.steps != 1 or self.every_step or self.halt_threshold < 1 or self.graph == "stepwise":
             raise UserError(

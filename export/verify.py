@@ -17,9 +17,9 @@ from vitrm.model import ViTRM
 from vitrm.runtime.artifact.saturation import integer_products
 from vitrm.runtime.session import Result, Session
 
-BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
-IMAGES = 64  # what is compared, where it takes no longer than SECONDS
-SECONDS = 10.0  # for what goes beyond the images of BATCHES
+VERIFICATION_BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not
+VERIFICATION_IMAGES = 64  # what is compared, where it takes no longer than SECONDS
+SECONDS = 10.0  # for what goes beyond the images of VERIFICATION_BATCHES
 _LARGER = 19  # images in a batch of the others
 _BATCH_SECONDS = 2.0  # what is slow needs memory as well: a batch takes no longer
 # Largest |Δ| of halt_prob allowed, and of logits as a share of the largest |logit| met (of 1 where none exceeds it).  The
@@ -30,25 +30,24 @@ LIMITS = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.1}
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences found between an artifact and eager."""
+    """The largest differences between an artifact and eager."""
 
     logits: float  # max |Δ logit|
     halt_prob: float  # max |Δ halt_prob|; 0 for a baseline
     agreement: float  # share of answers with the same top-1 class
-    steps_used_wrong: int  # samples that halted after a step at which eager would not have
     images: int  # images compared
     limit: float  # what |Δ logit| may be: the precision's share of the largest |logit| met
     tolerance: float  # that share, and what |Δ halt_prob| may be
 
 
 def check_integer_sums(path: Path) -> None:
-    """Raises ValueError if a sum in an integer product of the ONNX file could saturate on some CPU.
+    """Raises ValueError if a sum in an integer matmul of the ONNX file could saturate on some CPU.
 
     Parity is found on one processor; this holds for all of them.
     """
-    found = integer_products(onnx.load(path).graph)
-    if found.saturating:
-        raise ValueError(f"{found}: {', '.join(sorted(found.saturating)[:5])}")
+    sums = integer_products(onnx.load(path).graph)
+    if sums.saturating:
+        raise ValueError(f"{sums}: {', '.join(sorted(sums.saturating)[:5])}")
 
 
 def verify(
@@ -74,8 +73,8 @@ def verify(
     import vitrm.runtime
 
     compared = _Comparison(vitrm.runtime.open(path), model, steps, halt_threshold, LIMITS[precision])
-    first = max(BATCHES)
-    for batch in BATCHES:
+    first = max(VERIFICATION_BATCHES)
+    for batch in VERIFICATION_BATCHES:
         began = time.perf_counter()
         compared.add(images[:batch])
     per_image = (time.perf_counter() - began) / first
@@ -88,7 +87,7 @@ def verify(
 
 
 class _Comparison:
-    """What was found so far, batch by batch."""
+    """The largest differences so far, batch by batch."""
 
     def __init__(
         self, session: Session, model: ViTRM | Baseline, steps: int, halt_threshold: float, tolerance: float
@@ -131,9 +130,7 @@ class _Comparison:
                 f"{self.tolerance:g} of the largest), halt_prob by {self.worst_halt:.3g}, steps_used in {self.wrong} of "
                 f"{self.count} samples; no file was written"
             )
-        return Parity(
-            self.worst_logits, self.worst_halt, self.same / self.count, self.wrong, images, limit, self.tolerance
-        )
+        return Parity(self.worst_logits, self.worst_halt, self.same / self.count, images, limit, self.tolerance)
 
 
 def _larger(a: float, b: float) -> float:

@@ -12,7 +12,8 @@ import pytest
 def no_plans_here() -> str | None:
     """The reason why no plan can be built and run here; None where one can."""
     from vitrm.errors import UserError
-    from vitrm.export.tensorrt.build import EngineOptions, toolchain
+    from vitrm.export.tensorrt.options import PlanOptions
+    from vitrm.export.tensorrt.toolchain import toolchain
     from vitrm.runtime.backends.tensorrt.cuda import Cuda
     from vitrm.runtime.system.gpus import find_gpus
 
@@ -20,7 +21,7 @@ def no_plans_here() -> str | None:
     if not gpus.found:
         return f"needs a GPU: {gpus.problem}"
     try:
-        toolchain(EngineOptions())
+        toolchain(PlanOptions())
         Cuda()
     except UserError as error:
         return str(error)

@@ -59,15 +59,15 @@ def warm() -> None:
         import_module(module)
     import torch
 
-    import vitrm.export.pipeline as artifact
     from vitrm.checkpoint import Checkpoint
+    from vitrm.export import pipeline
     from vitrm.export.graph.fragments import Fragments
     from vitrm.model import ViTRM
 
     torch.set_num_threads(1)
-    if hasattr(artifact.trace_vitrm, "traced"):
+    if hasattr(pipeline.trace_vitrm, "traced"):
         return
-    real, traced = artifact.trace_vitrm, {}
+    real, traced = pipeline.trace_vitrm, {}
 
     def trace(model: ViTRM) -> Fragments:
         key = Checkpoint(model=model.config, data={}, weights=model.state_dict()).weights_id
@@ -76,15 +76,15 @@ def warm() -> None:
         return traced[key]
 
     trace.traced = traced  # type: ignore[attr-defined]
-    artifact.trace_vitrm = trace
+    pipeline.trace_vitrm = trace
 
 
 def trace(run: Path) -> None:
     """Traces a run's model here, so that no child has to."""
-    import vitrm.export.pipeline as artifact
     from vitrm import checkpoint
+    from vitrm.export import pipeline
 
-    artifact.trace_vitrm(checkpoint.load(run).build())  # type: ignore[arg-type]
+    pipeline.trace_vitrm(checkpoint.load(run).build())  # type: ignore[arg-type]
 
 
 def command(*argv: object) -> Callable[[], int]:

@@ -64,9 +64,9 @@ def ranges(home: Path) -> None:
     path = home / "ranges.json"
     with suppress(*_TOO_BROKEN):
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["ranges_sha256"] = calibration._digest(values["ranges"])
+        values["ranges_sha256"] = calibration.digest(values["ranges"])
         origin = ("weights_sha256", "preprocessing", "steps", "data", "estimator")
-        values["id"] = calibration._identity(*(values[k] for k in origin))
+        values["id"] = calibration.identity(*(values[k] for k in origin))
         path.write_text(json.dumps(values), encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def artifact(path: Path) -> None:
     with suppress(*_TOO_BROKEN):
         data = path.read_bytes()
         found = onnx_file._inspect(path, data, verify=False)
-        digest = onnx_file._digest(data, found._model, found.props, found.external)
+        digest = onnx_file.digest(data, found._model, found.props, found.external)
         model = onnx.load_from_string(data)
         for entry in model.metadata_props:
             if entry.key == DIGEST:

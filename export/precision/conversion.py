@@ -1,53 +1,71 @@
-"""Traced fragments at another precision: float16, int8, or int8 with float16 around it."""
+"""Stage "quantize": traced fragments at another precision: float16, int8, or int8 with float16 around it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from vitrm.calib.calibration import Calibration
-from vitrm.calib.ranges import Range
+from vitrm.calib.quant_params import QuantParams, QuantTable
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.export.graph.fragments import Fragment, Fragments
 from vitrm.export.precision.float16 import to_half
-from vitrm.export.precision.int8_linear import to_int8
+from vitrm.export.precision.int8_linear import linear_layers, to_int8
+
+
+def convert(
+    traced: Fragment | Fragments, *, float16: bool, table: QuantTable | None, steps: int
+) -> Fragment | tuple[Fragments, ...]:
+    """Converts float32 fragments to the precision of an export.
+
+    Args:
+        traced: a baseline's one fragment, or those of a ViTRM.
+        float16: whether tensors become float16, but for those that become int8.
+        table: the scales of int8; None for another precision.
+        steps: the depth, for which int8 needs fragments where each step has its own scales.
+
+    Returns:
+        A baseline's fragment; of a ViTRM the fragments of each step, or one set for all.
+    """
+    if isinstance(traced, Fragment):
+        if table is not None:
+            return int8_vit(traced, table)
+        return to_half(traced) if float16 else traced
+    if table is None:
+        return (half_fragments(traced) if float16 else traced,)
+    return tuple(int8_fragments(traced, table, step) for step in ([1] if table.shared else range(1, steps + 1)))
 
 
 def half_fragments(traced: Fragments) -> Fragments:
     """float16 fragments; the heads stay float32."""
-    made: dict[str, Any] = {role: to_half(getattr(traced, role)) for role in ROLES}
-    return replace(traced, **made)
+    halves: dict[str, Any] = {role: to_half(getattr(traced, role)) for role in ROLES}
+    return replace(traced, **halves)
 
 
-def int8_fragments(
-    traced: Fragments, calibration: Calibration, target: str, step: int | None, floats: frozenset[Site]
-) -> Fragments:
-    """int8 fragments with the ranges of one step, or (None) those that all steps share; the sites `floats` stay as they are.
+def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragments:
+    """int8 fragments with the scales of a step (of any step, where all share them).
 
-    Around its products int8 for TensorRT is float16.
+    Around its matmuls int8 for TensorRT is float16.
     """
-
-    def made(role: str) -> Fragment:
-        def range_of(layer: str) -> Range | None:
-            # Where steps share a graph, a layer is kept at all of them: that of step 1 says so.
-            if Site(0 if role == "embed" else step or 1, role, layer) in floats:
-                return None
-            if role == "embed":
-                return calibration.at(0, role, layer)
-            return calibration.shared(role, layer) if step is None else calibration.at(step, role, layer)
-
-        return to_int8(getattr(traced, role), range_of, target)
-
-    fragments: dict[str, Any] = {role: made(role) for role in ROLES}
-    found = replace(traced, **fragments)
-    return half_fragments(found) if target == "tensorrt" else found
+    fragments: dict[str, Any] = {}
+    for role in ROLES:
+        fragment: Fragment = getattr(traced, role)
+        sites = (Site(0 if role == "embed" else step, role, layer) for layer in linear_layers(fragment))
+        fragments[role] = to_int8(fragment, _quantized(table, sites), table.target)
+    converted = replace(traced, **fragments)
+    return half_fragments(converted) if table.target == "tensorrt" else converted
 
 
-def int8_vit(traced: Fragment, calibration: Calibration, target: str) -> Fragment:
-    """A ViT or CCT with int8 layers; what is before and after them stays as it is.  Around its products int8 for TensorRT is float16."""
+def int8_vit(traced: Fragment, table: QuantTable) -> Fragment:
+    """A ViT or CCT with int8 layers; what is before and after them stays floating point.
 
-    def range_of(layer: str) -> Range | None:
-        return calibration.at(0, NET, layer) if layer.startswith("net.layers.") else None
+    Around its matmuls int8 for TensorRT is float16.
+    """
+    sites = (Site(0, NET, layer) for layer in linear_layers(traced) if layer.startswith("net.layers."))
+    converted = to_int8(traced, _quantized(table, sites), table.target)
+    return to_half(converted) if table.target == "tensorrt" else converted
 
-    found = to_int8(traced, range_of, target)
-    return to_half(found) if target == "tensorrt" else found
+
+def _quantized(table: QuantTable, sites: Iterable[Site]) -> dict[str, QuantParams]:
+    """The parameters of those layers that do not stay floating point."""
+    return {site.layer: table[site] for site in sites if table.quantizes(site)}

@@ -1,52 +1,56 @@
-"""INT8: a fragment's products of activations with weights become products of int8 numbers.
+"""INT8: a fragment's matmuls of activations with weights become matmuls of int8 numbers.
 
 Weights are symmetric with a scale per output channel.  Everything else stays floating point: biases, softmax, the
-products inside attention, LayerNorm, the residual stream, the heads.  Two targets want two graphs:
+matmuls inside attention, LayerNorm, the residual stream, the heads.  Two targets want two graphs:
 
     tensorrt   h → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← int8 weight
                symmetric signed activations, standard operators: what TensorRT fuses (OpenVINO too)
     cpu        h → QuantizeLinear (unsigned, with a zero point) → MatMulIntegerToFloat (with scales and bias)
-               the one integer product that ONNX Runtime's CPU provider runs at full speed
+               the one integer GEMM that ONNX Runtime's CPU provider runs at full speed
 
-Activation scales are constants from a calibration, so a sample's answer does not depend on its batch mates, as it
+Activation scales are constants, those of a `QuantTable`, so a sample's answer does not depend on its batch mates, as it
 would with scales taken from each batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitrm.calib.quantize import affine_scale, quantize_weight, symmetric_scale
-from vitrm.calib.ranges import Range
+from vitrm.calib.quant_params import QuantParams
+from vitrm.calib.quantize import quantize_weight
 from vitrm.export.graph.fragments import Fragment
 
-TARGETS = ("cpu", "tensorrt")
-CONTRIB = "com.microsoft"
+_CONTRIB = "com.microsoft"
 _WEIGHT = ".weight.T"
 
-INT8, UINT8, FLOAT = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT
+_INT8, _UINT8, _FLOAT = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT
 
 
 def linear_layers(fragment: Fragment) -> list[str]:
-    """The layers whose products with their weights `to_int8` replaces, e.g. "block.1.ffn.up"."""
+    """The layers whose matmul with their weight `to_int8` can replace, e.g. "block.1.ffn.up"."""
     return [name.removesuffix(_WEIGHT) for name in fragment.weights if name.endswith(_WEIGHT)]
 
 
-def to_int8(fragment: Fragment, range_of: Callable[[str], Range | None], target: str) -> Fragment:
-    """A copy of the float32 `fragment` with int8 products; `range_of` gives the range of a layer's input, or None for a
-    layer that stays as it is.
+def to_int8(fragment: Fragment, params: Mapping[str, QuantParams], target: str) -> Fragment:
+    """Copies the float32 `fragment` with int8 matmuls.
 
-    Raises ValueError if a weight is used otherwise than in one product.
+    Args:
+        fragment: a traced function.
+        params: scale and zero point of a layer's input, for each layer that becomes int8; the others stay as they are.
+        target: "cpu" or "tensorrt", the form of the matmuls.
+
+    Raises:
+        ValueError: if a layer's weight is used otherwise than in one matmul.
     """
-    rewriting = _Rewriting(fragment, range_of, target)
+    rewriting = _Rewriting(fragment, params, target)
     for node in fragment.nodes:
         rewriting.copy(node)
-    left = [n for n in rewriting.weights if n.endswith(_WEIGHT) and n.removesuffix(_WEIGHT) not in rewriting.floats]
+    left = [name for name in rewriting.weights if name.removesuffix(_WEIGHT) in params]
     if left:
         raise ValueError(f"fragment {fragment.name}: {', '.join(left)} did not become int8")
     return rewriting.result()
@@ -55,17 +59,16 @@ def to_int8(fragment: Fragment, range_of: Callable[[str], Range | None], target:
 class _Rewriting:
     """The copy under construction."""
 
-    def __init__(self, fragment: Fragment, range_of: Callable[[str], Range | None], target: str) -> None:
-        self.fragment, self.target = fragment, target
-        self.ranges = {layer: range_of(layer) for layer in linear_layers(fragment)}
-        self.floats = {layer for layer, extent in self.ranges.items() if extent is None}
+    def __init__(self, fragment: Fragment, params: Mapping[str, QuantParams], target: str) -> None:
+        self.fragment, self.params, self.target = fragment, params, target
         self.values = {v: ir.Value(name=v.name, shape=v.shape, type=v.type) for v in fragment.inputs}
         self.names = {value: name for name, value in fragment.weights.items()}
         self.weights: dict[str, ir.Value] = {}
         self.constants: list[ir.Value] = list(fragment.constants)
         self.values.update({v: v for v in fragment.constants})
         self.nodes: list[ir.Node] = []
-        self.quantized: dict[ir.Value, tuple[ir.Value, ...]] = {}  # of activations: several layers may read one
+        self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}  # several layers may read one
+        self.dequantized: dict[ir.Value, ir.Value] = {}
         self.skipped: set[ir.Node] = set()
         self.taken = {n.name for n in fragment.nodes}
 
@@ -75,8 +78,8 @@ class _Rewriting:
             return
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         name = self.names.get(weight) if weight is not None else None
-        extent = self.ranges.get(name.removesuffix(_WEIGHT)) if name else None
-        if extent is None:
+        layer = name.removesuffix(_WEIGHT) if name else ""
+        if layer not in self.params:
             outputs = [ir.Value(name=v.name, shape=v.shape, type=v.type) for v in node.outputs]
             inputs = [None if v is None else self.value(v) for v in node.inputs]
             self.values.update(zip(node.outputs, outputs, strict=True))
@@ -87,12 +90,10 @@ class _Rewriting:
         source = node.inputs[0]
         assert source is not None
         assert weight is not None
-        assert name is not None
-        layer = name.removesuffix(_WEIGHT)
         if self.target == "cpu":
-            self._integer_product(node, source, weight, name, layer, extent)
+            self._integer_matmul(node, source, weight, layer)
         else:
-            self._dequantized_product(node, source, weight, name, layer, extent)
+            self._dequantized_matmul(node, source, weight, layer)
 
     def value(self, value: ir.Value) -> ir.Value:
         """The copy's value for one of the original's."""
@@ -113,50 +114,36 @@ class _Rewriting:
             constants=tuple(self.constants),
         )
 
-    # The two forms of a product --------------------------------------------------------------------
+    # The two forms of a matmul ---------------------------------------------------------------------
 
-    def _dequantized_product(
-        self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
-    ) -> None:
-        if source not in self.quantized:
-            scale = self._constant(symmetric_scale(extent))
-            zero = self._constant(np.int8(0))
-            shape = source.shape
-            q = self._node("QuantizeLinear", [self.value(source), scale, zero], f"{layer}/quantize", INT8, shape)
-            self.quantized[source] = (
-                self._node("DequantizeLinear", [q, scale, zero], f"{layer}/dequantize", FLOAT, shape),
+    def _dequantized_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
+        quantized = self._quantized(source, layer)
+        if source not in self.dequantized:
+            self.dequantized[source] = self._node(
+                "DequantizeLinear", [*quantized], f"{layer}/dequantize", _FLOAT, source.shape
             )
-        integers, scales = self._int8_weight(weight, name)
+        integers, scales = self._int8_weight(weight, layer)
         restored = self._node(
-            "DequantizeLinear", [integers, scales], f"{layer}/weight", FLOAT, weight.shape, {"axis": 1}
+            "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 1}
         )
-        self._product(node, "MatMul", [*self.quantized[source], restored], "")
+        self._matmul(node, "MatMul", [self.dequantized[source], restored], "")
 
-    def _integer_product(
-        self, node: ir.Node, source: ir.Value, weight: ir.Value, name: str, layer: str, extent: Range
-    ) -> None:
-        if source not in self.quantized:
-            scale, zero = affine_scale(extent)
-            a_scale, a_zero = self._constant(scale), self._constant(zero)
-            q = self._node(
-                "QuantizeLinear", [self.value(source), a_scale, a_zero], f"{layer}/quantize", UINT8, source.shape
-            )
-            self.quantized[source] = q, a_scale, a_zero
-        q, a_scale, a_zero = self.quantized[source]
-        integers, scales = self._int8_weight(weight, name)
-        inputs = [q, integers, a_scale, scales, a_zero]
+    def _integer_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
+        q, scale, zero_point = self._quantized(source, layer)
+        integers, scales = self._int8_weight(weight, layer)
+        inputs = [q, integers, scale, scales, zero_point]
         # The operator adds the bias too.
         add = next(iter(node.outputs[0].uses()), (None, 0))[0] if len(node.outputs[0].uses()) == 1 else None
         bias = None
         if add is not None and add.op_type == "Add":
             bias = next((v for v in add.inputs if v is not None and self.names.get(v) == f"{layer}.bias"), None)
         if bias is None or add is None:
-            self._product(node, "MatMulIntegerToFloat", inputs, CONTRIB)
+            self._matmul(node, "MatMulIntegerToFloat", inputs, _CONTRIB)
             return
         self.skipped.add(add)
-        self._product(node, "MatMulIntegerToFloat", [*inputs, None, self.value(bias)], CONTRIB, replaces=add)
+        self._matmul(node, "MatMulIntegerToFloat", [*inputs, None, self.value(bias)], _CONTRIB, replaces=add)
 
-    def _product(
+    def _matmul(
         self,
         node: ir.Node,
         op_type: str,
@@ -173,9 +160,20 @@ class _Rewriting:
 
     # Parts -----------------------------------------------------------------------------------------
 
-    def _int8_weight(self, weight: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+    def _quantized(self, source: ir.Value, layer: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Activations as integers, with their scale and zero point; made once for all layers that read them."""
+        if source not in self.quantized:
+            params = self.params[layer]
+            scale, zero_point = self._constant(params.scale), self._constant(params.zero_point)
+            dtype = _UINT8 if params.dtype == np.uint8 else _INT8
+            inputs = [self.value(source), scale, zero_point]
+            q = self._node("QuantizeLinear", inputs, f"{layer}/quantize", dtype, source.shape)
+            self.quantized[source] = q, scale, zero_point
+        return self.quantized[source]
+
+    def _int8_weight(self, weight: ir.Value, layer: str) -> tuple[ir.Value, ir.Value]:
         """The weight [in, out] as int8 and its scales [out]; stored once, whoever uses them."""
-        stored = f"{name}.int8", f"{name}.scale"
+        stored = f"{layer}{_WEIGHT}.int8", f"{layer}{_WEIGHT}.scale"
         if stored[0] not in self.weights:
             assert weight.const_value is not None
             integers, scales = quantize_weight(weight.const_value.numpy())

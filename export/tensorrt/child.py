@@ -1,7 +1,7 @@
 """The process that builds one plan: python -m vitrm.export.tensorrt.child < request.json
 
 A process of its own, because TensorRT's builder can crash (SIGSEGV) or be killed for its memory, and then takes its
-process along; here that is one message of the command that started it (vitrm.export.tensorrt.build).  It reads a `Request` as
+process along; here that is one message of the command that started it (vitrm.export.tensorrt.build).  It reads a `BuildRequest` as
 JSON from standard input and answers with JSON lines: {"log": [severity, text]}, {"progress": text} and at last
 {"built": {…}} or {"failed": {"stage": …, "errors": […]}}.
 """
@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from vitrm.export.tensorrt.options import BUILDER_FLAGS
+from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.backends.tensorrt.api import TensorRT, load_tensorrt, make_log
 
 _PR_SET_PDEATHSIG = 1
-MAX_TRIPS = 1024  # of a loop's `steps`, where TensorRT asks for its range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class BuildRequest:
     """One build."""
 
     flavour: str
@@ -36,10 +37,6 @@ class Request:
     workspace_mib: int | None
     timing_cache: str | None  # file to read, if it is there, and to write
     flags: list[str]  # version_compatible, hardware_compatible, strip_weights, refit
-
-
-# What a flag is called in TensorRT's BuilderFlag; hardware_compatible is a setting of its own.
-FLAGS = {"version_compatible": "VERSION_COMPATIBLE", "strip_weights": "STRIP_PLAN", "refit": "REFIT"}
 
 
 class Failure(Exception):
@@ -53,7 +50,7 @@ class Failure(Exception):
 def main() -> int:
     """Entry point; returns the exit code."""
     _end_with_parent()
-    request = Request(**json.load(sys.stdin))
+    request = BuildRequest(**json.load(sys.stdin))
     # TensorRT prints to the process's own standard output too: that goes where the errors go.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -76,7 +73,7 @@ def _leave(answers: TextIO) -> int:
     os._exit(0)
 
 
-def _build(request: Request, say: Any) -> dict[str, Any]:
+def _build(request: BuildRequest, say: Any) -> dict[str, Any]:
     api = load_tensorrt(request.flavour)
     trt = api.module
     log = make_log(trt, lambda severity, text: say(log=[severity, text]))
@@ -102,7 +99,7 @@ def _build(request: Request, say: Any) -> dict[str, Any]:
     return {"layers": network.num_layers, "bytes": plan.nbytes}
 
 
-def _configure(api: TensorRT, config: Any, request: Request, log: Any) -> None:
+def _configure(api: TensorRT, config: Any, request: BuildRequest, log: Any) -> None:
     trt = api.module
     # float32 means float32; whoever wants less precision says so in the graph.
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -113,8 +110,8 @@ def _configure(api: TensorRT, config: Any, request: Request, log: Any) -> None:
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
     for flag in request.flags:
-        if flag in FLAGS:
-            config.set_flag(getattr(trt.BuilderFlag, FLAGS[flag]))
+        if flag in BUILDER_FLAGS:
+            config.set_flag(getattr(trt.BuilderFlag, BUILDER_FLAGS[flag]))
         else:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.timing_cache:
@@ -132,7 +129,7 @@ def _profile(builder: Any, network: Any, batches: list[int]) -> Any:
         if -1 in shape:
             profile.set_shape(tensor.name, *((batch, *shape[1:]) for batch in batches))
         elif tensor.is_shape_tensor:
-            profile.set_shape_input(tensor.name, [1], [6], [MAX_TRIPS])
+            profile.set_shape_input(tensor.name, [1], [6], [MAX_STEPS])
     return profile
 
 
@@ -164,7 +161,7 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def to_json(request: Request) -> str:
+def to_json(request: BuildRequest) -> str:
     """What `main` reads."""
     return json.dumps(dataclasses.asdict(request))
 

@@ -1,71 +1,68 @@
-"""export() to a TensorRT plan: the ONNX file exactly as without one, verified, then built, and verified again where a GPU is."""
+"""Stages "build" and "verify" of a plan: from the verified ONNX file, and verified again where its GPU is."""
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitrm.checkpoint import Checkpoint
-from vitrm.errors import UserError
-from vitrm.export import pipeline as artifact
-from vitrm.export.settings import Request
-from vitrm.export.tensorrt.build import Built, EngineOptions, build_engine, check_plan_path, toolchain
+from vitrm.export.result import ExportResult
+from vitrm.export.settings import OnStage
+from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.export.verify import Parity, verify
+from vitrm.export.write import with_parity
 from vitrm.runtime.artifact.metadata import Metadata
 
-if TYPE_CHECKING:
-    from vitrm.export.pipeline import Exported, Means
 
+def build_verified(
+    onnx: ExportResult,
+    path: Path,
+    checkpoint: Checkpoint,
+    options: PlanOptions,
+    images: NDArray[np.float32],
+    on_stage: OnStage,
+) -> ExportResult:
+    """Builds the plan `path` from an exported ONNX file, or for stepwise a folder of three from a folder.
 
-def export_plan(checkpoint: Checkpoint, path: Path, options: EngineOptions, request: Request, means: Means) -> Exported:
-    """`vitrm.export.export` to the plan `path`, or for stepwise to a folder of three."""
-    stepwise = request.graph == "stepwise"
-    check_plan_path(path, stepwise=stepwise)
-    if request.precision == "int8" and request.target == "cpu":
-        raise UserError(
-            "a plan's int8 is that of TensorRT (Q/DQ with float16 around it), --target cpu makes ONNX Runtime's: leave out "
-            "--target cpu, or name an .onnx file"
-        )
-    toolchain(options)  # refuses here rather than after minutes of calibration
-    images, verified_on = means.images, "the given images"
-    if images is None:
-        images, verified_on = artifact.verification_images(checkpoint, means.data_dir)
-    with tempfile.TemporaryDirectory() as scratch:
-        graphs = Path(scratch) / ("graphs" if stepwise else "graph.onnx")
-        made = artifact.export_onnx(checkpoint, graphs, request, replace(means, images=images))
-        parity: list[Parity] = []
+    Where it can run here, it is verified on float32 images [≥ 7, 3, H, W]; raises `UserError` where it answers otherwise
+    than the model, or cannot be built.
+    """
+    parity: list[Parity] = []
 
-        def check(plan: Path) -> Metadata:
-            found = verify(
+    def check(plan: Path) -> Metadata:
+        m = onnx.metadata
+        parity.append(
+            verify(
                 plan,
                 checkpoint.build(),
                 images,
-                steps=request.steps,
-                halt_threshold=request.halt_threshold,
-                precision=request.precision,
+                steps=m.steps,
+                halt_threshold=m.halt_threshold,
+                precision=m.precision,
             )
-            parity.append(found)
-            return replace(made.metadata, parity=artifact.as_metadata(found))
-
-        built: Built = build_engine(
-            made.path,
-            path,
-            options,
-            metadata=made.metadata,
-            source=str(checkpoint.source),
-            check=check,
-            progress=means.progress,
         )
+        return with_parity(m, parity[-1])
+
+    build = build_engine(
+        onnx.path,
+        path,
+        options,
+        metadata=onnx.metadata,
+        source=str(checkpoint.source),
+        check=check,
+        progress=on_stage,
+    )
     return replace(
-        made,
+        onnx,
         path=path,
-        metadata=next(iter(built.sidecars.values())).metadata,
-        parity=parity[0] if parity else made.parity,
-        bytes=built.bytes,
-        verified_on=verified_on,
-        seconds=made.seconds + built.seconds,
-        engine=built,
+        metadata=next(iter(build.sidecars.values())).metadata,
+        parity=parity[0] if parity else onnx.parity,
+        bytes=build.bytes,
+        seconds=onnx.seconds + build.seconds,
+        plan=build,
         plan_verified=bool(parity),
     )

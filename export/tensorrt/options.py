@@ -1,166 +1,77 @@
-"""vitrm-export's options for TensorRT plans, and what it prints of one."""
+"""Options of a TensorRT plan beside its graph."""
 
 from __future__ import annotations
 
-import argparse
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError
-from vitrm.system.terminal import say
+from vitrm.fields import Whole, checked, shown
+from vitrm.runtime.artifact.metadata import PARTS
+from vitrm.runtime.artifact.sidecar import AMPERE_PLUS, SUFFIXES
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vitrm.export.tensorrt.build import Built, EngineOptions
-
-SUFFIXES = (".plan", ".engine")
-# Options that make a plan of what is exported, without saying so.
-_IMPLY_PLAN = (
-    "gpu",
-    "batch",
-    "workspace",
-    "timing_cache",
-    "version_compatible",
-    "hardware_compatible",
-    "strip_weights",
-    "refit",
-    "tensorrt",
-)
+DEFAULT_PROFILE = (1, 8, 64)  # batch sizes of the one profile that is made where none is asked for
+MAX_PROFILE_BATCH = 1 << 20
+MAX_WORKSPACE = 1 << 20  # MiB: a tebibyte
+# Names in TensorRT's BuilderFlag; hardware_compatible is a setting of its own.
+BUILDER_FLAGS = {"version_compatible": "VERSION_COMPATIBLE", "strip_weights": "STRIP_PLAN", "refit": "REFIT"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options' group."""
-    g = parser.add_argument_group(
-        "TensorRT", "A plan is built from the same ONNX graph; int8 in it is that of --target tensorrt."
-    )
-    g.add_argument(
-        "--plan", action="store_true", help="build a TensorRT plan, as -o NAME.plan does; of stepwise a folder of three"
-    )
-    g.add_argument(
-        "--gpu",
-        action="append",
-        type=_gpus,
-        metavar="SM",
-        help="compute capability to build for, such as sm89, or several: sm86,sm89 (default: the GPU here; TensorRT for RTX "
-        "without one: all from sm80 on)",
-    )
-    g.add_argument(
-        "--batch",
-        action="append",
-        type=_batches,
-        metavar="MIN,OPT,MAX",
-        help="batch sizes of an optimization profile, fastest at OPT (default: 1,8,64); may be given several times",
-    )
-    g.add_argument("--workspace", type=int, metavar="MIB", help="limit of the builder's scratch memory on the GPU")
-    g.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="FILE",
-        help="TensorRT's measurements of kernels, to build faster next time (default: beside the plan)",
-    )
-    g.add_argument(
-        "--version-compatible",
-        action="store_true",
-        help="the plan also runs in later TensorRT of the same major version",
-    )
-    g.add_argument(
-        "--hardware-compatible",
-        action="store_true",
-        help="the plan also runs on other GPUs of compute capability 8.0 and later",
-    )
-    weights = g.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--strip-weights", action="store_true", help="a plan without weights: they stay in an ONNX file beside it"
-    )
-    weights.add_argument("--refit", action="store_true", help="a plan whose weights can be replaced")
-    g.add_argument(
-        "--tensorrt", choices=["full", "rtx"], help="which one, where TensorRT and TensorRT for RTX are both installed"
-    )
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Options of a TensorRT plan beside its graph."""
+
+    gpus: tuple[str, ...] = ()  # compute capabilities, as "sm89"; none: the GPU present, or all that can be
+    profiles: tuple[tuple[int, int, int], ...] = (
+        DEFAULT_PROFILE,
+    )  # batch sizes (min, opt, max) of each optimization profile
+    workspace_mib: int | None = None  # limit of the builder's scratch memory
+    timing_cache: Path | None = None  # of TensorRT; None: beside the plan, one for each GPU and version
+    version_compatible: bool = False  # also runs in later TensorRT of the same major version
+    hardware_compatible: bool = False  # also runs on other GPUs, of compute capability 8.0 and later
+    strip_weights: bool = False  # the plan holds no weights: they come from the ONNX file when it is opened
+    refit: bool = False  # weights of the plan can be replaced
+    flavour: str | None = None  # full or rtx, where both are installed
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that are set, by the names that side-cars give them."""
+        return [name for name in (*BUILDER_FLAGS, AMPERE_PLUS) if getattr(self, name)]
+
+    def check(self) -> None:
+        """Raises `UserError` for batch sizes, memory or flags that no TensorRT takes."""
+        for profile in self.profiles:
+            if len(profile) != 3 or not 1 <= profile[0] <= profile[1] <= profile[2] <= MAX_PROFILE_BATCH:
+                raise UserError(
+                    f"batch sizes are {shown(list(profile))}, expected MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX ≤ {MAX_PROFILE_BATCH:,}"
+                )
+        if self.workspace_mib is not None:
+            checked("workspace, in MiB,", self.workspace_mib, Whole(1, MAX_WORKSPACE))
+        if self.strip_weights and self.refit:
+            raise UserError("a plan without weights is refitted whenever it is opened: leave out --refit")
 
 
-def wants_plan(args: argparse.Namespace) -> bool:
-    """Whether a plan is asked for; raises `UserError` for options of a plan with another kind of output."""
-    asked = [name for name in _IMPLY_PLAN if getattr(args, name)]
-    by_name = args.output is not None and args.output.suffix in SUFFIXES
-    if args.plan or by_name:
-        return True
-    if not asked:
-        return False
-    if args.hf or (args.output is not None and (args.graph != "stepwise" or args.output.suffix)):
-        raise UserError(
-            f"--{asked[0].replace('_', '-')} is for a TensorRT plan: name one with -o NAME.plan, or leave it out"
-        )
-    return True
+def normal_gpu(text: str) -> str:
+    """Spells a compute capability ("sm89", "SM_89", "89" or "8.9") as "sm89"; raises `UserError` for anything else."""
+    match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
+    if not match:
+        raise UserError(f"GPU is {text!r}, expected a compute capability such as sm89 (GeForce RTX 40) or sm87 (Orin)")
+    return f"sm{match[1]}{match[2]}"
 
 
-def options(args: argparse.Namespace) -> EngineOptions:
-    """What the command line asks of a plan."""
-    from vitrm.export.tensorrt.build import BATCHES, EngineOptions
-
-    return EngineOptions(
-        gpus=tuple(gpu for some in args.gpu or () for gpu in some),
-        profiles=tuple(args.batch or (BATCHES,)),
-        workspace_mib=args.workspace,
-        timing_cache=args.timing_cache,
-        version_compatible=args.version_compatible,
-        hardware_compatible=args.hardware_compatible,
-        strip_weights=args.strip_weights,
-        refit=args.refit,
-        flavour=args.tensorrt,
-    )
-
-
-def from_onnx(args: argparse.Namespace, source: Path, progress: Callable[[str], None]) -> Built:
-    """Builds a plan from a file, or stepwise folder, that vitrm-export made earlier."""
-    from vitrm.export.tensorrt.build import build_engine
-
-    fixed = ("steps", "halt_threshold", "hf", "every_step", "target", "calibration", "max_drop", "sensitivity")
-    for name in fixed:
-        if getattr(args, name) not in (None, False):
-            raise UserError(f"--{name.replace('_', '-')} was decided when {source} was exported: name the run instead")
-    if args.precision != "fp32" or args.graph != "unrolled":
-        raise UserError(f"graph and precision were decided when {source} was exported: name the run instead")
-    if not wants_plan(args) and args.output is not None:
-        raise UserError(f"{args.output}: from an ONNX file a plan is made: name one with -o NAME.plan")
-    stepwise = source.is_dir()
-    default = source.with_name(f"{source.name}-plan") if stepwise else source.with_suffix(".plan")
-    return build_engine(source, args.output or default, options(args), progress=progress)
-
-
-def print_engine(built: Built, verified: bool | None) -> None:
-    """The line about a plan; `verified` says whether it ran here and agreed with PyTorch (None: nobody asked)."""
-    from vitrm.runtime.backends.tensorrt.api import NAMES
-
-    e = built.engine
-    batches = "; ".join(
-        f"batch {low}" if low == high else f"batch {low} to {high}, best at {best}" for low, best, high in e.profiles
-    )
-    built_on = f" on an {e.gpu_name}" if e.gpu_name else ""
-    say(
-        f"  engine   {NAMES[e.flavour]} {e.version} for {', '.join(e.gpus)}{built_on}, {e.system}; {batches}; "
-        f"{built.layers} layers before fusion, built in {built.seconds:.1f} s"
-    )
-    if verified is False:
-        say("           the parity is that of its ONNX graph: the plan itself was not run, its GPU is not here")
-
-
-def _gpus(text: str) -> tuple[str, ...]:
-    from vitrm.export.tensorrt.build import normal_gpu
-
-    try:
-        return tuple(normal_gpu(part) for part in text.split(","))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _batches(text: str) -> tuple[int, int, int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MIN,OPT,MAX with 1 ≤ MIN ≤ OPT ≤ MAX, such as 1,8,64")
-    return numbers[0], numbers[1], numbers[2]
+def check_plan_path(path: Path, *, stepwise: bool) -> None:
+    """Raises `UserError` unless a plan may be written to `path`, or a stepwise folder of plans may take its place."""
+    if not stepwise:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{path}: expected a file name ending in .plan or .engine")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file")
+        return
+    if path.suffix == ".onnx":
+        raise UserError(f"{path}: a stepwise plan is a folder of three plans: name a folder")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: a stepwise plan is a folder of three, name a folder")
+    ours = {f"{part}.plan{suffix}" for part in PARTS for suffix in ("", ".json", ".onnx")}
+    if path.is_dir() and {p.name for p in path.iterdir()} - ours:
+        raise UserError(f"{path} is a folder with other things in it: name a new one")

@@ -14,18 +14,19 @@ import torch
 from hostile import little_memory, mutants, refused_or_read
 
 from vitrm.calib.calibration import (
-    FORMAT,
-    IMAGES,
-    _digest,
+    CALIBRATION_FORMAT,
+    CALIBRATION_IMAGES,
     calibrate,
     calibration_images,
     check_calibration,
+    digest,
     load_calibration,
 )
-from vitrm.calib.quantize import affine_scale, symmetric_scale
-from vitrm.calib.ranges import BINS, Histogram, Range, collect, estimate
-from vitrm.calib.simulation import draw, state_error
+from vitrm.calib.histogram import BINS, Histogram, collect
+from vitrm.calib.methods import Range, activation_range
+from vitrm.calib.quant_params import quant_params, quant_table
 from vitrm.calib.sites import Site
+from vitrm.calib.state_error import draw_state_error, state_error
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import Images, load
@@ -80,21 +81,21 @@ def test_extremes_and_counts_are_those_of_the_activations(model, images):
     assert len(lows) == STEPS
 
 
-def test_estimators():
+def test_calibration_methods():
     counts = np.zeros(BINS, np.int64)
     counts[BINS // 2 - 50 : BINS // 2 + 50] = 100_000  # all but one value lie in the middle twentieth
     counts[-1] = 1
     outlier = Histogram(-10.0, 10.0, counts)
-    assert estimate(outlier, "minmax") == (-10.0, 10.0)
-    low, high = estimate(outlier, "percentile")
+    assert activation_range(outlier, "minmax") == (-10.0, 10.0)
+    low, high = activation_range(outlier, "percentile")
     assert (low, high) == pytest.approx((-0.49, 0.49), abs=0.02)
-    low, high = estimate(outlier, "mse")
+    low, high = activation_range(outlier, "mse")
     assert 0.4 < high < 10, "one outlier is worth some clipping"
-    assert estimate(Histogram(2.0, 3.0, counts), "minmax") == (0.0, 3.0), "zero is always representable"
-    empty = estimate(Histogram(0.0, 0.0, np.zeros(BINS, np.int64)), "mse")
+    assert activation_range(Histogram(2.0, 3.0, counts), "minmax") == (0.0, 3.0), "zero is always representable"
+    empty = activation_range(Histogram(0.0, 0.0, np.zeros(BINS, np.int64)), "mse")
     assert empty.high > empty.low
-    with pytest.raises(UserError, match="estimator is 'max'"):
-        estimate(outlier, "max")
+    with pytest.raises(UserError, match="calibration method is 'max'"):
+        activation_range(outlier, "max")
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_a_calibration_of_something_else_is_refused_with_both_ids(checkpoint, im
         (lambda v: v.update(ranges=[]), "not a calibration file"),
         (lambda v: v.pop("steps"), "not a calibration file"),
         (lambda v: v.update(steps=9), "was changed after it was written"),
-        (lambda v: v.update(format=FORMAT + 1), f"calibration format {FORMAT + 1}"),
+        (lambda v: v.update(format=CALIBRATION_FORMAT + 1), f"calibration format {CALIBRATION_FORMAT + 1}"),
     ],
 )
 def test_damaged_files_are_refused(checkpoint, images, tmp_path, damage, message):
@@ -157,24 +158,24 @@ def test_any_calibration_file_is_one_or_one_line(checkpoint, images, tmp_path, s
     made.save(path)
     values, refused = json.loads(path.read_text()), 0
     values["ranges"] = dict(list(values["ranges"].items())[:4])
-    values["ranges_sha256"] = _digest(values["ranges"])
+    values["ranges_sha256"] = digest(values["ranges"])
     with little_memory():
         for what, text in mutants(values, 400, seed=sealed):
             if sealed:
                 with suppress(ValueError, TypeError, KeyError, RecursionError):
                     changed = json.loads(text)
-                    c = changed | {"ranges_sha256": _digest(changed["ranges"])}
-                    c["id"] = _digest([c[k] for k in ("weights_sha256", "preprocessing", "steps", "data", "estimator")])
+                    c = changed | {"ranges_sha256": digest(changed["ranges"])}
+                    c["id"] = digest([c[k] for k in ("weights_sha256", "preprocessing", "steps", "data", "estimator")])
                     text = json.dumps(c)
             path.write_text(text)
             with refused_or_read(what) as said:
                 found = load_calibration(path, checkpoint, 1)
-                assert sealed or (found.id, found.estimator) == (made.id, made.estimator)
+                assert sealed or (found.id, found.method) == (made.id, made.method)
                 for extent in found.ranges.values():
-                    scale, zero = affine_scale(extent)
-                    assert 0 < scale < np.inf
-                    assert 0 <= zero <= 255
-                    assert 0 < symmetric_scale(extent) < np.inf
+                    for target in ("cpu", "tensorrt"):
+                        params = quant_params(extent, target)
+                        assert 0 < params.scale < np.inf
+                        assert params.lowest <= params.zero_point <= params.highest
                     assert sealed or extent in made.ranges.values()
                 f"{found.data['name']} {found.data['count']:d} {found.note}"
             refused += bool(said)
@@ -211,12 +212,12 @@ def test_what_cannot_be_calibrated(checkpoint, images):
 @pytest.mark.slow
 def test_images_come_from_the_training_part_or_from_photographs(checkpoint, tmp_path):
     found, note = calibration_images(checkpoint)
-    assert (found.name, found.split, len(found), note) == ("digits", "train", IMAGES, "")
+    assert (found.name, found.split, len(found), note) == ("digits", "train", CALIBRATION_IMAGES, "")
     test = {p.tobytes() for p in load("digits", "test").pixels}
     assert not any(p.tobytes() in test for p in found.pixels)
     elsewhere = replace(checkpoint, data={"name": "no-such-set"})
     photographs, note = calibration_images(elsewhere)
-    assert (photographs.name, len(photographs)) == ("photo crops", IMAGES)
+    assert (photographs.name, len(photographs)) == ("photo crops", CALIBRATION_IMAGES)
     assert "no-such-set" in note
     assert calibrate(elsewhere, 1).note == note
     with pytest.raises(UserError, match="cifar10"):
@@ -240,7 +241,7 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
     made = calibrate(checkpoint, STEPS, images=images)
     floats = images.floats(slice(0, 64))
     found = {
-        (target, shared): state_error(checkpoint, made, floats, target=target, shared=shared)
+        (target, shared): state_error(checkpoint, quant_table(made, target, shared=shared), floats, STEPS)
         for target in ("cpu", "tensorrt")
         for shared in (False, True)
     }
@@ -249,8 +250,8 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
         assert all(10 < v < 60 for v in (*error.y, *error.z)), "int8 keeps 8 bits at most, and something"
     # With ranges ten times too wide, an error ten times as large: 20 dB.
     wide = replace(made, ranges={site: Range(10 * r.low, 10 * r.high) for site, r in made.ranges.items()})
-    worse = state_error(checkpoint, wide, floats, target="cpu", shared=False)
+    worse = state_error(checkpoint, quant_table(wide, "cpu", shared=False), floats, STEPS)
     assert 8 < np.mean(found["cpu", False].z) - np.mean(worse.z) < 25
-    draw(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
+    draw_state_error(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert torch.is_grad_enabled()

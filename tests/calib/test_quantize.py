@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitrm.calib.quantize import LEVELS, affine_scale, largest_pair, quantize_weight, symmetric_scale
-from vitrm.calib.ranges import Range
+from vitrm.calib.methods import Range
+from vitrm.calib.quant_params import quant_params
+from vitrm.calib.quantize import LEVELS, largest_pair, quantize_weight
 
 weights = hnp.arrays(
     np.float32,
@@ -41,10 +42,12 @@ def test_a_channel_without_large_neighbors_keeps_all_eight_bits():
 
 def test_unsigned_int8_with_a_zero_point_wastes_no_level_on_signs_that_do_not_occur():
     lopsided, balanced = Range(-0.1, 1.9), Range(-1.0, 1.0)
-    scale, zero = affine_scale(lopsided)
-    assert (scale, zero) == (pytest.approx(2 / 255), 13)
-    assert scale < 0.53 * symmetric_scale(lopsided)
-    assert affine_scale(balanced)[0] == pytest.approx(symmetric_scale(balanced), rel=0.01)
+    affine, symmetric = quant_params(lopsided, "cpu"), quant_params(lopsided, "tensorrt")
+    assert affine == (pytest.approx(2 / 255), 13)
+    assert (affine.dtype, affine.lowest, affine.highest) == (np.uint8, 0, 255)
+    assert (symmetric.dtype, symmetric.zero_point) == (np.int8, 0)
+    assert affine.scale < 0.53 * symmetric.scale
+    assert quant_params(balanced, "cpu").scale == pytest.approx(quant_params(balanced, "tensorrt").scale, rel=0.01)
 
 
 def test_the_largest_pair_is_that_of_rows_2i_and_2i_plus_1():

@@ -11,10 +11,11 @@ import reference
 import torch
 
 from vitrm.calib.calibration import calibrate
-from vitrm.calib.ranges import Range
+from vitrm.calib.fake_quant import FakeQuantizer
+from vitrm.calib.methods import Range
+from vitrm.calib.quant_params import quant_table
 from vitrm.calib.sensitivity import sensitivity
-from vitrm.calib.simulation import Int8
-from vitrm.calib.sites import Site, Start, run_watched
+from vitrm.calib.sites import Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import load
 
@@ -42,37 +43,36 @@ def images():
 
 def test_a_run_can_go_on_from_any_step(checkpoint, images):
     model, tensor = checkpoint.build(), torch.from_numpy(images[:4])
-    whole, met = run_watched(model, tensor, STEPS), []
+    whole, met = run_observed(model, tensor, STEPS), []
     with torch.no_grad():
         embedded = model.embed(tensor)
-    rest = run_watched(model, tensor, STEPS, lambda site, _: met.append(site), Start(1, embedded, whole[0]))
+    rest = run_observed(model, tensor, STEPS, lambda site, _: met.append(site), Start(1, embedded, whole[0]))
     assert len(rest) == STEPS - 1
     assert torch.equal(rest[-1].y, whole[-1].y)
     assert {site.step for site in met if site.role == "latents"} == {2, 3}
 
 
 def test_the_noise_of_one_site_is_that_of_its_rounding_alone(checkpoint, calibration, images):
-    found = sensitivity(checkpoint, calibration, images, target="cpu", shared=False)
+    found = sensitivity(checkpoint, calibration, quant_table(calibration, "cpu", shared=False), images)
     assert set(found.noise) == set(calibration.ranges)
     assert all(0 < noise < 0.1 for noise in found.noise.values())
     # By hand, for one site in the middle: that weight and that input are rounded, at that step.
     site, model, tensor = Site(2, "latents", "block.1.ffn.up"), checkpoint.build(), torch.from_numpy(images)
     with torch.no_grad():
-        exact = model.heads(run_watched(model, tensor, STEPS)[-1].y)[0].double()
-        int8 = Int8(model, calibration, target="cpu", shared=False)
-        int8.at = frozenset({site})
-        rounded = model.heads(run_watched(model, tensor, STEPS, int8)[-1].y)[0].double()
+        exact = model.heads(run_observed(model, tensor, STEPS)[-1].y)[0].double()
+        int8 = FakeQuantizer.of(model, quant_table(calibration, "cpu", shared=False)).only(site)
+        rounded = model.heads(run_observed(model, tensor, STEPS, int8)[-1].y)[0].double()
     expected = float((rounded - exact).square().sum() / (exact - exact.mean(0)).square().sum())
     assert found.noise[site] == pytest.approx(expected, rel=1e-4)
 
 
 def test_noises_nearly_add_up(checkpoint, calibration, images):
-    found = sensitivity(checkpoint, calibration, images, target="cpu", shared=False)
+    found = sensitivity(checkpoint, calibration, quant_table(calibration, "cpu", shared=False), images)
     model, tensor = checkpoint.build(), torch.from_numpy(images)
     with torch.no_grad():
-        exact = model.heads(run_watched(model, tensor, STEPS)[-1].y)[0].double()
-        everything = Int8(model, calibration, target="cpu", shared=False)
-        rounded = model.heads(run_watched(model, tensor, STEPS, everything)[-1].y)[0].double()
+        exact = model.heads(run_observed(model, tensor, STEPS)[-1].y)[0].double()
+        everything = FakeQuantizer.of(model, quant_table(calibration, "cpu", shared=False))
+        rounded = model.heads(run_observed(model, tensor, STEPS, everything)[-1].y)[0].double()
     total = float((rounded - exact).square().sum() / (exact - exact.mean(0)).square().sum())
     assert sum(found.noise.values()) == pytest.approx(total, rel=0.5)
 
@@ -81,10 +81,10 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     bad = Site(2, "answer", "block.1.ffn.down")
     ranges = {s: Range(30 * r.low, 30 * r.high) if s == bad else r for s, r in calibration.ranges.items()}
     worse = replace(calibration, ranges=ranges)
-    own = sensitivity(checkpoint, worse, images, target="tensorrt", shared=False)
+    own = sensitivity(checkpoint, worse, quant_table(worse, "tensorrt", shared=False), images)
     assert own.ranked()[0][0] == (bad,)
     # Where steps share their scales, the layer hurts, and goes, at every step.
-    shared = sensitivity(checkpoint, worse, images, target="tensorrt", shared=True)
+    shared = sensitivity(checkpoint, worse, quant_table(worse, "tensorrt", shared=True), images)
     sites, noise = shared.ranked()[0]
     assert sites == tuple(Site(step, bad.role, bad.layer) for step in range(1, STEPS + 1))
     assert noise == pytest.approx(sum(shared.noise[s] for s in sites))
@@ -96,3 +96,12 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     assert written["noise"][str(bad)] == own.noise[bad]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(list(written["noise"].values())).all()
+
+
+def test_a_fake_quantizer_changes_no_weight(checkpoint, calibration, images):
+    model, tensor = checkpoint.build(), torch.from_numpy(images[:4])
+    exact = run_observed(model, tensor, STEPS)[-1].y
+    quantizer = FakeQuantizer.of(model, quant_table(calibration, "cpu", shared=False))
+    assert not torch.equal(run_observed(model, tensor, STEPS, quantizer)[-1].y, exact)
+    assert torch.equal(run_observed(model, tensor, STEPS)[-1].y, exact)
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in checkpoint.weights.items())

@@ -10,7 +10,7 @@ import torch
 from vitrm import checkpoint as checkpoints
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import load
-from vitrm.export import pipeline as artifact
+from vitrm.export import pipeline
 from vitrm.export.graph.fragments import Fragments, trace_vitrm
 from vitrm.export.graph.layouts import Recursion
 from vitrm.model import ViTRM
@@ -33,7 +33,7 @@ def _trace_each_model_once():
         return traced[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, "trace_vitrm", trace)
+        patch.setattr(pipeline, "trace_vitrm", trace)
         yield
 
 

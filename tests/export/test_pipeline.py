@@ -26,8 +26,9 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.config import preset
 from vitrm.data import load
 from vitrm.errors import UserError
-from vitrm.export import cli, export
-from vitrm.export import pipeline as artifact
+from vitrm.export import cli, export, write
+from vitrm.export.graph import layouts
+from vitrm.export.images import verification_images
 from vitrm.export.verify import verify
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
@@ -168,7 +169,7 @@ def test_photographs_are_added_to_validation_images_that_are_few(tmp_path):
     )
     made = export(checkpoint, tmp_path / "a.onnx")
     assert made.verified_on.endswith("validation images, which are 2, and crops of photographs")
-    images, _ = artifact.verification_images(checkpoint, None)
+    images, _ = verification_images(checkpoint, None)
     np.testing.assert_array_equal(images[:2], load(str(tmp_path / "photos"), "validation").floats())
     settings = {"steps": 1, "halt_threshold": 2.0, "precision": "fp32"}
     assert verify(made.path, checkpoint.build(), images, **settings, seconds=600).images == 64
@@ -184,8 +185,8 @@ def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, 
     assert "is a file: name a folder" in capsys.readouterr().err
     assert cli.main([str(run), "--graph", "stepwise", "-o", str(tmp_path / "a.onnx")]) == 2
     assert "leave out .onnx" in capsys.readouterr().err
-    stepwise = artifact.shapes.stepwise
-    monkeypatch.setattr(artifact.shapes, "stepwise", lambda r: {k: v for k, v in stepwise(r).items() if k != "heads"})
+    stepwise = layouts.stepwise
+    monkeypatch.setattr(layouts, "stepwise", lambda r: {k: v for k, v in stepwise(r).items() if k != "heads"})
     assert cli.main([str(run), "--graph", "stepwise", "-o", str(tmp_path / "b")]) == 2
     assert "lacks heads.onnx" in capsys.readouterr().err
     assert (folder / "chapter1.tex").read_text() == "important"
@@ -224,9 +225,9 @@ def test_baselines_export(name, precision, digits, tmp_path):
 def test_a_graph_that_differs_gets_no_name(run, tmp_path, monkeypatch):
     target = tmp_path / "a.onnx"
     target.write_bytes(b"an earlier file")
-    unrolled = artifact.shapes.unrolled
+    unrolled = layouts.unrolled
     # One step too few: the kind of mistake that verification is for.
-    monkeypatch.setattr(artifact.shapes, "unrolled", lambda r, steps, *rest: unrolled(r, steps - 1, *rest))
+    monkeypatch.setattr(layouts, "unrolled", lambda r, steps, *rest: unrolled(r, steps - 1, *rest))
     with pytest.raises(UserError, match=r"differs from the eager model: logits by"):
         export(checkpoints.load(run), target, steps=4)
     assert target.read_bytes() == b"an earlier file"
@@ -429,7 +430,7 @@ def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
 
 
 def test_weights_beyond_what_an_onnx_file_holds_are_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "MAX_FILE", 1000)  # two gigabytes of weights take too long to make
+    monkeypatch.setattr(write, "MAX_FILE", 1000)  # two gigabytes of weights take too long to make
     for graph in ("unrolled", "stepwise"):
         target = tmp_path / ("a" if graph == "stepwise" else "a.onnx")
         with pytest.raises(UserError, match=r"weights take .* GB, an ONNX file has at most .*--fp16 or --int8"):

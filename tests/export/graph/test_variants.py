@@ -15,7 +15,8 @@ from vitrm.calib.calibration import calibrate
 from vitrm.calib.sites import ROLES
 from vitrm.data import load
 from vitrm.export import export
-from vitrm.export.tensorrt.build import EngineOptions, build_engine
+from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions
 
 STEPS = 3
 GRAPHS = ("unrolled", "loop", "stepwise")
@@ -105,7 +106,7 @@ def test_every_linear_layer_of_the_block_is_calibrated_in_each_role(checkpoint, 
 
 @pytest.mark.rtx
 def test_tensorrt_builds_them(made, tmp_path):
-    options = EngineOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
+    options = PlanOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
     sources = [
         made[graph, precision, target]
         for graph in GRAPHS

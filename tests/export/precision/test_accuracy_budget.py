@@ -12,7 +12,7 @@ from small_models import STEPS, make_checkpoint
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
-from vitrm.calib.ranges import Range
+from vitrm.calib.methods import Range
 from vitrm.calib.sites import Site
 from vitrm.data import load
 from vitrm.errors import UserError

@@ -15,15 +15,17 @@ from small_models import SMALL, small
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate, load_calibration
+from vitrm.calib.quant_params import quant_table
 from vitrm.calib.quantize import quantize_weight
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
 from vitrm.errors import UserError
 from vitrm.export import cli, export
-from vitrm.export import pipeline as artifact
-from vitrm.export.graph import layouts as shapes
+from vitrm.export import images as export_images
+from vitrm.export.graph import layouts
 from vitrm.export.graph.fragments import trace_vitrm
+from vitrm.export.precision import scales
 from vitrm.export.precision.conversion import int8_fragments
 from vitrm.export.verify import check_integer_sums
 from vitrm.runtime.artifact.metadata import Metadata
@@ -126,12 +128,13 @@ def test_the_papers_model_in_int8_takes_less_than_three_tenths(paper, target, tm
         ir.save(model, tmp_path / "a.onnx")
         return (tmp_path / "a.onnx").stat().st_size
 
-    by_step = tuple(int8_fragments(traced, calibration, target, step, frozenset()) for step in range(1, 7))
-    shared = int8_fragments(traced, calibration, target, None, frozenset())
-    unrolled = shapes.unrolled(shapes.Recursion(config, by_step[0], by_step), 6)
-    assert size(unrolled) <= 0.30 * size(shapes.unrolled(shapes.Recursion(config, traced), 6))
-    loop = shapes.loop(shapes.Recursion(config, shared))
-    assert size(loop) <= 0.30 * size(shapes.loop(shapes.Recursion(config, traced)))
+    own, common = (quant_table(calibration, target, shared=shared) for shared in (False, True))
+    by_step = tuple(int8_fragments(traced, own, step) for step in range(1, 7))
+    shared = int8_fragments(traced, common)
+    unrolled = layouts.unrolled(layouts.Recursion(config, by_step[0], by_step), 6)
+    assert size(unrolled) <= 0.30 * size(layouts.unrolled(layouts.Recursion(config, traced), 6))
+    loop = layouts.loop(layouts.Recursion(config, shared))
+    assert size(loop) <= 0.30 * size(layouts.loop(layouts.Recursion(config, traced)))
 
 
 def test_no_integer_sum_can_saturate_on_any_cpu(made, tmp_path):
@@ -154,7 +157,7 @@ def test_no_integer_sum_can_saturate_on_any_cpu(made, tmp_path):
 def paper():
     config = preset("paper")
     checkpoint = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict())
-    few = calibrate(checkpoint, 6, images=load("digits", "train").take(slice(0, 4)), estimator="minmax")
+    few = calibrate(checkpoint, 6, images=load("digits", "train").take(slice(0, 4)), method="minmax")
     return checkpoint, trace_vitrm(checkpoint.build()), few
 
 
@@ -212,14 +215,14 @@ def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
 ):
     """Between its looking for the file and its writing it, another export has written it."""
     file = tmp_path / "c.json"
-    kept = replace(calibration, estimator="minmax")
+    kept = replace(calibration, method="minmax")
 
     def meanwhile(*args, **options):
         found = calibrate(*args, **options)
         kept.save(file)
         return found
 
-    monkeypatch.setattr(artifact, "calibrate", meanwhile)
+    monkeypatch.setattr(scales, "calibrate", meanwhile)
     settings = {"precision": "int8", "target": "tensorrt", "calibration": file}
     made = export(checkpoint, tmp_path / "a.onnx", steps=calibration.steps, **settings)
     assert made.calibration == kept
@@ -233,7 +236,7 @@ def test_of_two_exports_that_calibrate_into_one_file_the_first_one_counts(
 
 
 def test_a_request_is_checked_before_minutes_of_calibration(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "calibrate", None)
+    monkeypatch.setattr(scales, "calibrate", None)
     for path, message in ((tmp_path / "a.txt", "ending in"), (tmp_path, "is a folder|ending in")):
         with pytest.raises(UserError, match=message):
             export(checkpoint, path, precision="int8", calibration=tmp_path / "c.json")
@@ -306,7 +309,7 @@ def _normalize(model: torch.nn.Module, images: np.ndarray) -> None:
 )
 def test_a_network_of_convolutions_in_int8(name, target, convolutions, tmp_path, monkeypatch):
     few = load("digits", "train").take(slice(0, 64))
-    monkeypatch.setattr(artifact, "calibration_images", lambda *_: (few, ""))
+    monkeypatch.setattr(export_images, "calibration_images", lambda *_: (few, ""))
     torch.manual_seed(0)
     config = small(name) if name in SMALL else preset(name)
     model = build_model(config)

@@ -24,8 +24,7 @@ from small_models import with_props
 import vitrm.runtime
 from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
-from vitrm.export import cli, export
-from vitrm.export import pipeline as artifact
+from vitrm.export import cli, export, pipeline
 from vitrm.export.targets import triton
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.sidecar import Engine, Sidecar, sidecar_path
@@ -202,7 +201,7 @@ def test_an_exported_file_is_added_as_it_is(tmp_path, files, capsys):
 @pytest.fixture
 def no_work(monkeypatch):
     """Nothing may be exported."""
-    monkeypatch.setattr(artifact, "export_onnx", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(pipeline, "export_onnx", lambda *_: pytest.fail("the work has begun"))
 
 
 @pytest.mark.rtx

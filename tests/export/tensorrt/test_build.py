@@ -22,8 +22,10 @@ from vitrm import checkpoint as checkpoints
 from vitrm.errors import UserError
 from vitrm.export import cli, export
 from vitrm.export.doctor import diagnose
-from vitrm.export.tensorrt import build as engine
-from vitrm.export.tensorrt.build import EngineOptions, build_engine, normal_gpu, toolchain
+from vitrm.export.tensorrt import build
+from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions, normal_gpu
+from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.system.gpus import Gpu, Gpus
@@ -31,7 +33,7 @@ from vitrm.runtime.system.gpus import Gpu, Gpus
 FLOAT, HALF, INT8, UINT8, INT32, INT64, BOOL = (
     getattr(TensorProto, n) for n in ("FLOAT", "FLOAT16", "INT8", "UINT8", "INT32", "INT64", "BOOL")
 )
-RTX = EngineOptions(gpus=("sm89",), flavour="rtx")
+RTX = PlanOptions(gpus=("sm89",), flavour="rtx")
 NO_GPU = Gpus((), None, "no NVIDIA driver is installed")
 
 
@@ -177,7 +179,7 @@ def test_what_tensorrt_does_not_take_is_told(model, message, tmp_path):
 @pytest.mark.rtx
 def test_a_builder_that_crashes_is_a_message(tmp_path, monkeypatch):
     # Not found out beforehand, as the next kind of crash will not be.
-    monkeypatch.setattr(engine, "check_graph", lambda path: onnx.load(str(path)))
+    monkeypatch.setattr(build, "check_graph", lambda path: onnx.load(str(path)))
     onnx.save(attention(), tmp_path / "a.onnx")
     with pytest.raises(UserError, match=r"TensorRT for RTX .* builder crashed \(signal 11\) on this graph"):
         build_engine(tmp_path / "a.onnx", tmp_path / "a.plan", RTX, metadata=object())  # type: ignore[arg-type]
@@ -233,7 +235,7 @@ def test_a_builder_that_is_killed_is_a_message(run, tmp_path, halting_builder):
 def test_too_little_workspace_is_told(run, tmp_path):
     source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1, graph="loop").path
     with pytest.raises(UserError, match=r"give it more with --workspace.*all it said is in .*a\.plan\.log"):
-        build_engine(source, tmp_path / "a.plan", EngineOptions(gpus=("sm89",), workspace_mib=1, flavour="rtx"))
+        build_engine(source, tmp_path / "a.plan", PlanOptions(gpus=("sm89",), workspace_mib=1, flavour="rtx"))
     assert "ERROR" in (tmp_path / "a.plan.log").read_text()
     build_engine(source, tmp_path / "a.plan", RTX)
     assert not (tmp_path / "a.plan.log").exists()  # of an attempt that is of the past
@@ -287,12 +289,12 @@ def test_a_stopped_build_leaves_nothing(run, tmp_path, halting_builder):
 )
 def test_what_cannot_be_built_is_told_at_once(options, gpus, message):
     with pytest.raises(UserError, match=message):
-        toolchain(EngineOptions(flavour="rtx", **options), gpus)
+        toolchain(PlanOptions(flavour="rtx", **options), gpus)
 
 
 @pytest.mark.rtx
 def test_chooses_what_to_build_for():
-    rtx = EngineOptions(flavour="rtx")
+    rtx = PlanOptions(flavour="rtx")
     everywhere = toolchain(rtx, NO_GPU)
     assert everywhere.gpus == ["sm80", "sm86", "sm89", "sm120", "sm121"]
     assert not everywhere.runs_here
@@ -300,14 +302,14 @@ def test_chooses_what_to_build_for():
     assert here.gpus == ["sm89"]
     assert here.runs_here
     assert not toolchain(
-        EngineOptions(flavour="rtx", gpus=("8.6",)), Gpus((Gpu("NVIDIA L4", "sm89", 1),), "13")
+        PlanOptions(flavour="rtx", gpus=("8.6",)), Gpus((Gpu("NVIDIA L4", "sm89", 1),), "13")
     ).runs_here
 
 
 @pytest.mark.skipif("full" in installed(), reason="TensorRT is installed")
 def test_a_tensorrt_that_is_missing_is_named():
     with pytest.raises(UserError, match=r'TensorRT is not installed: pip install "vitrm\[tensorrt\]"'):
-        toolchain(EngineOptions(flavour="full"), NO_GPU)
+        toolchain(PlanOptions(flavour="full"), NO_GPU)
 
 
 def test_gpus_have_many_spellings():

@@ -17,16 +17,16 @@ from vitrm.calib.calibration import calibrate
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
-from vitrm.export import export
-from vitrm.export import pipeline as artifact
+from vitrm.export import export, images
 from vitrm.export.graph.layouts import unrolled
-from vitrm.export.tensorrt.build import Built, EngineOptions, build_engine
+from vitrm.export.tensorrt.build import BuildResult, build_engine
+from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.metadata import PARTS, Metadata
 from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path
 from vitrm.runtime.halting.store import store_threshold
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow]  # a plan takes a minute to build
-OPTIONS = EngineOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
+OPTIONS = PlanOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")
 
 
 def test_every_graph_and_precision_builds(run, tmp_path):
@@ -41,7 +41,7 @@ def test_every_graph_and_precision_builds(run, tmp_path):
                 checkpoint, tmp_path / name, steps=2, graph=graph, precision=precision, **int8
             ).path
 
-    def build(source: Path) -> Built:
+    def build(source: Path) -> BuildResult:
         return build_engine(source, tmp_path / f"{source.stem}{'-plans' if source.is_dir() else '.plan'}", OPTIONS)
 
     with ThreadPoolExecutor(2) as pool:  # the builds are processes of their own
@@ -71,7 +71,7 @@ def test_every_graph_and_precision_builds(run, tmp_path):
 def test_halting_and_every_step_build_with_several_profiles(recursion, run, tmp_path):
     metadata = export(checkpoints.load(run), tmp_path / "plain.onnx", steps=1).metadata
     ir.save(unrolled(recursion, 2, 0.9, every_step=True), tmp_path / "halting.onnx")
-    options = EngineOptions(gpus=("sm86", "sm89"), profiles=((1, 1, 1), (2, 8, 32)), flavour="rtx")
+    options = PlanOptions(gpus=("sm86", "sm89"), profiles=((1, 1, 1), (2, 8, 32)), flavour="rtx")
     built = build_engine(tmp_path / "halting.onnx", tmp_path / "halting.engine", options, metadata=metadata)
     assert built.engine.profiles == [[1, 1, 1], [2, 8, 32]]
     assert built.engine.gpus == ["sm86", "sm89"]
@@ -80,11 +80,11 @@ def test_halting_and_every_step_build_with_several_profiles(recursion, run, tmp_
 @pytest.mark.parametrize("name", ["resnet18", *(name for name in SMALL if name != "mobilenetv2-cifar")])
 def test_baselines_in_int8_build(tmp_path, monkeypatch, name):
     few = load("digits", "train").take(slice(0, 64))
-    monkeypatch.setattr(artifact, "calibration_images", lambda *_: (few, ""))
+    monkeypatch.setattr(images, "calibration_images", lambda *_: (few, ""))
     torch.manual_seed(0)
     config = small(name) if name in SMALL else preset(name)
     net = Checkpoint(model=config, data={"name": "digits"}, weights=build_model(config).state_dict(), source="net")
-    made = export(net, tmp_path / "net.plan", precision="int8", engine=OPTIONS)
+    made = export(net, tmp_path / "net.plan", precision="int8", plan=OPTIONS)
     assert made.metadata.graph == "single"
     assert made.int8_weights
     assert read_sidecar(made.path).metadata.target == "tensorrt"
@@ -98,7 +98,7 @@ def test_a_plan_is_exported_in_one_go(run, tmp_path, digits):
         steps=2,
         precision="fp16",
         images=digits[:16],
-        engine=OPTIONS,
+        plan=OPTIONS,
         progress=told.append,
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["engine.plan", "engine.plan.json"]

@@ -202,11 +202,12 @@ def test_no_door_leads_to_weights_from_elsewhere(door: str, loop: Path, place: P
 
 @pytest.mark.rtx
 def test_a_plan_is_not_built_of_weights_from_elsewhere(loop: Path, place: Path) -> None:
-    from vitrm.export.tensorrt.build import EngineOptions, build_engine
+    from vitrm.export.tensorrt.build import build_engine
+    from vitrm.export.tensorrt.options import PlanOptions
 
     path = external(loop, place / "a.onnx", "../weights")
     with pytest.raises(UserError, match="expected a file beside it"):
-        build_engine(path, place / "a.plan", EngineOptions(gpus=("sm89",), flavour="rtx"))
+        build_engine(path, place / "a.plan", PlanOptions(gpus=("sm89",), flavour="rtx"))
 
 
 @pytest.mark.parametrize(

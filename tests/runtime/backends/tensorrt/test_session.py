@@ -22,7 +22,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.export.tensorrt.build import EngineOptions, build_engine
+from vitrm.export.tensorrt.build import build_engine
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
@@ -53,7 +53,7 @@ def images() -> np.ndarray:
 def built(tmp_path_factory: pytest.TempPathFactory, loop: Path) -> Path:
     """A real plan, for sm89, of the loop."""
     path = tmp_path_factory.mktemp("plans") / "engine.plan"
-    options = EngineOptions(gpus=("sm89",), profiles=PROFILES, flavour="rtx")
+    options = PlanOptions(gpus=("sm89",), profiles=PROFILES, flavour="rtx")
     return build_engine(loop, path, options, source="runs/mine").path
 
 
@@ -336,12 +336,12 @@ def plans(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str
     """Every graph and precision, for the GPU here."""
     folder = tmp_path_factory.mktemp("gpu")
     checkpoint = checkpoints.load(str(run))
-    engine = EngineOptions(profiles=((1, 1, 1), (2, 4, 8)))
+    engine = PlanOptions(profiles=((1, 1, 1), (2, 4, 8)))
     made = {}
     for graph in ("unrolled", "loop", "stepwise"):
         for precision in LIMITS:
             name = f"{graph}-{precision}" + ("" if graph == "stepwise" else ".plan")
-            exported = export(checkpoint, folder / name, steps=4, graph=graph, precision=precision, engine=engine)
+            exported = export(checkpoint, folder / name, steps=4, graph=graph, precision=precision, plan=engine)
             assert exported.plan_verified
             made[graph, precision] = exported.path
     return made
@@ -431,7 +431,7 @@ def test_threads_and_views_do_not_disturb_each_other(plans, images, graph) -> No
 
 @pytest.mark.gpu
 def test_a_plan_without_weights_takes_them_from_beside_it(plans, artifact, run, images, tmp_path) -> None:
-    options = EngineOptions(profiles=((1, 4, 8),), strip_weights=True)
+    options = PlanOptions(profiles=((1, 4, 8),), strip_weights=True)
     built = build_engine(artifact, tmp_path / "thin.plan", options)
     whole = build_engine(artifact, tmp_path / "whole.plan", replace(options, strip_weights=False))
     assert built.bytes < whole.bytes

@@ -1,0 +1,99 @@
+"""Scales and zero points of activations in int8: one table, which the fake quantizer and the exported graph both read.
+
+    target     integers              value ≈
+    tensorrt   int8, −128 … 127      scale · q                  symmetric
+    cpu        uint8, 0 … 255        scale · (q − zero point)   affine
+
+A site that stays floating point is listed as such; one that the calibration did not meet is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from vitrm.calib.calibration import Calibration
+from vitrm.calib.methods import Range
+from vitrm.calib.quantize import LEVELS
+from vitrm.calib.sites import Site
+from vitrm.errors import UserError
+
+
+class QuantParams(NamedTuple):
+    """The map between a site's values and their integers: value ≈ scale · (q − zero_point)."""
+
+    scale: np.float32
+    zero_point: np.int8 | np.uint8
+
+    @property
+    def dtype(self) -> np.dtype[np.int8] | np.dtype[np.uint8]:
+        """The type of the integers."""
+        return self.zero_point.dtype
+
+    @property
+    def lowest(self) -> int:
+        """The lowest integer."""
+        return int(np.iinfo(self.dtype).min)
+
+    @property
+    def highest(self) -> int:
+        """The highest integer."""
+        return int(np.iinfo(self.dtype).max)
+
+
+def quant_params(values: Range, target: str) -> QuantParams:
+    """Scale and zero point for a range of values that includes 0; `target` is "cpu" or "tensorrt"."""
+    if target == "tensorrt":
+        return QuantParams(np.float32(max(-values.low, values.high) / LEVELS), np.int8(0))
+    scale = np.float32((values.high - values.low) / 255)
+    return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
+
+
+@dataclass(frozen=True)
+class QuantTable:
+    """The `QuantParams` of every site."""
+
+    params: Mapping[Site, QuantParams]
+    target: str  # "cpu" or "tensorrt"
+    shared: bool  # whether all steps have the same
+    floating: frozenset[Site] = frozenset()  # sites that stay floating point
+
+    def quantizes(self, site: Site) -> bool:
+        """True unless the site stays floating point."""
+        return site not in self.floating
+
+    def __getitem__(self, site: Site) -> QuantParams:
+        """The parameters of a site.  Raises `UserError` for one that the calibration did not meet."""
+        try:
+            return self.params[site]
+        except KeyError:
+            raise UserError(f"the calibration has no range for {site}: calibrate again") from None
+
+    def keeping(self, floating: Collection[Site]) -> QuantTable:
+        """The same table, with these sites, and no others, in floating point."""
+        return replace(self, floating=frozenset(floating))
+
+    def only(self, site: Site) -> QuantTable:
+        """The same table, with all sites but this one in floating point."""
+        return self.keeping(self.params.keys() - {site})
+
+
+def quant_table(calibration: Calibration, target: str, *, shared: bool) -> QuantTable:
+    """Computes the parameters of every site of a calibration, once for all that read them.
+
+    Args:
+        calibration: the activations' ranges.
+        target: "cpu" (uint8 with a zero point) or "tensorrt" (symmetric int8).
+        shared: whether all steps share the widest of their ranges, as a `loop` and a `stepwise` must; else each step has
+            its own.
+    """
+    if not shared:
+        return QuantTable({site: quant_params(r, target) for site, r in calibration.ranges.items()}, target, shared)
+    widest = {
+        (role, layer): quant_params(calibration.shared(role, layer), target)
+        for role, layer in {(site.role, site.layer) for site in calibration.ranges}
+    }
+    return QuantTable({site: widest[site.role, site.layer] for site in calibration.ranges}, target, shared)
