@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.fields import shown
 from vitrm.system.files import check_regular
 
@@ -260,7 +260,7 @@ def _decoded(file: Path) -> NDArray[np.uint8]:
                 raise ValueError(f"it has {image.width} × {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # decoders raise anything for a damaged file: IndexError, struct.error, MemoryError, …
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = first_line(error)
         raise UserError(f"{file} cannot be read as an image ({why}): replace or remove it") from None
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.metadata import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.saturation import integer_products
@@ -191,5 +191,4 @@ def _tried(tool: str, make: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # the tools raise all kinds
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{tool} failed: {type(error).__name__}: {lines[0][:200]}") from None
+        raise UserError(f"{tool} failed: {first_line(error, named=True)}") from None

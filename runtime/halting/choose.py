@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitrm.data import affordable
 from vitrm.errors import UserError
+from vitrm.model_size import NEVER
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.session import Session
@@ -120,7 +121,7 @@ def run_every_step(
                 state.step()
                 answers.append(state.result)
         else:
-            answers = [session.infer(images, steps=s, halt_threshold=2.0) for s in range(1, steps + 1)]
+            answers = [session.infer(images, steps=s, halt_threshold=NEVER) for s in range(1, steps + 1)]
         right.append(np.stack([a.logits.argmax(1) == labels for a in answers]))
         halts.append(np.stack([a.halt_prob for a in answers if a.halt_prob is not None]))
         if progress:

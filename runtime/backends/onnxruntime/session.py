@@ -16,7 +16,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.interface import check_tensors
 from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
 from vitrm.runtime.artifact.onnx_file import inspect
-from vitrm.runtime.backends.onnxruntime.binding import Graph
+from vitrm.runtime.backends.onnxruntime.binding import BoundGraph
 from vitrm.runtime.backends.onnxruntime.providers import create, load_onnxruntime
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system import machine
@@ -45,12 +45,12 @@ class OnnxRuntimeSession(Session):
         bound: bool | None = None,
         verify: bool = True,
     ) -> None:
-        """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.Graph`."""
+        """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.BoundGraph`."""
         ort = load_onnxruntime()
         file = inspect(path, verify=verify)
         self.path, self.metadata = path, file.metadata
         session, running = create(ort, file, device, threads, provider)
-        self._graph = Graph(session, running, str(path), bound=bound)
+        self._graph = BoundGraph(session, running, str(path), bound=bound)
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets

@@ -1,8 +1,8 @@
 """TensorRT plans, on the GPU they were built for.  Needs TensorRT and CUDA's bindings, never torch.
 
-Each inference has a lane to itself: an execution context, a stream, pinned buffers on the host and buffers on the GPU,
-all of one batch size.  A thread takes a lane and gives it back, so threads share a session without waiting.  What a
-lane does is captured as a CUDA graph where that is possible, and is then one call.
+Each inference has an executor to itself: an execution context, a stream, pinned buffers on the host and buffers on the GPU,
+all of one batch size.  A thread takes an executor and gives it back, so threads share a session without waiting.  What an
+executor does is captured as a CUDA graph where that is possible, and is then one call.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_size import MAX_STEPS, NEVER
 from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.artifact.sidecar import Sidecar, weights_path
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Graph, PinnedArray, Stream
-from vitrm.runtime.backends.tensorrt.plan import Context, Plan, Tensor, choose_profile
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, CudaGraph, DeviceMemory, PinnedArray, Stream
+from vitrm.runtime.backends.tensorrt.plan import Context, Plan, PlanTensor, choose_profile
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system.gpus import find_gpus
 
-_IDLE_LANES = 4  # kept for the batch sizes used last; each holds memory on the GPU
+_IDLE_EXECUTORS = 4  # kept for the batch sizes used last; each holds memory on the GPU
 _ANSWERS = (LOGITS, HALT_PROB, STEPS_USED)
 
 
-class Lane(Protocol):
-    """What one inference at a time works with."""
+class Executor(Protocol):
+    """The context and buffers that one inference at a time works with."""
 
     batch: int
 
@@ -40,20 +40,20 @@ class Lane(Protocol):
     def device_bytes(self) -> int: ...
 
 
-L = TypeVar("L", bound=Lane)
+E = TypeVar("E", bound=Executor)
 
 
-class Lanes(Generic[L]):
-    """Lanes by batch size: made when there is no idle one, kept for the next inference."""
+class ExecutorPool(Generic[E]):
+    """Executors by batch size, made when there is no idle one and kept for the next inference."""
 
-    def __init__(self, make: Callable[[int], L], keep: int = _IDLE_LANES) -> None:
+    def __init__(self, make: Callable[[int], E], keep: int = _IDLE_EXECUTORS) -> None:
         self._make, self._keep = make, keep
-        self._idle: OrderedDict[int, list[L]] = OrderedDict()  # the batch size used last is last
-        self._all: weakref.WeakSet[L] = weakref.WeakSet()
-        self._lock = threading.RLock()  # a finaliser may give a lane back in the midst of it
+        self._idle: OrderedDict[int, list[E]] = OrderedDict()  # the batch size used last is last
+        self._all: weakref.WeakSet[E] = weakref.WeakSet()
+        self._lock = threading.RLock()  # a finalizer may give an executor back in the midst of it
 
-    def take(self, batch: int) -> L:
-        """A lane that nobody else has, until it is given back."""
+    def take(self, batch: int) -> E:
+        """An executor that nobody else has, until it is given back."""
         with self._lock:
             idle = self._idle.get(batch)
             if idle:
@@ -63,33 +63,33 @@ class Lanes(Generic[L]):
             self._all.add(made)
         return made
 
-    def give_back(self, lane: L) -> None:
-        """Keeps the lane for the next who asks for its batch size, in place of the one unused for longest."""
+    def give_back(self, executor: E) -> None:
+        """Keeps the executor for the next who asks for its batch size, in place of the one unused for longest."""
         with self._lock:
-            self._idle.setdefault(lane.batch, []).append(lane)
-            self._idle.move_to_end(lane.batch)
+            self._idle.setdefault(executor.batch, []).append(executor)
+            self._idle.move_to_end(executor.batch)
             while sum(map(len, self._idle.values())) > self._keep:
-                oldest = next(batch for batch, lanes in self._idle.items() if lanes)
+                oldest = next(batch for batch, executors in self._idle.items() if executors)
                 self._idle[oldest].pop(0)
 
     @contextmanager
-    def one(self, batch: int) -> Iterator[L]:
-        """A lane for one inference.  One whose inference failed is not used again."""
-        lane = self.take(batch)
-        yield lane
-        self.give_back(lane)
+    def borrow(self, batch: int) -> Iterator[E]:
+        """Lends an executor for one inference.  One whose inference failed is not used again."""
+        executor = self.take(batch)
+        yield executor
+        self.give_back(executor)
 
     @property
     def device_bytes(self) -> int:
         """Memory on the GPU that all of them take."""
         with self._lock:
-            return sum(lane.device_bytes for lane in self._all)
+            return sum(executor.device_bytes for executor in self._all)
 
 
 class Port:
-    """An input or output of a lane: its pinned array, and the place on the GPU it is copied to or from."""
+    """An input or output of an executor: its pinned array, and the place on the GPU it is copied to or from."""
 
-    def __init__(self, cuda: Cuda, tensor: Tensor, batch: int) -> None:
+    def __init__(self, cuda: Cuda, tensor: PlanTensor, batch: int) -> None:
         self.name = tensor.name
         self.host: PinnedArray = cuda.pinned(tensor.at(batch), tensor.dtype)
         self.device: DeviceMemory | None = None if tensor.on_host else cuda.allocate(self.host.size)
@@ -108,8 +108,8 @@ class Port:
             cuda.copy(self.host.address, self.device.address, self.host.size, stream)
 
 
-class PlanLane:
-    """A lane of one plan: copy in, run, copy out."""
+class PlanExecutor:
+    """Runs one plan at one batch size: copies in, runs, copies out."""
 
     def __init__(self, plan: Plan, batch: int, cuda_graphs: bool) -> None:
         self.plan, self.batch, self.cuda = plan, batch, plan.cuda
@@ -121,7 +121,7 @@ class PlanLane:
         ports = {**self.inputs, **self.outputs}
         self.context: Context = plan.bind(batch, {n: p.address for n, p in ports.items()}, self.stream)
         self.device_bytes = plan.context_bytes + sum(p.device.size for p in ports.values() if p.device)
-        self.graph: Graph | None = None
+        self.graph: CudaGraph | None = None
         self.why_no_graph = "not asked for"
         if cuda_graphs:
             self._capture()
@@ -163,7 +163,7 @@ class PlanLane:
         if STEPS not in self.inputs:
             return True
         used = self.outputs[STEPS_USED].host.array
-        for steps, threshold, expected in ((3, 2.0, 3), (2, -1.0, 1), (1, 2.0, 1), (5, 2.0, 5)):
+        for steps, threshold, expected in ((3, NEVER, 3), (2, -1.0, 1), (1, NEVER, 1), (5, NEVER, 5)):
             self.inputs[STEPS].host.array[...] = steps
             self.inputs[HALT_THRESHOLD].host.array[...] = threshold
             self.run()
@@ -173,7 +173,7 @@ class PlanLane:
 
     def device_times(self, runs: int) -> NDArray[np.float64]:
         """Milliseconds on the GPU's clock of each of `runs` runs, without the copies."""
-        graph: Graph | None = None
+        graph: CudaGraph | None = None
         if self.graph is not None:
             graph = self.cuda.capture(self.stream, lambda: self.context.enqueue(self.stream))
 
@@ -220,7 +220,7 @@ class TensorRTSession(TensorRTBase, Session):
         self.metadata = plan.sidecar.metadata
         self.largest, self.profiles = plan.largest, plan.profiles
         self.threads = threads or 1
-        self.backend, self.device_kind, self.device = _where(plan)
+        self.backend, self.device_kind, self.device = describe_device(plan)
         weights = weights_path(path)
         self.size_bytes = path.stat().st_size + (weights.stat().st_size if plan.stripped else 0)
         inputs = {t.name for t in plan.tensors.values() if t.is_input}
@@ -232,8 +232,8 @@ class TensorRTSession(TensorRTBase, Session):
                 f"{path}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): build it again"
             )
-        self._lanes = Lanes(lambda batch: PlanLane(plan, batch, cuda_graphs))
-        self.notes = _notes(plan.sidecar, self.device)
+        self.executors = ExecutorPool(lambda batch: PlanExecutor(plan, batch, cuda_graphs))
+        self.notes = notes_on_plan(plan.sidecar, self.device)
 
     @property
     def takes_depth(self) -> bool:
@@ -241,37 +241,37 @@ class TensorRTSession(TensorRTBase, Session):
 
     @property
     def device_bytes(self) -> int:
-        return self.plan.sidecar.engine.bytes + self._lanes.device_bytes
+        return self.plan.sidecar.engine.bytes + self.executors.device_bytes
 
     def graph_problem(self, batch: int) -> str:
         """Why runs of `batch` images are not one CUDA graph; empty where they are."""
-        with self._lanes.one(self._pieces(batch)[0][1]) as lane:
-            return lane.why_no_graph
+        with self.executors.borrow(self._pieces(batch)[0][1]) as executor:
+            return executor.why_no_graph
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         pieces = self._pieces(len(images))
         if len(pieces) > 1:
             return None
-        with self._lanes.one(pieces[0][1]) as lane:
-            self._fill(lane, images, self.metadata.steps, self.metadata.halt_threshold)
-            lane.run()
-            return lane.device_times(runs)
+        with self.executors.borrow(pieces[0][1]) as executor:
+            self._fill(executor, images, self.metadata.steps, self.metadata.halt_threshold)
+            executor.run()
+            return executor.device_times(runs)
 
     def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         pieces = self._pieces(len(images))
 
         def run() -> Result:
             found = [self._run(images[part], padded, steps, halt_threshold) for part, padded in pieces]
-            return found[0] if len(found) == 1 else _joined(found)
+            return found[0] if len(found) == 1 else concatenate(found)
 
         return run
 
     def _run(self, images: NDArray[np.float32], padded: int, steps: int, halt_threshold: float) -> Result:
-        with self._lanes.one(padded) as lane:
-            self._fill(lane, images, steps, halt_threshold)
-            lane.run()
+        with self.executors.borrow(padded) as executor:
+            self._fill(executor, images, steps, halt_threshold)
+            executor.run()
             answers = [
-                lane.outputs[name].host.array[: len(images)].copy() if name in lane.outputs else None
+                executor.outputs[name].host.array[: len(images)].copy() if name in executor.outputs else None
                 for name in _ANSWERS
             ]
         logits, halt_prob, steps_used = answers
@@ -280,13 +280,13 @@ class TensorRTSession(TensorRTBase, Session):
             check_steps_used(steps_used, steps, fixed=not self._takes_depth and halt_threshold >= 1, name=self.name)
         return Result(logits, halt_prob, steps_used)
 
-    def _fill(self, lane: PlanLane, images: NDArray[np.float32], steps: int, halt_threshold: float) -> None:
-        pixels = lane.inputs[PIXELS].host.array
+    def _fill(self, executor: PlanExecutor, images: NDArray[np.float32], steps: int, halt_threshold: float) -> None:
+        pixels = executor.inputs[PIXELS].host.array
         pixels[: len(images)] = images
         pixels[len(images) :] = images[-1]
         if self._takes_depth:
-            lane.inputs[STEPS].host.array[...] = steps
-            lane.inputs[HALT_THRESHOLD].host.array[...] = halt_threshold
+            executor.inputs[STEPS].host.array[...] = steps
+            executor.inputs[HALT_THRESHOLD].host.array[...] = halt_threshold
 
 
 def check_steps_used(steps_used: NDArray[np.int64], steps: int, *, fixed: bool, name: str) -> None:
@@ -303,7 +303,7 @@ def check_steps_used(steps_used: NDArray[np.int64], steps: int, *, fixed: bool, 
         )
 
 
-def _joined(results: list[Result]) -> Result:
+def concatenate(results: list[Result]) -> Result:
     def join(name: str) -> Any:
         parts = [getattr(r, name) for r in results]
         return None if parts[0] is None else np.concatenate(parts)
@@ -311,12 +311,12 @@ def _joined(results: list[Result]) -> Result:
     return Result(join("logits"), join("halt_prob"), join("steps_used"))
 
 
-def _where(plan: Plan) -> tuple[str, str, str]:
+def describe_device(plan: Plan) -> tuple[str, str, str]:
     """Backend, kind of device, and the GPU in words."""
     return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", find_gpus().found[0].name
 
 
-def _notes(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
+def notes_on_plan(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
     """What a reader of its figures should know."""
     engine, notes = sidecar.engine, list(sidecar.notes)
     if engine.gpu_name and engine.gpu_name != gpu:
@@ -324,7 +324,7 @@ def _notes(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def capture_or_none(cuda: Cuda, stream: Stream, contexts: list[Context], work: Callable[[], None]) -> Graph | None:
+def capture_or_none(cuda: Cuda, stream: Stream, contexts: list[Context], work: Callable[[], None]) -> CudaGraph | None:
     """`work` as a graph; None where CUDA or TensorRT cannot capture it."""
     if not all(context.capturable(stream) for context in contexts):
         return None
