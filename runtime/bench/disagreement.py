@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from vitrm.runtime.bench.accuracy import NO_ANSWER, Predictions, least_certain
 from vitrm.runtime.bench.report import png
-from vitrm.runtime.bench.rows import Subject
+from vitrm.runtime.bench.rows import CaseEvidence
 
 _DIFFERING = 24  # images shown at most
 _UNCERTAIN = 12
 
 
-def gallery(subject: Subject, *, repeat: bool = False) -> str:
+def gallery(subject: CaseEvidence, *, repeat: bool = False) -> str:
     """HTML: a sentence with the counts, and the images; with `repeat`, no images where nothing differs."""
     name = f"<b>{escape(subject.name)}</b>"
     count = len(subject.sample)
@@ -41,7 +41,7 @@ def gallery(subject: Subject, *, repeat: bool = False) -> str:
     return _block(text, subject, order)
 
 
-def _worst_first(subject: Subject, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def _worst_first(subject: CaseEvidence, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Newly wrong, then newly right, then the rest; within each, the surest mistakes first."""
     sure = subject.predictions.probabilities.max(1)[indices]
     rank = np.full(len(indices), 2)
@@ -52,12 +52,12 @@ def _worst_first(subject: Subject, indices: NDArray[np.int64]) -> NDArray[np.int
     return indices[np.lexsort((-sure, rank))]
 
 
-def _block(text: str, subject: Subject, indices: NDArray[np.int64]) -> str:
+def _block(text: str, subject: CaseEvidence, indices: NDArray[np.int64]) -> str:
     tiles = "".join(_tile(subject, int(i)) for i in indices)
     return f'<p>{text}</p><ul class="gallery">{tiles}</ul>'
 
 
-def _tile(subject: Subject, i: int) -> str:
+def _tile(subject: CaseEvidence, i: int) -> str:
     sample = subject.sample
     label = None if sample.labels is None else int(sample.labels[i])
     truth = "" if label is None else _class(subject, label)
@@ -73,7 +73,7 @@ def _tile(subject: Subject, i: int) -> str:
     )
 
 
-def _answer(who: str, subject: Subject, predictions: Predictions, i: int, label: int | None) -> str:
+def _answer(who: str, subject: CaseEvidence, predictions: Predictions, i: int, label: int | None) -> str:
     top = int(predictions.top1[i])
     if top == NO_ANSWER:
         return f'<span class="wrong">{who}: not finite</span>'
@@ -83,6 +83,6 @@ def _answer(who: str, subject: Subject, predictions: Predictions, i: int, label:
     return f'<span class="{verdict}">{mark}{who}: {escape(_class(subject, top))} ({share * 100:.0f} %)</span>'
 
 
-def _class(subject: Subject, label: int) -> str:
+def _class(subject: CaseEvidence, label: int) -> str:
     classes = subject.sample.classes or tuple(subject.metadata.classes)
     return classes[label] if label < len(classes) else str(label)

@@ -18,7 +18,7 @@ from vitrm.runtime.bench.report.charts import Series, distribution_chart, line_c
 from vitrm.runtime.bench.report.style import STYLE
 from vitrm.runtime.bench.robustness import table as corruption_table
 from vitrm.runtime.bench.robustness.measure import BROKEN, SEVERITIES, Robustness
-from vitrm.runtime.bench.rows import BenchResult, DepthCurve, Row, Subject
+from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral
 
@@ -30,7 +30,7 @@ def render(result: BenchResult) -> str:
     """The page.  `result` must carry its evidence, as `bench` returns it."""
     assert result.evidence is not None
     colors = _colors(result)
-    subjects = result.evidence.subjects
+    subjects = result.evidence.cases
     sections = [
         _section("Figures", _warnings(result) + _cards(result) + _figures(result)),
         _section("Latency", _latency(result, colors)),
@@ -59,7 +59,7 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _first_rows(result: BenchResult) -> list[Row]:
+def _first_rows(result: BenchResult) -> list[BenchRow]:
     """The rows of the first batch size: each thing once."""
     return [r for r in result.rows if r.batch == result.rows[0].batch]
 
@@ -161,7 +161,7 @@ def _latency(result: BenchResult, colors: dict[str, int]) -> str:
     figures = []
     for batch in batches:
         rows = [
-            (s.name, colors.get(s.name, 0), s.times_ms[batch]) for s in result.evidence.subjects if batch in s.times_ms
+            (s.name, colors.get(s.name, 0), s.times_ms[batch]) for s in result.evidence.cases if batch in s.times_ms
         ]
         if 0 < len(rows) <= _MOST:
             label = f"Distribution of latency at batch {batch}: " + "; ".join(
@@ -253,7 +253,7 @@ def _frontier(result: BenchResult) -> str:
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _kind(row: Row) -> str:
+def _kind(row: BenchRow) -> str:
     halts = row.halt_threshold is not None and row.halt_threshold < 1
     return f"{row.graph} {row.precision}{', halting' if halts else ''}"
 
@@ -444,7 +444,7 @@ def _legend(series: Sequence[Series]) -> str:
 # Images, artifacts, method -----------------------------------------------------------------------
 
 
-def _differences(subjects: Sequence[Subject]) -> str:
+def _differences(subjects: Sequence[CaseEvidence]) -> str:
     galleries = []
     agreeing = False  # the images of an artifact that agrees are the same for the next one
     for subject in subjects:
@@ -454,7 +454,7 @@ def _differences(subjects: Sequence[Subject]) -> str:
     return "".join(galleries)
 
 
-def _card(subject: Subject, result: BenchResult) -> str:
+def _card(subject: CaseEvidence, result: BenchResult) -> str:
     m = subject.metadata
     row = next(r for r in result.rows if r.name == subject.name)
     halting = "never" if m.halt_threshold >= 1 else f"above {m.halt_threshold:g}"

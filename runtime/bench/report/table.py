@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.rows import BenchResult, Row
+from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral_line
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-Column = tuple[str, Callable[[Row], str]]  # its head, and its cell of a row
+Column = tuple[str, Callable[[BenchRow], str]]  # its head, and its cell of a row
 _WIDE = 150  # columns that the one table needs
 
 
@@ -59,19 +59,19 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} ×"
 
 
-def difference(row: Row) -> str:
+def difference(row: BenchRow) -> str:
     """The largest |Δlogit|, or why there is none."""
     if row.max_logit_difference is None:
         return "not finite" if row.agreement is not None else "–"
     return f"{row.max_logit_difference:.1e}"
 
 
-def flips(row: Row) -> str:
+def flips(row: BenchRow) -> str:
     """Gained and lost."""
     return f"+{row.flips.gained} −{row.flips.lost}" if row.flips else "–"
 
 
-def depth(row: Row) -> str:
+def depth(row: BenchRow) -> str:
     """Steps, and the mean that was used where samples halt."""
     if row.steps is None:
         return "–"
@@ -119,7 +119,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Container[str]) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
-def _cells(row: Row, chosen: list[Column]) -> list[str]:
+def _cells(row: BenchRow, chosen: list[Column]) -> list[str]:
     cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in chosen]
     cells[0] = row.name
     if not row.ok:

@@ -73,7 +73,7 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
 
 def test_shows_the_images_that_differ(text: str, result: BenchResult) -> None:
     assert result.evidence is not None
-    rough = next(s for s in result.evidence.subjects if s.name == "rough.onnx")
+    rough = next(s for s in result.evidence.cases if s.name == "rough.onnx")
     assert rough.comparison is not None
     differing = rough.comparison.disagreeing
     assert f"answers {len(differing)} of 359 images differently" in text
