@@ -217,6 +217,10 @@ def _check(args: argparse.Namespace) -> None:
     for path in (args.json, args.report):
         if path:
             check_writable(path)
+    if args.report:
+        from vitrm.runtime.bench.report.page import check_libraries
+
+        check_libraries()
     check_outputs(
         {"--json": args.json and Path(args.json), "--report": args.report and Path(args.report)},
         [Path(name) for name in (*args.artifacts, args.run) if name],

@@ -1,11 +1,12 @@
-"""What corrupted images do, as text: a table for each artifact, and what follows from it in sentences."""
+"""Text of what corrupted images do: a table for each artifact, and what follows from it in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.table import aligned, percent
+from vitrm.runtime.bench.report.table import percent
+from vitrm.runtime.bench.report.text_table import TextRow, TextTable
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
     KEPT,
@@ -181,45 +182,38 @@ def _losses(which: Sequence[UnderCorruption]) -> str:
 # Printing --------------------------------------------------------------------------------------
 
 
+def corruption_tables(found: Sequence[Robustness], width: int | None = None) -> list[TextTable]:
+    """Returns a table for each artifact; on a terminal that is too narrow, the worst severity for its accuracy alone."""
+    tables = []
+    for one in found:
+        names, every = head(one), lines(one)
+        whole = len(names) if width is None or width >= _WIDE else 3
+        shown = [i for i, name in enumerate(names) if i < whole or not name.startswith("at ")]
+        rows = [
+            TextRow(
+                [[name, *cells][j] for j in shown],
+                style={BROKEN: "red", UNCLEAR: "yellow"}.get(budget, ""),
+                ends_section=i in (0, len(every) - 2),
+            )
+            for i, (name, cells, budget) in enumerate(every)
+        ]
+        heads = [names[j] for j in shown]
+        tables.append(TextTable(heads, rows, left={"corruption"}, title=f"Corruptions: {title(one)}"))
+    return tables
+
+
 def print_corruptions(found: Sequence[Robustness], console: Console) -> None:
     """Prints the tables and, below them, what follows, to a `vitrm.system.terminal.console`."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    for one in found:
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=neutral_line(f"Corruptions: {title(one)}"),
-            title_justify="left",
-            title_style="bold",
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        # A narrow terminal gets the worst severity for the accuracy alone.
-        whole = len(head(one)) if console.width >= _WIDE else 3
-        shown = [i for i, name in enumerate(head(one)) if i < whole or not name.startswith("at ")]
-        for i in shown:
-            table.add_column(head(one)[i], justify="right" if i else "left", no_wrap=i == 0)
-        every = lines(one)
-        for i, (name, cells, budget) in enumerate(every):
-            row = [name, *cells]
-            style = {BROKEN: "red", UNCLEAR: "yellow"}.get(budget, "")
-            table.add_row(*(Text(row[j]) for j in shown), style=style, end_section=i in (0, len(every) - 2))
-        console.print(table)
+    for table in corruption_tables(found, console.width):
+        table.print(console)
     for text, warns in _footer(found):
         console.print(text, style="red" if warns else "dim")
 
 
 def plain_corruptions(found: Sequence[Robustness]) -> str:
-    """The same in letters alone: for devices without `rich`."""
-    parts = []
-    for one in found:
-        rows = [[name, *cells] for name, cells, _ in lines(one)]
-        parts.append(
-            "\n".join([neutral_line(f"Corruptions: {title(one)}"), *aligned([head(one), *rows], {"corruption"}), ""])
-        )
-    return "\n".join([*parts, *(text for text, _ in _footer(found))])
+    """Returns the same in letters alone: for devices without `rich`."""
+    tables = [f"{table.plain()}\n" for table in corruption_tables(found)]
+    return "\n".join([*tables, *(text for text, _ in _footer(found))])
 
 
 def _footer(found: Sequence[Robustness]) -> list[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from small_models import with_props
 
 from vitrm import data
-from vitrm.runtime.bench.report import png
+from vitrm.runtime.bench.report.gallery import png_address
 from vitrm.runtime.bench.report.page import render
 from vitrm.runtime.bench.report.table import milliseconds, percent, size
 from vitrm.runtime.bench.rows import BenchResult
@@ -110,7 +110,9 @@ def test_failed_rows_say_why(artifact: Path, tmp_path: Path) -> None:
 
 def test_png_round_trip() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), np.uint8)
-    image = Image.open(io.BytesIO(png.encode(pixels)))
+    kind, encoded = png_address(pixels).split(",")
+    assert kind == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
     assert image.size == (7, 5)
     np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), pixels)
 
