@@ -3,7 +3,7 @@
     ORTModelForImageClassification.from_pretrained(folder)          optimum
     pipeline("image-classification", model=…, image_processor=…)    transformers
 
-The pixels' normalization is inside the graph, so the processor only resizes and divides by 255.
+The pixels' normalization is inside the graph, so the processor only resizes, cuts and divides by 255.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 FILES = (MODEL_FILE, CONFIG_FILE, PROCESSOR_FILE)
-_BILINEAR = 2  # PIL's number for it
+_BICUBIC = 3  # PIL's number for it
 
 
 def write_configs(folder: Path, metadata: Metadata) -> None:
@@ -47,12 +47,18 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def processor_config(metadata: Metadata) -> dict[str, Any]:
-    """What transformers must do with an image: size × size, float32, divided by 255."""
+    """What transformers must do with an image, which is what training did: the shorter side to the model's size, bicubic, then
+    the center, divided by 255.  A ViT's own processor would squash the whole image.
+    """
+    size = metadata.image_size
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": metadata.image_size, "width": metadata.image_size},
-        "resample": _BILINEAR,
+        "size": {"shortest_edge": size},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": False,
