@@ -11,13 +11,13 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
 from vitrm.errors import UserError
 from vitrm.export.precision.int8_linear import TARGETS
-from vitrm.model_size import NEVER as NEVER
 from vitrm.runtime.artifact.metadata import PARTS
 
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_UNROLLED = 256  # each adds nodes to an unrolled file
 MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
+NEVER = 2.0  # a halt_threshold no probability exceeds
 
 
 def default_steps(checkpoint: Checkpoint) -> int:
