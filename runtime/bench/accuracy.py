@@ -1,4 +1,4 @@
-"""What a model answers on many images, and how two sets of answers differ.
+"""Answers of a model to many images, and the differences between two sets of answers.
 
 Two models of the same accuracy can disagree on many images.  Paired figures say so: top-1 agreement,
 and the flips an artifact gained (wrong → right) and lost (right → wrong).  On 10,000 images the
@@ -58,7 +58,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an artifact's answers differ from the reference's, image by image."""
+    """Differences of an artifact's answers from the reference's, image by image."""
 
     agreement: float  # share of images with the same top-1 answer, in [0, 1]
     disagreeing: NDArray[np.int64]  # indices of the others

@@ -357,7 +357,7 @@ def _open_eager(
 
 
 def _eager_labels(cases: Sequence[Case], checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
-    """By group, what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
+    """Returns by group what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
     first = {group: next(c.metadata for c in cases if c.group == group) for group in checkpoints}
     runs = {group: Path(checkpoint.source).name for group, checkpoint in checkpoints.items()}
     labels: dict[str, str] = {}

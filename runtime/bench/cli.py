@@ -44,7 +44,7 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command's entry point; returns its exit status."""
+    """Runs the command; returns its exit status."""
     return run_command(_main, argv)
 
 
@@ -259,14 +259,14 @@ def _options(args: argparse.Namespace) -> BenchOptions:
 
 
 def _device(args: argparse.Namespace) -> str:
-    """The device where none is named."""
+    """Returns the device where none is named."""
     if args.provider:
         return "cuda"
     return "auto" if any(_is_plan(Path(a)) for a in args.artifacts) else "cpu"
 
 
 def _is_plan(path: Path) -> bool:
-    """Whether it is a TensorRT plan, or a folder of them: those run on a GPU alone."""
+    """Tells whether `path` is a TensorRT plan, or a folder of them: those run on a GPU alone."""
     return path.suffix in (".plan", ".engine") or (path / "step.plan").exists()
 
 

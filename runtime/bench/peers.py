@@ -1,4 +1,4 @@
-"""What other tools make of the same float32 file: the rows that `vitrm-bench --peers` puts beside ours.
+"""Peers: what other tools make of the same float32 file, as rows that `vitrm-bench --peers` puts beside ours.
 
     OpenVINO            runs the file itself, in float32 and (where the CPU has it) bfloat16, and our Q/DQ int8 file
     NNCF                OpenVINO's quantizer, with its preset for transformers
@@ -184,7 +184,7 @@ def _counted(count: int) -> str:
 
 
 def _tried(tool: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, without what the tool prints; its failure, whatever it is, in one line."""
+    """Calls `make` without what the tool prints.  Raises its failure, whatever it is, as a `UserError` of one line."""
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             return make()

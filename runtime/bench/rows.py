@@ -111,7 +111,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """Everything one bench found."""
+    """Result of one bench."""
 
     rows: tuple[BenchRow, ...]
     notes: tuple[str, ...]  # what a reader should know of the whole
@@ -137,7 +137,7 @@ class BenchResult:
         return tuple(rows.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values: no evidence, and null for what is not finite."""
+        """Returns JSON-ready values: no evidence, and null for what is not finite."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]

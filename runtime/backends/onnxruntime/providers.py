@@ -55,7 +55,7 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class Running:
-    """What an InferenceSession runs on."""
+    """Provider, device and threads of an InferenceSession."""
 
     provider: str  # cpu, or a key of PROVIDERS
     threads: int  # CPU threads
@@ -72,7 +72,7 @@ class Running:
 
     @property
     def backend(self) -> str:
-        """What a bench calls it."""
+        """Name of the backend in a bench."""
         return f"onnxruntime-{self.provider}"
 
 

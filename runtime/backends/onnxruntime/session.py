@@ -87,7 +87,7 @@ class OnnxRuntimeSession(Session):
 
 
 def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
-    """What a reader of an artifact's figures should know where it runs on something that it is not made for."""
+    """Returns remarks for readers of an artifact's figures where it runs on something that it is not made for."""
     if provider == "cpu" and metadata.precision == "fp16":
         return (FP16_ON_CPU,)
     if metadata.target == "cpu" and provider == "cpu" and may_saturate(metadata):
@@ -100,5 +100,5 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
 
 
 def may_saturate(metadata: Metadata) -> bool:
-    """Whether an artifact's integer sums may differ on this CPU from those on the one where it was verified."""
+    """Tells whether an artifact's integer sums may differ on this CPU from those on the one where it was verified."""
     return metadata.precision == "int8" and not metadata.exact_sums and machine.saturates_integer_sums()

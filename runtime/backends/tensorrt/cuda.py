@@ -34,7 +34,7 @@ class Cuda:
         self._api: Any = runtime
 
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
-        """What a call returned beside its status."""
+        """Returns what a call gave beside its status.  Raises `CudaError`."""
         status, *values = result
         if int(status):
             _, text = self._api.cudaGetErrorString(status)
@@ -73,7 +73,7 @@ class Cuda:
         self._call("running the plan", self._api.cudaStreamSynchronize(stream.handle))
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> CudaGraph:
-        """What `work` puts into `stream`, as a graph to launch again and again with the same addresses.
+        """Captures what `work` puts into `stream`, as a graph to launch again and again with the same addresses.
 
         Raises `CudaError`, with the stream as usable as before, for work that cannot be captured.
         """

@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def stripped(self) -> bool:
-        """Whether its weights are in an ONNX file beside it."""
+        """True where the weights are in an ONNX file beside the plan."""
         return STRIPPED in self.sidecar.engine.flags
 
     @property
@@ -196,7 +196,7 @@ class Context:
             raise UserError(f"{self.plan.path} failed on a batch of {self.batch}: {said}")
 
     def capturable(self, stream: Stream) -> bool:
-        """Whether TensorRT says that a run can be captured; where it cannot say, trying tells."""
+        """Asks TensorRT whether a run can be captured; True where it cannot say, as trying tells."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return asked is None or bool(asked(stream.handle))
 

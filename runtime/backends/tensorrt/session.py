@@ -96,7 +96,7 @@ class Port:
 
     @property
     def address(self) -> int:
-        """Where TensorRT finds it."""
+        """Address that TensorRT reads or writes."""
         return self.host.address if self.device is None else self.device.address
 
     def upload(self, cuda: Cuda, stream: Stream) -> None:
@@ -159,7 +159,7 @@ class PlanExecutor:
             self.graph = None
 
     def _keeps_depth(self) -> bool:
-        """Whether the graph of a loop still decides at each run how long it goes on.  A fixed depth has nothing to decide."""
+        """Tells whether the graph of a loop still decides at each run how long it goes on.  A fixed depth has nothing to decide."""
         if STEPS not in self.inputs:
             return True
         used = self.outputs[STEPS_USED].host.array
@@ -187,7 +187,7 @@ class PlanExecutor:
 
 
 class TensorRTBase:
-    """What plans of one file and of three have in common."""
+    """Base of the sessions for plans of one file and of three."""
 
     largest: int  # images of one run
     profiles: list[list[int]]
@@ -244,7 +244,7 @@ class TensorRTSession(TensorRTBase, Session):
         return self.plan.sidecar.engine.bytes + self.executors.device_bytes
 
     def graph_problem(self, batch: int) -> str:
-        """Why runs of `batch` images are not one CUDA graph; empty where they are."""
+        """Says why runs of `batch` images are not one CUDA graph; empty where they are."""
         with self.executors.borrow(self._pieces(batch)[0][1]) as executor:
             return executor.why_no_graph
 
@@ -312,12 +312,12 @@ def concatenate(results: list[Result]) -> Result:
 
 
 def describe_device(plan: Plan) -> tuple[str, str, str]:
-    """Backend, kind of device, and the GPU in words."""
+    """Returns backend, kind of device, and the GPU in words."""
     return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", find_gpus().found[0].name
 
 
 def notes_on_plan(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
-    """What a reader of its figures should know."""
+    """Returns remarks for readers of a plan's figures on this GPU."""
     engine, notes = sidecar.engine, list(sidecar.notes)
     if engine.gpu_name and engine.gpu_name != gpu:
         notes.append(f"built on an {engine.gpu_name}, so its kernels were chosen for that one")
@@ -325,7 +325,7 @@ def notes_on_plan(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
 
 
 def capture_or_none(cuda: Cuda, stream: Stream, contexts: list[Context], work: Callable[[], None]) -> CudaGraph | None:
-    """`work` as a graph; None where CUDA or TensorRT cannot capture it."""
+    """Captures `work` as a graph; None where CUDA or TensorRT cannot capture it."""
     if not all(context.capturable(stream) for context in contexts):
         return None
     try:

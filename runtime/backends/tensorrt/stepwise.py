@@ -50,7 +50,7 @@ def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, 
 
 
 def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
-    """How many slots a step of `rows` samples runs on: the next power of two, as far as the executor and the plan go."""
+    """Returns how many slots a step of `rows` samples runs on: the next power of two, as far as the executor and the plan go."""
     wanted = min(1 << (rows - 1).bit_length(), capacity)
     return choose_profile(profiles, wanted)[1]
 
@@ -105,7 +105,7 @@ class StepwiseExecutor:
                     self.cuda.copy(target, source, size, self.stream)
 
     def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
-        """From images to the answer after `steps` steps, halting none: with a graph, one call."""
+        """Runs from images to the answer after `steps` steps, halting none: with a graph, one call."""
         self._fill(images)
         self._run("whole", steps, lambda: self._whole(steps))
         self.cuda.synchronize(self.stream)

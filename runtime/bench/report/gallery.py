@@ -19,7 +19,7 @@ _UNCERTAIN = 12
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image."""
+    """One model's answer to one image."""
 
     verdict: str  # right or wrong; empty without a label
     text: str

@@ -18,7 +18,7 @@ _WIDE = 150  # columns that the one table needs
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
+    """Writes a share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
     if share is None:
         return "–"
     text = f"{share * 100:.{digits}f}"
@@ -28,7 +28,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Three significant digits."""
+    """Writes milliseconds with three significant digits."""
     if value is None:
         return "–"
     return (
@@ -43,36 +43,36 @@ def milliseconds(value: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in decimal units, as file managers and registries count."""
+    """Writes bytes in decimal units, as file managers and registries count."""
     if count is None:
         return "–"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def number(value: float | None) -> str:
-    """A count or rate, with thousands apart."""
+    """Writes a count or rate, with thousands apart."""
     return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def times(value: float | None) -> str:
-    """A ratio."""
+    """Writes a ratio."""
     return "–" if value is None else f"{value:.2f} ×"
 
 
 def difference(row: BenchRow) -> str:
-    """The largest |Δlogit|, or why there is none."""
+    """Writes the largest |Δlogit|, or why there is none."""
     if row.max_logit_difference is None:
         return "not finite" if row.agreement is not None else "–"
     return f"{row.max_logit_difference:.1e}"
 
 
 def flips(row: BenchRow) -> str:
-    """Gained and lost."""
+    """Writes the answers gained and lost."""
     return f"+{row.flips.gained} −{row.flips.lost}" if row.flips else "–"
 
 
 def depth(row: BenchRow) -> str:
-    """Steps, and the mean that was used where samples halt."""
+    """Writes the steps, and the mean that was used where samples halt."""
     if row.steps is None:
         return "–"
     if row.halt_threshold is not None and row.halt_threshold < 1 and row.mean_steps_used is not None:
@@ -81,7 +81,7 @@ def depth(row: BenchRow) -> str:
 
 
 def columns(result: BenchResult) -> list[Column]:
-    """The columns for `result`: those of energy only where some of it was measured."""
+    """Returns the columns for `result`: those of energy only where some of it was measured."""
     at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
     metered = any(r.watts is not None for r in result.rows)
     return [*COLUMNS[:at], *(ENERGY if metered else []), *COLUMNS[at:]]
@@ -167,7 +167,7 @@ LEFT = {"artifact", "backend", "precision"}
 
 
 def footer(result: BenchResult) -> list[str]:
-    """What the figures were measured on, one fact a line; a row that failed starts with ✗."""
+    """Says what the figures were measured on, one fact a line; a row that failed starts with ✗."""
     lines = [
         f"✗ {name}: {status}" for name, status in dict.fromkeys((r.name, r.status) for r in result.rows if not r.ok)
     ]
@@ -200,7 +200,7 @@ def footer(result: BenchResult) -> list[str]:
 
 
 def power(result: BenchResult) -> list[str]:
-    """What power is of, or why there is none."""
+    """Says what power is of, or why there is none."""
     lines = []
     idle: dict[str, float] = result.power.get("idle_watts", {})
     for scope in dict.fromkeys(r.power_scope for r in result.rows if r.power_scope):
@@ -212,7 +212,7 @@ def power(result: BenchResult) -> list[str]:
 
 
 def halting(choice: HaltingChoice) -> str:
-    """A choice of threshold in one line."""
+    """Says a choice of threshold in one line."""
     chosen, full = choice.chosen, choice.full
     what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
     return (

@@ -231,12 +231,12 @@ CORRUPTIONS = (
 
 
 def _scale(images: Floats) -> float:
-    """How many times as long lengths are as at 32 pixels; at least 1, as a blur of less than a pixel is none."""
+    """Returns how many times as long lengths are as at 32 pixels; at least 1, as a blur of less than a pixel is none."""
     return max(1.0, min(images.shape[2:]) / _SIDE)
 
 
 def _each(generators: Iterable[np.random.Generator], draw: Callable[[np.random.Generator], object]) -> Floats:
-    """What each image draws, stacked."""
+    """Draws for each image, and stacks."""
     return np.asarray([draw(g) for g in generators])
 
 

@@ -1,4 +1,4 @@
-"""What artifacts do on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
+"""Measurement on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
 
 A halting threshold keeps its accuracy budget on images like those it was chosen on.  This says what becomes of it when the
 world changes: full depth and halting answer the same corrupted images, and the difference is paired, image by image.
@@ -33,7 +33,7 @@ BROKEN = "broken"  # more is lost than the budget, with 95 % confidence
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What an artifact does at its depth and threshold, on the same images."""
+    """Figures of an artifact at its depth and threshold, on the same images."""
 
     accuracy: float  # in [0, 1]
     full_accuracy: float | None = None  # at full depth; None where it never halts, or its threshold is built in
@@ -80,7 +80,7 @@ class Robustness:
 
 
 def mean_of(figures: Sequence[Figures]) -> Figures:
-    """Field by field; None where one is."""
+    """Returns the mean of each field; None where one is."""
     columns = {f.name: [getattr(one, f.name) for one in figures] for f in fields(Figures)}
     means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
     accuracy = means.pop("accuracy")
@@ -97,7 +97,7 @@ def measure_corruptions(
     report: Callable[[str, float], None],
     corruptions: Sequence[Corruption] = CORRUPTIONS,
 ) -> tuple[Robustness, ...]:
-    """Every artifact among `cases` on at most `images` of its `samples`, under each of `corruptions` at every severity.
+    """Measures every artifact among `cases` on at most `images` of its `samples`, under each of `corruptions` at every severity.
 
     `choices` are the thresholds that this run chose, by artifact: their budgets are what halting may give up.
     `report` is called with what is being done and the fraction of it that is done.  Appends to `notes` what could not be
@@ -125,14 +125,14 @@ def measure_corruptions(
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of one artifact, image by image [n]."""
+    """Answers of one artifact, image by image [n]."""
 
     right: NDArray[np.bool_]
     full_right: NDArray[np.bool_] | None  # at full depth, where that is known
     predictions: Predictions
 
     def figures(self) -> Figures:
-        """What they come to."""
+        """Sums them up."""
         full = None if self.full_right is None else float(self.full_right.mean())
         accuracy = float(self.right.mean())
         steps, chances = self.predictions.steps_used, self.predictions.halt_prob
@@ -154,7 +154,7 @@ def _run(
     notes: list[str],
     progress: Callable[[float], None],
 ) -> list[tuple[Case, list[_Answers]]]:
-    """Each case's answers to the images as they are, then to every corruption at every severity.
+    """Collects each case's answers to the images as they are, then to every corruption at every severity.
 
     Leaves out a case that fails, and appends the reason to `notes`.
     """
@@ -180,7 +180,7 @@ def _run(
 def _answer(
     case: Case, pixels: NDArray[np.uint8], sample: Sample, runs: dict[tuple[str, int, float], Predictions]
 ) -> _Answers:
-    """A case's answers to `pixels`; `runs` has those that another setting of the same artifact has already given."""
+    """Returns a case's answers to `pixels`; `runs` has those that another setting of the same artifact has already given."""
     session, own = case.session, case.metadata
 
     def run(threshold: float) -> Predictions:
@@ -204,7 +204,7 @@ def _can_be_told_not_to_halt(case: Case) -> bool:
 
 
 def _part(sample: Sample, count: int) -> Sample:
-    """At most `count` images, drawn in the sample's fixed order."""
+    """Returns at most `count` images, drawn in the sample's fixed order."""
     assert sample.labels is not None
     chosen = np.sort(sample.order()[:count])
     return replace(sample, pixels=sample.pixels[chosen], labels=sample.labels[chosen], index=sample.index[chosen])
@@ -261,7 +261,7 @@ def _judge(lost: float, error: float, budget: float) -> str:
 
 
 def _budget(case: Case, choices: Mapping[Path, HaltingChoice]) -> tuple[float, str]:
-    """The accuracy that halting may give up, and who says so."""
+    """Returns the accuracy that halting may give up, and who says so."""
     path = case.session.path
     if path is not None and path in choices:
         return choices[path].budget, "chosen"

@@ -27,7 +27,7 @@ _WIDE = 120  # columns that a whole table needs
 
 
 def title(found: Robustness) -> str:
-    """Whose table it is, and at which setting."""
+    """Says whose table it is, and at which setting."""
     if found.steps is None:
         return found.name
     steps = f"{found.steps} step{'s' * (found.steps > 1)}"
@@ -37,7 +37,7 @@ def title(found: Robustness) -> str:
 
 
 def head(found: Robustness) -> list[str]:
-    """The columns: each figure's mean over the severities, then at the worst one."""
+    """Returns the columns: each figure's mean over the severities, then at the worst one."""
     names = ["accuracy"]
     if found.clean.mean_steps_used is not None and found.halt_threshold is not None and found.halt_threshold < 1:
         names.append("steps")
@@ -49,8 +49,9 @@ def head(found: Robustness) -> list[str]:
 
 
 def lines(found: Robustness) -> list[tuple[str, list[str], str]]:
-    """A line for the images as they are, one for each corruption and one for the mean: its name, its cells, and whether halting
-    keeps its budget.
+    """Returns a line for the images as they are, one for each corruption and one for the mean.
+
+    A line is its name, its cells, and whether halting keeps its budget.
     """
     clean = [cell for pair in zip(_cells(found, found.clean), _blank(found), strict=True) for cell in pair]
     made = [("none (clean)", clean, KEPT)]
@@ -84,12 +85,12 @@ def _cells(found: Robustness, figures: Figures) -> list[str]:
 
 
 def points(share: float) -> str:
-    """A difference of accuracies in percentage points, without a negative zero."""
+    """Writes a difference of accuracies in percentage points, without a negative zero."""
     return f"{round(share * 100, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def words(one: UnderCorruption) -> str:
-    """A corruption's name as prose has it."""
+    """Writes a corruption's name as prose has it."""
     return one.name.replace("_", " ").replace("jpeg", "JPEG")
 
 
@@ -97,7 +98,7 @@ def words(one: UnderCorruption) -> str:
 
 
 def basis(found: Sequence[Robustness]) -> list[str]:
-    """What was measured on, one line for each data set, and how to read it."""
+    """Says what was measured on, one line for each data set, and how to read it."""
     told = []
     for one in found:
         part = f"all {one.total}" if one.images == one.total else f"{one.images} of {one.total}"
@@ -119,7 +120,7 @@ def basis(found: Sequence[Robustness]) -> list[str]:
 
 
 def sentences(found: Robustness) -> list[tuple[str, bool]]:
-    """What follows for one artifact, and whether it is a warning."""
+    """Says what follows for one artifact; each sentence with True for a warning."""
     told = [_budget(found)] if _halts(found) else []
     clean, mean = found.clean, found.mean
     if clean.mean_halt_prob is not None and mean.mean_halt_prob is not None:
@@ -139,7 +140,7 @@ def _halts(found: Robustness) -> bool:
 
 
 def _budget(found: Robustness) -> tuple[str, bool]:
-    """Whether halting keeps its budget, and under which corruptions it does not."""
+    """Says whether halting keeps its budget, and under which corruptions it does not."""
     if found.budget is None:
         return (
             f"what halting costs {found.name} under corruptions is not known, as its threshold is built in: a loop or stepwise "
