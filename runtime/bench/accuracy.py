@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 from vitrm.runtime.session import Result, Session
 
 BATCH_MEBIBYTES = 128  # of images that are run at once
@@ -85,7 +86,7 @@ def predict(
     batch = affordable(batch, pixels.shape[-1], BATCH_MEBIBYTES)
     results: list[Result] = []
     for start in range(0, len(pixels), batch):
-        images = pixels[start : start + batch].astype(np.float32) / np.float32(255)
+        images = to_floats(pixels[start : start + batch])
         count = len(images)
         if session.prefers_one_batch and results:
             images = np.concatenate([images, np.repeat(images[-1:], batch - count, 0)])

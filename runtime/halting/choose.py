@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 from vitrm.errors import UserError
 from vitrm.model_size import NEVER
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES
@@ -112,7 +113,7 @@ def run_every_step(
     batch = affordable(batch, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     right, halts = [], []
     for start in range(0, len(sample), batch):
-        images = sample.pixels[start : start + batch].astype(np.float32) / np.float32(255)
+        images = to_floats(sample.pixels[start : start + batch])
         labels = sample.labels[start : start + batch]
         answers = []
         if isinstance(session, SteppingSession):

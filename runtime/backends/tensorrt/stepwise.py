@@ -19,15 +19,9 @@ from vitrm.runtime.artifact.interface import CarriedTensors
 from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.sidecar import weights_path
 from vitrm.runtime.backends.tensorrt.cuda import CudaGraph
+from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, capture_or_none
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, choose_profile
-from vitrm.runtime.backends.tensorrt.session import (
-    ExecutorPool,
-    TensorRTBase,
-    capture_or_none,
-    concatenate,
-    describe_device,
-    notes_on_plan,
-)
+from vitrm.runtime.backends.tensorrt.session import TensorRTBase, concatenate, describe_device, notes_on_plan
 from vitrm.runtime.session import Result
 from vitrm.runtime.stepping import Stepping, SteppingSession
 
@@ -35,8 +29,9 @@ _GRAPHS = 8  # of an executor, for the depths used last
 
 
 def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The pairs of slots to exchange so that the samples `rows` lie in the first slots; `order` says which sample each
-    slot holds, and is changed along.
+    """Returns the pairs of slots to exchange so that the samples `rows` lie in the first slots.
+
+    `order` says which sample each slot holds, and is changed along.
     """
     goes_on = np.zeros(len(order), bool)
     goes_on[rows] = True

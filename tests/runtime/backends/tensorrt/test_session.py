@@ -28,8 +28,9 @@ from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, si
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError
+from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
-from vitrm.runtime.backends.tensorrt.session import ExecutorPool, TensorRTBase, TensorRTSession, check_steps_used
+from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
 from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, swaps
 from vitrm.runtime.bench import cli
 from vitrm.runtime.halting.store import store_threshold
