@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata as packages
 
 from vitrm import __version__
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.sidecar import this_system
 from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, NAMES, RTX, load_tensorrt
 from vitrm.runtime.system import machine
@@ -63,8 +63,7 @@ def _guarded(package: str, what: Callable[[], str]) -> Finding:
     try:
         return Finding(package, version, what())
     except Exception as error:  # a broken installation fails in ways of its own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Finding(package, version, f"installed, but does not work: {line}")
+        return Finding(package, version, f"installed, but does not work: {first_line(error)}")
 
 
 _MISSING = {

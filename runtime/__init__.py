@@ -1,4 +1,4 @@
-"""Opens any artifact and runs, measures and compares it.  Needs numpy and a backend, never torch.
+"""Runtime: opens any artifact and runs, measures and compares it.  Needs numpy and a backend, never torch.
 
 session = vitrm.runtime.open("model.onnx")
 result = session.infer(images)          # float32 [B, 3, H, W] in [0, 1]
@@ -35,13 +35,24 @@ def open(
 ) -> Session:
     """Opens the artifact at `path` for inference.
 
-    `device` is "cpu", "cuda" (an error where the backend cannot use it, never a quiet run on the CPU) or "auto"
-    (cuda where it works); a TensorRT plan runs on the GPU it was built for whatever it says.  `provider` is what ONNX Runtime
-    uses on a GPU: "cuda" (the default), "tensorrt" or "tensorrt-rtx"; one that cannot be had is an error too.  `threads`
-    is the number of CPU threads for one inference; None: every physical core.  `verify` compares an .onnx file with the SHA-256 it
-    keeps of itself (30 ms for 15 MB); False opens one that was changed on purpose.  A plan is always compared.
-    Raises `UserError` when the file is missing, damaged, not written by vitrm-export, or its backend is not installed; for a
-    plan also when this machine is not what it was built for.  Opening a plan runs code in it: open what you trust.
+    Opening a plan runs code in it: open what you trust.
+
+    Args:
+        path: an .onnx or .plan file, or a stepwise folder, as vitrm-export wrote it.
+        device: "cpu", "cuda" or "auto" (cuda where it works).  "cuda" is an error where the backend cannot use it, never a
+            quiet run on the CPU.  A plan runs on the GPU it was built for whatever this says.
+        threads: CPU threads of one inference; None: every physical core.
+        provider: what ONNX Runtime computes with on a GPU: "cuda" (the default), "tensorrt" or "tensorrt-rtx".  One that
+            cannot be had is an error.
+        verify: compares an .onnx file with the SHA-256 it keeps of itself (30 ms for 15 MB).  False opens one that was
+            changed on purpose.  A plan is always compared.
+
+    Returns:
+        A session; its `infer` takes float32 images [batch, 3, H, W] in [0, 1].
+
+    Raises:
+        UserError: the file is missing, damaged or not written by vitrm-export, its backend is not installed, or (for a
+            plan) this machine is not what it was built for.
     """
     from vitrm.runtime.session import open_session
 

@@ -27,7 +27,7 @@ _RANGE_SLACK = 1e-3
 
 @dataclass(frozen=True)
 class Result:
-    """What a model says of B images."""
+    """A model's answers to B images."""
 
     logits: NDArray[np.float32]  # [B, classes]
     halt_prob: NDArray[np.float32] | None  # [B] in [0, 1]: the model's own chance of being right; None for a baseline
@@ -49,20 +49,20 @@ class Session(ABC):
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Name of the session in messages."""
         return str(self.path) if self.path else self.metadata.run
 
     def notes_at(self, batch: int) -> tuple[str, ...]:
-        """What a reader of its figures at that batch size should know."""
+        """Returns remarks for readers of its figures at that batch size."""
         return self.notes
 
     @property
     def device_bytes(self) -> int | None:
-        """Memory on the GPU that it takes by now; None where nobody counts."""
+        """Memory on the GPU that it takes by now, bytes; None where nobody counts."""
         return None
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
-        """Milliseconds that each of `runs` runs takes on the GPU's own clock, without copies from and to the host.
+        """Measures the milliseconds that each of `runs` runs takes on the GPU's own clock, without copies from and to the host.
 
         `images` have been prepared before.  None where there is no such clock, or one batch is not one run.
         """
@@ -71,11 +71,11 @@ class Session(ABC):
     @property
     @abstractmethod
     def takes_depth(self) -> bool:
-        """Whether `infer` can be told `steps` and `halt_threshold`; otherwise they are built in."""
+        """True where `infer` can be told `steps` and `halt_threshold`; otherwise they are built in."""
 
     @abstractmethod
     def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
-        """A function that runs on `images` to that depth and threshold, all of which have been checked."""
+        """Returns a function that runs on `images` to that depth and threshold, all of which have been checked."""
 
     def infer(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
@@ -97,7 +97,7 @@ class Session(ABC):
         return self._runner(np.ascontiguousarray(images), *self._depth(steps, halt_threshold))
 
     def at(self, *, steps: int | None = None, halt_threshold: float | None = None) -> Session:
-        """The same open artifact with another depth and threshold as what `infer` does unless told otherwise.
+        """Returns the same open artifact with another depth and threshold as what `infer` does unless told otherwise.
 
         Raises `UserError` for a depth that the artifact cannot run.
         """
@@ -108,7 +108,7 @@ class Session(ABC):
         return view
 
     def _depth(self, steps: int | None, halt_threshold: float | None) -> tuple[int, float]:
-        """What was asked for, and the artifact's own where nothing was."""
+        """Returns what was asked for, and the artifact's own where nothing was."""
         own = self.metadata
         return (
             own.steps if steps is None else int(steps),
@@ -175,7 +175,7 @@ def open_session(
     provider: str | None = None,
     verify: bool = True,
 ) -> Session:
-    """`vitrm.runtime.open`: chooses the backend by what `path` is."""
+    """Opens the artifact at `path` with the backend that runs it; `vitrm.runtime.open` says what the arguments are."""
     if device not in DEVICES:
         raise UserError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):

@@ -35,13 +35,13 @@ class Stepping(ABC):
 
     @abstractmethod
     def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """One step for the samples `rows` (ascending); returns their logits [k, classes] and halt_prob [k].
+        """Takes one step for the samples `rows` (ascending); returns their logits [k, classes] and halt_prob [k].
 
         All others keep their state.
         """
 
     def step(self, halt_threshold: float | None = None) -> int:
-        """One step for every sample whose halt_prob does not exceed the threshold; returns how many those were.
+        """Takes one step for every sample whose halt_prob does not exceed the threshold; returns how many those were.
 
         None: for every sample.  A threshold of 1 or more, or NaN, halts none.
         """
@@ -73,7 +73,7 @@ class Stepping(ABC):
 
     @property
     def result(self) -> Result:
-        """What is known so far, as copies.  Raises `UserError` before the first step."""
+        """Answers so far, as copies.  Raises `UserError` before the first step."""
         if not self._steps_used.all():
             raise UserError("no step has been taken yet, so there is no answer: call step() first")
         return Result(self._logits.copy(), self._halt_prob.copy(), self._steps_used.copy())

@@ -20,6 +20,9 @@ _SURROUNDINGS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, err
 _SURROUNDINGS |= {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
 
 
+_LONGEST_LINE = 300  # characters that one line of another library's message may take
+
+
 class UserError(Exception):
     """Bad input or a missing tool, with the way out in its message."""
 
@@ -32,6 +35,17 @@ def explain_os_error(error: OSError, doing: str) -> UserError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"not permitted while {doing}{where}: choose a place you can write to")
     return UserError(f"{error.strerror or error} while {doing}{where}")
+
+
+def first_line(error: BaseException, *, named: bool = False) -> str:
+    """The first line of an exception's message, at most 300 characters; the exception's type where it has no message.
+
+    `named` puts the type before the message, for errors of which the message alone says too little.
+    """
+    kind = type(error).__name__
+    text = " ".join((str(error).strip().splitlines() or [""])[0].split())
+    text = text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 1] + "…"
+    return text if text and not named else f"{kind}: {text}" if text else kind
 
 
 def run_command(command: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
+from vitrm.model_size import NEVER
 from vitrm.whitening import whitening_filters
 
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
@@ -507,7 +508,7 @@ class ViTRM(nn.Module):
         """The state before the first step, of `batch` images: y₀ and z₀."""
         return self.state(self.y0.expand(batch, -1, -1), self.z0.expand(batch, -1, -1))
 
-    def forward(self, images: Tensor, steps: int, halt_threshold: float = 2.0) -> Output:
+    def forward(self, images: Tensor, steps: int, halt_threshold: float = NEVER) -> Output:
         """Runs at most `steps` steps; a sample halts after the first step with halt_prob > `halt_threshold`.
 
         A halted sample keeps the logits and halt_prob it had, whatever its batch mates do; a threshold of 1

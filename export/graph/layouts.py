@@ -15,7 +15,7 @@ from vitrm.config import ViTRMConfig
 from vitrm.export.graph.builder import Assembly
 from vitrm.export.graph.fragments import BATCH, Fragment, Fragments
 from vitrm.export.graph.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_size import MAX_STEPS, NEVER
 from vitrm.runtime.artifact.metadata import (
     HALT_PROB,
     HALT_THRESHOLD,
@@ -95,7 +95,7 @@ def single(fragment: Fragment, image_size: int) -> ir.Model:
     return a.model([pixels], {LOGITS: _cast(a, logits, ir.DataType.FLOAT, "logits/cast")}, "vitrm_single")
 
 
-def unrolled(recursion: Recursion, steps: int, halt_threshold: float = 2.0, every_step: bool = False) -> ir.Model:
+def unrolled(recursion: Recursion, steps: int, halt_threshold: float = NEVER, every_step: bool = False) -> ir.Model:
     """`steps` copies of the step.  `every_step` adds the heads of every step as outputs.
 
     A `halt_threshold` below 1 is baked in; the graph still computes every step.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 
 _TYPES = onnx.TensorProto.DataType
 _FOR_CPU = "export it with vitrm-export --int8 --target tensorrt"
@@ -40,7 +40,7 @@ def check_graph(path: Path) -> None:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's exceptions
-        raise UserError(f"{path} is not a whole ONNX file ({_first_line(error)}): export it again") from None
+        raise UserError(f"{path} is not a whole ONNX file ({first_line(error)}): export it again") from None
     problems = list(dict.fromkeys(_problems(model)))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
@@ -48,7 +48,7 @@ def check_graph(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # onnx's ValidationError and InferenceError share no base class
-        raise UserError(f"{path} is not valid ONNX: {_first_line(error)}") from None
+        raise UserError(f"{path} is not valid ONNX: {first_line(error)}") from None
 
 
 def _problems(model: onnx.ModelProto) -> Iterator[str]:
@@ -155,7 +155,3 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...] | None:
     return tuple(
         d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in value.type.tensor_type.shape.dim
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

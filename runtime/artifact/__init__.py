@@ -1,1 +1,1 @@
-"""What an artifact says of itself, and whether to believe it."""
+"""Metadata of artifacts: read, checked, and compared with the file it belongs to."""

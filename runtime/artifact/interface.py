@@ -1,4 +1,4 @@
-"""What a graph takes and gives, held against what its metadata says of it."""
+"""Inputs and outputs of a graph, compared with what its metadata says of it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_tensors(where: str, metadata: Metadata, found: Mapping[str, Signature]
 
 @dataclass(frozen=True)
 class CarriedTensors:
-    """What goes from one of the three graphs of `stepwise` to another, by name."""
+    """Names of the tensors that go from one of the three graphs of `stepwise` to another."""
 
     embedded: tuple[str, ...]  # what embed gives once, and every step reads
     state: tuple[str, ...]  # what a step reads and gives anew, as NAME_next; the answer among it
@@ -68,7 +68,7 @@ class CarriedTensors:
 
     @classmethod
     def between(cls, folder: Path, tensors: Mapping[str, tuple[Iterable[str], Iterable[str]]]) -> CarriedTensors:
-        """What the graphs' own names say; `tensors` has the inputs and outputs of each of PARTS.
+        """Reads them off the graphs' own names; `tensors` has the inputs and outputs of each of PARTS.
 
         Raises `UserError` unless they fit together.
         """

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: the contract between vitrm.export, which writes it, and vitrm.runtime.
+"""Metadata of an artifact: the contract between vitrm.export, which writes it, and vitrm.runtime.
 
 In an ONNX file each field is one entry `vitrm.FIELD` of `metadata_props`, its value JSON, and one more entry,
 `vitrm.sha256`, is the digest of the file (vitrm.runtime.artifact.onnx_file says of what); beside a TensorRT plan the same fields
@@ -75,12 +75,12 @@ class Metadata:
     halting: dict[str, Any] = field(default_factory=dict)  # how halt_threshold was chosen, where a bench chose it
 
     def to_props(self) -> dict[str, str]:
-        """As ONNX metadata_props, without the file's digest."""
+        """Returns ONNX metadata_props, without the file's digest."""
         return {PREFIX + k: json.dumps(v, allow_nan=False) for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], where: str) -> Metadata:
-        """From ONNX metadata_props.  Raises `UserError` when `where` was not written by vitrm-export, or is damaged."""
+        """Reads ONNX metadata_props.  Raises `UserError` when `where` was not written by vitrm-export, or is damaged."""
         ours = {k[len(PREFIX) :]: v for k, v in props.items() if k.startswith(PREFIX)}
         if not ours:
             raise UserError(f"{where} was not written by vitrm-export (no vitrm metadata): export it with vitrm-export")
@@ -98,7 +98,7 @@ class Metadata:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> Metadata:
-        """From a mapping of fields.
+        """Reads a mapping of fields.
 
         Raises `UserError` for another format, missing or unknown fields, and values of other types or out of bounds.
         """
@@ -140,7 +140,7 @@ class Metadata:
 
     @property
     def recursive(self) -> bool:
-        """Whether the model has steps (a baseline has none)."""
+        """True for a model with steps; a baseline has none."""
         return self.graph != "single"
 
 
@@ -176,7 +176,7 @@ def _mapping(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _model(value: Any) -> bool:
-    """What `vitrm.config.from_dict` does not check: the bounds within which a graph can be."""
+    """Checks what `vitrm.config.from_dict` does not: the bounds within which a graph can be."""
     return (
         _mapping(_anything)(value)
         and _whole(1, MAX_IMAGE_SIZE)(value.get("image_size"))

@@ -62,7 +62,7 @@ _DATA_LOCATION = 14  # of TensorProto: 0 inside, 1 elsewhere
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an .onnx file says of itself, and what belongs to it."""
+    """An .onnx file's own metadata, and the files that belong to it."""
 
     path: Path
     props: dict[str, str]  # metadata_props
@@ -77,12 +77,12 @@ class OnnxFile:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file and its external weights."""
+        """Size of the file and its external weights."""
         return sum(p.stat().st_size for p in (self.path, *self.external.values()))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user of it should know."""
+        """Remarks for users of the file."""
         return () if DIGEST in self.props else (NOT_CHECKED,)
 
 

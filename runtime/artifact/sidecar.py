@@ -40,7 +40,7 @@ _MAX_BATCH = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What a plan was built with, and for."""
+    """Record of a build: what a plan was built with, and for."""
 
     flavour: str  # full (TensorRT) or rtx (TensorRT for RTX)
     version: str  # of TensorRT
@@ -63,18 +63,18 @@ class Sidecar:
     engine: Engine
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values: the metadata's fields, `engine` and the digest of both."""
+        """Returns JSON-ready values: the metadata's fields, `engine` and the digest of both."""
         values = {**dataclasses.asdict(self.metadata), "engine": dataclasses.asdict(self.engine)}
         return values if self.metadata.format < DIGEST_SINCE else {**values, _DIGEST: strict_json.digest(values)}
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user of it should know."""
+        """Remarks for users of the plan."""
         return () if self.metadata.format >= DIGEST_SINCE else (NOT_CHECKED,)
 
 
 def sidecar_path(plan: Path) -> Path:
-    """Where the side-car of `plan` is."""
+    """Returns the path of the side-car of `plan`."""
     return plan.with_name(plan.name + ".json")
 
 
@@ -156,7 +156,7 @@ def read_weights(plan: Path, metadata: Metadata) -> Path:
 
 
 def _plausible(engine: Engine) -> bool:
-    """Whether the values are of the kinds, and within the bounds, that are read below."""
+    """Tells whether the values are of the kinds, and within the bounds, that are read below."""
     lists = (engine.gpus, engine.flags, engine.profiles)
     texts = (engine.version, engine.system, engine.sha256, engine.source, engine.gpu_name or "")
     return (
@@ -183,7 +183,7 @@ def _whole(value: Any) -> bool:
 
 
 def needs(engine: Engine) -> str:
-    """What the plan runs on, in words."""
+    """Says what the plan runs on."""
     gpu = " or ".join(engine.gpus)
     if AMPERE_PLUS in engine.flags:
         gpu = "compute capability 8.0 or later"

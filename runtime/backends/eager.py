@@ -17,6 +17,7 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.config import to_dict
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
+from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system import machine
@@ -30,7 +31,7 @@ class EagerSession(Session):
         checkpoint: Checkpoint,
         *,
         steps: int = 1,
-        halt_threshold: float = 2.0,
+        halt_threshold: float = NEVER,
         device: str = "cpu",
         threads: int | None = None,
         compile: bool | str = False,

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: what the same file gives in Intel's runtime.
+"""OpenVINO on a CPU: the same file in Intel's runtime.
 
 OpenVINO takes the float graphs, unrolled or as a loop, and the Q/DQ graphs of `vitrm-export --int8 --target tensorrt`, whose
 int8 products it fuses.
@@ -95,7 +95,7 @@ class OpenVinoSession(Session):
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    """Tells whether OpenVINO computes in bfloat16 on this CPU."""
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,4 +1,4 @@
-"""What a model answers on many images, and how two sets of answers differ.
+"""Answers of a model to many images, and the differences between two sets of answers.
 
 Two models of the same accuracy can disagree on many images.  Paired figures say so: top-1 agreement,
 and the flips an artifact gained (wrong → right) and lost (right → wrong).  On 10,000 images the
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 from vitrm.runtime.session import Result, Session
 
 BATCH_MEBIBYTES = 128  # of images that are run at once
@@ -58,7 +59,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an artifact's answers differ from the reference's, image by image."""
+    """Differences of an artifact's answers from the reference's, image by image."""
 
     agreement: float  # share of images with the same top-1 answer, in [0, 1]
     disagreeing: NDArray[np.int64]  # indices of the others
@@ -85,7 +86,7 @@ def predict(
     batch = affordable(batch, pixels.shape[-1], BATCH_MEBIBYTES)
     results: list[Result] = []
     for start in range(0, len(pixels), batch):
-        images = pixels[start : start + batch].astype(np.float32) / np.float32(255)
+        images = to_floats(pixels[start : start + batch])
         count = len(images)
         if session.prefers_one_batch and results:
             images = np.concatenate([images, np.repeat(images[-1:], batch - count, 0)])

@@ -1,13 +1,14 @@
-"""What a bench measures, before it is measured: artifacts opened and grouped, each group with its images and eager model.
+"""Cases of a bench, opened but not yet measured: artifacts, what other tools make of them, and their eager models.
 
-Artifacts that compute the same function on the same images form a group; each group has one eager model.
+Artifacts that compute the same function on the same images form a group.  Each group has one eager model.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,17 +23,22 @@ from vitrm.runtime.bench.accuracy import Predictions
 from vitrm.runtime.bench.energy import Energy
 from vitrm.runtime.bench.images import Sample, load_sample
 from vitrm.runtime.bench.latency import Timing
+from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import OK
+from vitrm.runtime.halting.choose import HaltingChoice, choose, run_every_step
+from vitrm.runtime.halting.store import check_storable
 from vitrm.runtime.session import Session, open_session
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
 
+ReportProgress = Callable[[str, float], None]  # is told what is being done, and which fraction of it is done
+
 
 @dataclass
-class Entry:
-    """A thing on its way through the bench."""
+class Case:
+    """A session at one depth and threshold, and what was measured of it so far."""
 
     key: str
     name: str
@@ -50,12 +56,13 @@ class Entry:
 
     @property
     def metadata(self) -> Metadata:
+        """The artifact's own description, at the case's depth and threshold."""
         return self.session.metadata
 
 
 @dataclass(frozen=True)
-class Unopened:
-    """A thing that could not even be opened."""
+class UnopenedCase:
+    """An artifact, or another case, that could not even be opened."""
 
     name: str
     kind: str
@@ -63,39 +70,127 @@ class Unopened:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenArtifact:
     """An artifact that was opened, and what to call it."""
 
     name: str
     session: Session
 
 
-def open_all(
+@dataclass(frozen=True)
+class OpenBench:
+    """Everything that a bench measures, opened."""
+
+    cases: list[Case]  # by group, each group's eager model first
+    unopened: list[UnopenedCase]
+    samples: dict[str, Sample]  # images by group
+    choices: dict[Path, HaltingChoice]  # thresholds that were chosen, by artifact
+    compared: bool  # with an eager model, at least one of the groups
+
+
+def open_bench(
     artifacts: Sequence[str | os.PathLike[str]],
-    device: str,
+    options: BenchOptions,
     threads: int,
-    provider: str | None = None,
-    verify: bool = True,
-) -> tuple[list[Opened], list[Unopened]]:
-    """Opens every path once; what does not open is returned with the reason."""
+    notes: list[str],
+    report: ReportProgress,
+) -> OpenBench:
+    """Opens `artifacts`, chooses thresholds where asked for, and adds peers, images and eager models.
+
+    Appends to `notes` what a reader of the results should know.  Raises `UserError` when nothing can be measured, or
+    `options` do not fit the artifacts; one artifact of several that fails is among the result's `unopened`.
+    """
+    opened, unopened = open_artifacts(artifacts, options, threads)
+    cases, choices = artifact_cases(opened, unopened, options, notes, report)
+    if options.peers:
+        cases += open_peers(opened, unopened, options, report)
+    samples = load_samples(cases, options, notes)
+    checkpoints = find_references(cases, options.run, notes) if options.eager else {}
+    cases = with_eager(cases, unopened, checkpoints, options, threads)
+    return OpenBench(cases, unopened, samples, choices, compared=bool(checkpoints))
+
+
+# Artifacts -------------------------------------------------------------------------------------
+
+
+def open_artifacts(
+    artifacts: Sequence[str | os.PathLike[str]], options: BenchOptions, threads: int
+) -> tuple[list[OpenArtifact], list[UnopenedCase]]:
+    """Opens every path once; what does not open is returned with the reason.  Raises `UserError` when none opens."""
     paths = list(dict.fromkeys(str(a) for a in artifacts))
     short = [Path(p).name for p in paths]
     opened, unopened = [], []
     for path, file in zip(paths, short, strict=True):
         name = file if short.count(file) == 1 else path
         try:
-            opened.append(
-                Opened(name, open_session(path, device=device, threads=threads, provider=provider, verify=verify))
+            session = open_session(
+                path, device=options.device, threads=threads, provider=options.provider, verify=options.verify
             )
         except UserError as error:
-            unopened.append(Unopened(name, "artifact", str(error)))
+            unopened.append(UnopenedCase(name, "artifact", str(error)))
+        else:
+            opened.append(OpenArtifact(name, session))
+    if not opened:
+        raise UserError("; ".join(u.reason for u in unopened))
     return opened, unopened
 
 
+def artifact_cases(
+    opened: Sequence[OpenArtifact],
+    unopened: list[UnopenedCase],
+    options: BenchOptions,
+    notes: list[str],
+    report: ReportProgress,
+) -> tuple[list[Case], dict[Path, HaltingChoice]]:
+    """Returns the cases of every artifact, and the thresholds chosen for them.
+
+    An artifact for which none can be chosen joins `unopened`.  Raises `UserError` when no case is left, or a threshold
+    was asked for and none of the artifacts takes one.
+    """
+    cases: list[Case] = []
+    choices: dict[Path, HaltingChoice] = {}
+    for one in opened:
+        thresholds, path = options.halt_thresholds, one.session.path
+        if options.max_drop is not None and one.session.takes_depth and path is not None:
+            try:
+                check_storable(path)
+                choices[path] = _choose_threshold(one, options.max_drop, options, report)
+            except UserError as error:
+                unopened.append(UnopenedCase(one.name, "artifact", str(error)))
+                continue
+            thresholds = list(dict.fromkeys((1.0, choices[path].chosen.threshold)))
+        cases += at_settings(one, options.steps, thresholds, notes)
+    if not cases:
+        raise UserError("; ".join(u.reason for u in unopened))
+    if options.max_drop is not None and not choices:
+        raise UserError(
+            "no loop or stepwise artifact to choose a threshold for: make one with vitrm-export --graph stepwise"
+        )
+    return cases, choices
+
+
+def _choose_threshold(
+    opened: OpenArtifact, max_drop: float, options: BenchOptions, report: ReportProgress
+) -> HaltingChoice:
+    """Chooses a threshold on the validation images."""
+    session, stage = opened.session, f"halting of {opened.name}"
+    steps = options.steps[0] if options.steps else session.metadata.steps
+    sample = load_sample(
+        session.metadata,
+        session.name,
+        data=options.data,
+        data_dir=options.data_dir,
+        limit=options.limit,
+        split="validation",
+    )
+    trajectory = run_every_step(session, sample, steps, progress=lambda fraction: report(stage, fraction))
+    return choose(opened.name, sample, trajectory, max_drop)
+
+
 def at_settings(
-    opened: Opened, steps: Sequence[int], halt_thresholds: Sequence[float], notes: list[str]
-) -> list[Entry]:
-    """An entry for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artifact's own.
+    opened: OpenArtifact, steps: Sequence[int], halt_thresholds: Sequence[float], notes: list[str]
+) -> list[Case]:
+    """Returns a case for each of `steps` × `halt_thresholds`; where none are named, or none can be chosen, the artifact's own.
 
     One step is measured once: no threshold changes it.  Appends to `notes` where an artifact cannot be told what was asked for.
     """
@@ -105,7 +200,7 @@ def at_settings(
             notes.append(f"{name} has its {session.metadata.steps} steps built in: it is measured at those alone")
         steps = halt_thresholds = ()
     _note_untrained(opened, steps or [session.metadata.steps], notes)
-    entries = []
+    cases = []
     depths: Sequence[int | None] = steps or [None]
     thresholds: Sequence[float | None] = halt_thresholds or [None]
     for depth, threshold in product(depths, thresholds):
@@ -114,159 +209,167 @@ def at_settings(
         view = session if depth is None and threshold is None else session.at(steps=depth, halt_threshold=threshold)
         setting = [f"{depth} step{'s' * (depth > 1)}"] if depth is not None and len(steps) > 1 else []
         if threshold is not None and len(halt_thresholds) > 1:
-            setting.append("no halting" if threshold >= 1 else f"halting at {threshold:g}")
+            setting.append(_threshold_words(threshold))
         label = " · ".join([name, *setting])
-        entries.append(Entry(f"{session.name} {depth} {threshold}", label, "artifact", view, _group(view.metadata)))
-    return entries
+        cases.append(Case(f"{session.name} {depth} {threshold}", label, "artifact", view, group_key(view.metadata)))
+    return cases
 
 
-def _note_untrained(opened: Opened, depths: Sequence[int], notes: list[str]) -> None:
+def _threshold_words(threshold: float) -> str:
+    return "no halting" if threshold >= 1 else f"halting at {threshold:g}"
+
+
+def _note_untrained(opened: OpenArtifact, depths: Sequence[int], notes: list[str]) -> None:
     """Appends to `notes` which of `depths` training never reached."""
     trained = opened.session.metadata.trained_depth
     deeper = [str(depth) for depth in depths if trained is not None and depth > trained]
     if deeper:
+        listed = ", ".join(deeper) if len(deeper) <= 3 else f"{deeper[0]} … {deeper[-1]}"
         notes.append(
-            f"{opened.name} was trained to {trained} step{'s' * (trained != 1)}: {_listed(deeper)} "
+            f"{opened.name} was trained to {trained} step{'s' * (trained != 1)}: {listed} "
             f"{'are' if len(deeper) > 1 else 'is'} deeper, and may answer worse"
         )
 
 
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words) if len(words) <= 3 else f"{words[0]} … {words[-1]}"
+# Peers, images, eager models -------------------------------------------------------------------
 
 
 def open_peers(
-    opened: Sequence[Opened], folder: Path, data: str | None, data_dir: Any, report: Callable[[str, float], None]
-) -> tuple[list[Entry], list[Unopened]]:
-    """An entry for what each other tool makes of each opened artifact; what fails is returned with the reason."""
+    opened: Sequence[OpenArtifact], unopened: list[UnopenedCase], options: BenchOptions, report: ReportProgress
+) -> list[Case]:
+    """Returns a case for what each other tool makes of each opened artifact; what fails joins `unopened`."""
     from vitrm.runtime.bench.peers import peers_of
 
-    entries, unopened = [], []
-    for one in opened:
-        for peer in peers_of(one.session, one.name, folder, data, data_dir):
-            report(f"making {peer.name}", 0.0)
-            try:
-                session = peer.make()
-            except UserError as error:
-                unopened.append(Unopened(peer.name, "peer", str(error)))
-            else:
-                entries.append(Entry(f"peer {peer.name}", peer.name, "peer", session, _group(session.metadata)))
-    return entries, unopened
+    cases = []
+    with tempfile.TemporaryDirectory() as folder:  # only while they are opened: the files are read whole
+        for one in opened:
+            for peer in peers_of(one.session, one.name, Path(folder), options.data, options.data_dir):
+                report(f"making {peer.name}", 0.0)
+                try:
+                    session = peer.make()
+                except UserError as error:
+                    unopened.append(UnopenedCase(peer.name, "peer", str(error)))
+                else:
+                    cases.append(Case(f"peer {peer.name}", peer.name, "peer", session, group_key(session.metadata)))
+    return cases
 
 
-def _group(metadata: Metadata) -> str:
-    """The same for artifacts that compute the same function (weights, settings, depth) on the same images."""
+def group_key(metadata: Metadata) -> str:
+    """Names the group: the same for artifacts that compute the same function (weights, settings, depth) on the same images."""
     m = metadata
     function = [m.weights_sha256, m.model, m.steps, min(m.halt_threshold, 1.0)]
     return json.dumps([*function, m.data.get("name"), m.classes], sort_keys=True)
 
 
-def _eager_labels(entries: list[Entry], checkpoints: dict[str, Checkpoint]) -> dict[str, str]:
-    """By group, what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
-    first = {group: next(e.metadata for e in entries if e.group == group) for group in checkpoints}
-    runs = {group: Path(checkpoint.source).name for group, checkpoint in checkpoints.items()}
-    labels: dict[str, str] = {}
-    for group, m in first.items():
-        parts = []
-        if len(set(runs.values())) > 1:
-            parts.append(runs[group])
-        if len({other.steps for g, other in first.items() if runs[g] == runs[group]}) > 1:
-            parts.append(f"{m.steps} steps")
-        if len({other.halt_threshold for g, other in first.items() if runs[g] == runs[group]}) > 1:
-            parts.append("no halting" if m.halt_threshold >= 1 else f"halting at {m.halt_threshold:g}")
-        label = "".join(f" · {part}" for part in parts)
-        labels[group] = label if label not in labels.values() else f"{label} ({len(labels) + 1})"
-    return labels
+def load_samples(cases: list[Case], options: BenchOptions, notes: list[str]) -> dict[str, Sample]:
+    """Loads the images of each group; groups with the same data set, classes and image size share them.
 
-
-def load_samples(
-    entries: list[Entry], data: str | None, data_dir: Any, limit: int | None, notes: list[str]
-) -> dict[str, Sample]:
-    """The images of each group; groups with the same data set, classes and image size share them.
-
-    Appends to `notes` where they are not the artifact's own.  Raises `UserError` for `data` that does not fit.
+    Appends to `notes` where they are not the artifact's own.  Raises `UserError` for a data set that does not fit.
     """
     loaded: dict[tuple[Any, ...], Sample] = {}
     samples = {}
-    for entry in entries:
-        m = entry.metadata
-        key = (data or m.data.get("name"), m.image_size, tuple(m.classes))
+    for case in cases:
+        m = case.metadata
+        key = (options.data or m.data.get("name"), m.image_size, tuple(m.classes))
         if key not in loaded:
-            loaded[key] = load_sample(m, entry.session.name, data=data, data_dir=data_dir, limit=limit)
+            loaded[key] = load_sample(
+                m, case.session.name, data=options.data, data_dir=options.data_dir, limit=options.limit
+            )
             if note := loaded[key].note:
                 notes.append(note)
-        samples[entry.group] = loaded[key]
+        samples[case.group] = loaded[key]
     return samples
 
 
-def find_references(entries: list[Entry], run: str | None, notes: list[str]) -> dict[str, Checkpoint]:
-    """The checkpoint of each group that has one; appends to `notes` why another has none.
+def find_references(cases: list[Case], run: str | None, notes: list[str]) -> dict[str, Checkpoint]:
+    """Finds the checkpoint of each group that has one; appends to `notes` why another has none.
 
     Raises `UserError` if `run` is named and is not what every artifact was exported from.
     """
     checkpoints: dict[str, Checkpoint] = {}
-    for entry in entries:
-        if entry.group in checkpoints:
+    for case in cases:
+        if case.group in checkpoints:
             continue
         try:
-            checkpoints[entry.group] = find_reference(entry.metadata, entry.session.path, run)
+            checkpoints[case.group] = find_reference(case.metadata, case.session.path, run)
         except UserError as error:
             if run is not None:
                 raise
             notes.append(f"{error} (no eager row, no agreement)")
             continue
-        if checkpoints[entry.group].note:
-            notes.append(f"{checkpoints[entry.group].source}: {checkpoints[entry.group].note}")
+        if checkpoints[case.group].note:
+            notes.append(f"{checkpoints[case.group].source}: {checkpoints[case.group].note}")
     return checkpoints
 
 
 def with_eager(
-    artifacts: list[Entry],
-    unopened: list[Unopened],
-    checkpoints: dict[str, Checkpoint],
-    device: str,
+    cases: Sequence[Case],
+    unopened: list[UnopenedCase],
+    checkpoints: Mapping[str, Checkpoint],
+    options: BenchOptions,
     threads: int,
-    compile: bool | str,
-    bf16: bool,
-) -> list[Entry]:
-    """The entries by group, each group's eager model first; one that does not start joins `unopened`."""
-    ways = [
-        (compiled, half)
-        for half in ((False, True) if bf16 else (False,))
-        for compiled in dict.fromkeys((False, compile))
-    ]
-    entries = []
-    labels = _eager_labels(artifacts, checkpoints)
-    for group in dict.fromkeys(e.group for e in artifacts):
-        members = [e for e in artifacts if e.group == group]
-        for compiled, half in ways:
-            if group not in checkpoints:
-                continue
-            from vitrm.runtime.backends.eager import EagerSession
+) -> list[Case]:
+    """Returns the cases by group, each group's eager models first; one that does not start joins `unopened`."""
+    labels = _eager_labels(cases, checkpoints)
+    grouped = []
+    for group in dict.fromkeys(case.group for case in cases):
+        members = [case for case in cases if case.group == group]
+        if group in checkpoints:
+            grouped += _open_eager(members, unopened, checkpoints[group], labels[group], options, threads)
+        grouped += members
+    return grouped
 
-            checkpoint, like = checkpoints[group], members[0].session
-            # For "auto", where the artifacts ended up: torch alone might go elsewhere.
-            where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
-            mode = f" {compiled}" if isinstance(compiled, str) else ""
-            name = (
-                (f"torch.compile{mode}" if compiled else "eager PyTorch")
-                + (", bfloat16" if half else "")
-                + labels[group]
+
+def _open_eager(
+    members: Sequence[Case],
+    unopened: list[UnopenedCase],
+    checkpoint: Checkpoint,
+    label: str,
+    options: BenchOptions,
+    threads: int,
+) -> list[Case]:
+    """Opens a group's eager model, and as options ask for it compiled and in bfloat16."""
+    from vitrm.runtime.backends.eager import EagerSession
+
+    group, like = members[0].group, members[0].session
+    # For "auto", where the artifacts ended up: torch alone might go elsewhere.
+    where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
+    cases = []
+    for half, compiled in product((False, True) if options.bf16 else (False,), dict.fromkeys((False, options.compile))):
+        mode = f" {compiled}" if isinstance(compiled, str) else ""
+        name = f"{f'torch.compile{mode}' if compiled else 'eager PyTorch'}{', bfloat16' * half}{label}"
+        kind = f"{'compiled' if compiled else 'eager'}{'-bf16' * half}"
+        try:
+            session = EagerSession(
+                checkpoint,
+                steps=like.metadata.steps,
+                halt_threshold=like.metadata.halt_threshold,
+                device=where if options.device == "auto" else options.device,
+                threads=threads,
+                compile=compiled,
+                bf16=half,
             )
-            kind = ("compiled" if compiled else "eager") + ("-bf16" if half else "")
-            try:
-                session = EagerSession(
-                    checkpoint,
-                    steps=like.metadata.steps,
-                    halt_threshold=like.metadata.halt_threshold,
-                    device=where if device == "auto" else device,
-                    threads=threads,
-                    compile=compiled,
-                    bf16=half,
-                )
-            except UserError as error:
-                unopened.append(Unopened(name, kind, str(error)))
-            else:
-                entries.append(Entry(f"{kind} {group}", name, kind, session, group))
-        entries += members
-    return entries
+        except UserError as error:
+            unopened.append(UnopenedCase(name, kind, str(error)))
+        else:
+            cases.append(Case(f"{kind} {group}", name, kind, session, group))
+    return cases
+
+
+def _eager_labels(cases: Sequence[Case], checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Returns by group what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
+    first = {group: next(c.metadata for c in cases if c.group == group) for group in checkpoints}
+    runs = {group: Path(checkpoint.source).name for group, checkpoint in checkpoints.items()}
+    labels: dict[str, str] = {}
+    for group, m in first.items():
+        relatives = [other for g, other in first.items() if runs[g] == runs[group]]
+        parts = []
+        if len(set(runs.values())) > 1:
+            parts.append(runs[group])
+        if len({other.steps for other in relatives}) > 1:
+            parts.append(f"{m.steps} steps")
+        if len({other.halt_threshold for other in relatives}) > 1:
+            parts.append(_threshold_words(m.halt_threshold))
+        label = "".join(f" · {part}" for part in parts)
+        labels[group] = label if label not in labels.values() else f"{label} ({len(labels) + 1})"
+    return labels

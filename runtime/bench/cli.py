@@ -20,8 +20,11 @@ from vitrm.system.outputs import check_outputs
 from vitrm.system.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:
+    from argparse import _ArgumentGroup as Group  # argparse has no public name for it
+
+    from vitrm.runtime.bench.cases import ReportProgress
+    from vitrm.runtime.bench.options import BenchOptions
     from vitrm.runtime.bench.rows import BenchResult
-    from vitrm.runtime.bench.run import Progress
 
 _EPILOG = """\
 examples:
@@ -42,7 +45,7 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command's entry point; returns its exit status."""
+    """Runs the command; returns its exit status."""
     return run_command(_main, argv)
 
 
@@ -58,74 +61,68 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARTIFACT",
         help="what vitrm-export wrote: an .onnx or .plan file, or a stepwise folder",
     )
-    parser.add_argument("--run", help="checkpoint to compare with (default: the one the artifact was exported from)")
-    parser.add_argument(
+    _add_images(parser.add_argument_group("images"))
+    _add_settings(parser.add_argument_group("batch sizes, depths and halting"))
+    _add_comparisons(parser.add_argument_group("what artifacts are measured beside"))
+    _add_machine(parser.add_argument_group("how they are measured"))
+    _add_results(parser.add_argument_group("results"))
+    return parser
+
+
+def _add_images(group: Group) -> None:
+    group.add_argument(
         "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artifact's)"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
-    parser.add_argument("--batch", type=_batches, default=(1, 32), metavar="N,N", help="batch sizes (default: 1,32)")
-    parser.add_argument(
+    group.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
+    group.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
+    group.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="measure artifacts on corrupted test images too (noise, blur, weather, digital; five severities): accuracy, and "
+        "what halting gives up and halt_prob is worth there",
+    )
+    group.add_argument(
+        "--corruption-images",
+        type=_positive,
+        metavar="N",
+        help="test images that --corruptions makes 65 copies of (default: 1000, or all there are)",
+    )
+
+
+def _add_settings(group: Group) -> None:
+    group.add_argument("--batch", type=_batches, default=(1, 32), metavar="N,N", help="batch sizes (default: 1,32)")
+    group.add_argument(
         "--steps",
         type=_depths,
         default=(),
         metavar="N,N",
         help="depths to measure loop and stepwise artifacts at, such as 1,2,6 or 1-16 (default: the artifact's own)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--halt-threshold",
         type=_thresholds,
         default=(),
         metavar="P,P",
         help="halting thresholds to measure them at, each with every depth; 1 never halts (default: the artifact's own)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--halting",
         action="store_true",
         help="choose the halting threshold of loop and stepwise artifacts on the validation images, measure them with and "
         "without, and write it into them",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-drop",
         type=_points,
         metavar="POINTS",
         help="of accuracy that --halting may give up, in percentage points (default: 0.3)",
     )
-    parser.add_argument(
-        "--corruptions",
-        action="store_true",
-        help="measure artifacts on corrupted test images too (noise, blur, weather, digital; five severities): accuracy, and "
-        "what halting gives up and halt_prob is worth there",
-    )
-    parser.add_argument(
-        "--corruption-images",
-        type=_positive,
-        metavar="N",
-        help="test images that --corruptions makes 65 copies of (default: 1000, or all there are)",
-    )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
-    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda", "auto"),
-        help="default: cpu, cuda with --provider, auto with a plan among them",
-    )
-    parser.add_argument(
-        "--provider",
-        choices=("cuda", "tensorrt", "tensorrt-rtx"),
-        help="what ONNX Runtime runs .onnx files with on a GPU (default: cuda)",
-    )
-    parser.add_argument(
-        "--no-power",
-        action="store_true",
-        help="leave energy out (it is measured, after latency, where there are sensors)",
-    )
-    parser.add_argument(
-        "--no-verify",
-        action="store_true",
-        help="open .onnx files that were changed on purpose after their export, whose SHA-256 is no longer the one they hold",
-    )
-    parser.add_argument(
+
+
+def _add_comparisons(group: Group) -> None:
+    group.add_argument("--run", help="checkpoint to compare with (default: the one the artifact was exported from)")
+    group.add_argument("--no-eager", action="store_true", help="measure the artifacts alone, without torch")
+    group.add_argument(
         "--compile",
         nargs="?",
         const=True,
@@ -133,27 +130,72 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODE",
         help="add a row for torch.compile, in a mode of its own such as max-autotune where one is named",
     )
-    parser.add_argument("--bf16", action="store_true", help="add rows for PyTorch in bfloat16")
-    parser.add_argument(
+    group.add_argument("--bf16", action="store_true", help="add rows for PyTorch in bfloat16")
+    group.add_argument(
         "--peers",
         action="store_true",
         help="add rows for what other tools make of the same file: OpenVINO, NNCF, onnxruntime's quantize_static, optimum",
     )
-    parser.add_argument("--no-eager", action="store_true", help="measure the artifacts alone, without torch")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
-    parser.add_argument(
+
+
+def _add_machine(group: Group) -> None:
+    group.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        help="default: cpu, cuda with --provider, auto with a plan among them",
+    )
+    group.add_argument(
+        "--provider",
+        choices=("cuda", "tensorrt", "tensorrt-rtx"),
+        help="what ONNX Runtime runs .onnx files with on a GPU (default: cuda)",
+    )
+    group.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: physical cores)")
+    group.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="measured per row (default: 2)")
+    group.add_argument(
+        "--no-power",
+        action="store_true",
+        help="leave energy out (it is measured, after latency, where there are sensors)",
+    )
+    group.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="open .onnx files that were changed on purpose after their export, whose SHA-256 is no longer the one they hold",
+    )
+
+
+def _add_results(group: Group) -> None:
+    group.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    group.add_argument("--report", metavar="FILE", help="write one self-contained HTML page")
+    group.add_argument(
         "--min-agreement",
         type=_share,
         metavar="X",
         help="fail (exit 2) if an artifact gives another answer than eager on more than 1 − X of the images",
     )
-    return parser
 
 
 def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
+    _check(args)
+
+    from dataclasses import replace
+
+    from vitrm.runtime.bench.run import bench
+
+    with _progress() as progress:
+        result = bench(args.artifacts, _options(args), progress=progress)
+    result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
+    written = _write(result, args.json, args.report)  # first: printing may fail
+    _print(result)
+    for path in written:
+        say(f"wrote {path}")
+    _judge(result, args.min_agreement)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises `UserError` for flags that do not go together, and for files that could not be written."""
     for option in ("compile", "bf16"):
         if getattr(args, option) and args.no_eager:
             raise UserError(f"--{option} compares with torch and --no-eager leaves it out: choose one")
@@ -175,61 +217,56 @@ def _main(argv: Sequence[str] | None) -> int:
     for path in (args.json, args.report):
         if path:
             check_writable(path)
+    if args.report:
+        from vitrm.runtime.bench.report.page import check_libraries
+
+        check_libraries()
     check_outputs(
         {"--json": args.json and Path(args.json), "--report": args.report and Path(args.report)},
         [Path(name) for name in (*args.artifacts, args.run) if name],
     )
 
-    from dataclasses import replace
 
+def _options(args: argparse.Namespace) -> BenchOptions:
+    """Makes the options of the bench that the flags ask for."""
+    from vitrm.runtime.bench.options import BenchOptions
     from vitrm.runtime.bench.robustness.measure import IMAGES
-    from vitrm.runtime.bench.run import bench
     from vitrm.runtime.halting.choose import DEFAULT_BUDGET
 
     budget = DEFAULT_BUDGET if args.max_drop is None else args.max_drop / 100
-    with _progress() as progress:
-        result = bench(
-            args.artifacts,
-            run=args.run,
-            data=args.data,
-            data_dir=args.data_dir,
-            batches=args.batch,
-            steps=args.steps,
-            halt_thresholds=args.halt_threshold,
-            max_drop=budget if args.halting else None,
-            threads=args.threads,
-            seconds=args.seconds,
-            limit=args.limit,
-            eager=not args.no_eager,
-            compile=args.compile,
-            bf16=args.bf16,
-            peers=args.peers,
-            depths=bool(args.report),
-            corruption_images=(args.corruption_images or IMAGES) if args.corruptions else None,
-            device=args.device or _device(args),
-            provider=args.provider,
-            power=not args.no_power,
-            verify=not args.no_verify,
-            progress=progress,
-        )
-    result = replace(result, command=shlex.join(["vitrm-bench", *argv]))
-    written = _write(result, args.json, args.report)  # first: printing may fail
-    _print(result)
-    for path in written:
-        say(f"wrote {path}")
-    _judge(result, args.min_agreement)
-    return 0
+    return BenchOptions(
+        run=args.run,
+        data=args.data,
+        data_dir=args.data_dir,
+        limit=args.limit,
+        batches=args.batch,
+        steps=args.steps,
+        halt_thresholds=args.halt_threshold,
+        max_drop=budget if args.halting else None,
+        depths=bool(args.report),
+        corruption_images=(args.corruption_images or IMAGES) if args.corruptions else None,
+        eager=not args.no_eager,
+        compile=args.compile,
+        bf16=args.bf16,
+        peers=args.peers,
+        device=args.device or _device(args),
+        provider=args.provider,
+        threads=args.threads,
+        seconds=args.seconds,
+        power=not args.no_power,
+        verify=not args.no_verify,
+    )
 
 
 def _device(args: argparse.Namespace) -> str:
-    """The device where none is named."""
+    """Returns the device where none is named."""
     if args.provider:
         return "cuda"
     return "auto" if any(_is_plan(Path(a)) for a in args.artifacts) else "cpu"
 
 
 def _is_plan(path: Path) -> bool:
-    """Whether it is a TensorRT plan, or a folder of them: those run on a GPU alone."""
+    """Tells whether `path` is a TensorRT plan, or a folder of them: those run on a GPU alone."""
     return path.suffix in (".plan", ".engine") or (path / "step.plan").exists()
 
 
@@ -297,7 +334,7 @@ def check_writable(path: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress | None]:
+def _progress() -> Iterator[ReportProgress | None]:
     """A progress bar on a terminal's standard error, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

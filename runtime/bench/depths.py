@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES, Predictions
 from vitrm.runtime.bench.images import Sample
@@ -38,7 +39,7 @@ def depth_curve(
     right, halt, seen = np.zeros(depths), np.zeros(depths), 0
     while seen < len(order) and (seen == 0 or time.perf_counter() - start < seconds):
         chosen = order[seen : seen + batch]
-        logits, halt_prob = session.trajectory(sample.pixels[chosen].astype(np.float32) / np.float32(255), depths)
+        logits, halt_prob = session.trajectory(to_floats(sample.pixels[chosen]), depths)
         right += (logits.argmax(2) == sample.labels[chosen]).sum(1)
         halt += halt_prob.sum(1)
         seen += len(chosen)

@@ -1,4 +1,4 @@
-"""Energy of running one thing over and over: watts, and joules an image.
+"""Energy of running one case over and over: watts, and joules an image.
 
 Latency is measured in turns of a fraction of a second, too short for power: NVML counts in steps of up to 100 ms, boards
 without a counter give the mean of a second, and clocks follow the load.  So where there are sensors, everything gets a
@@ -24,7 +24,7 @@ _RUN_IN_S = 1.0  # the longest mean that a gauge gives
 
 @dataclass(frozen=True)
 class Energy:
-    """What one thing took."""
+    """Power and energy that one case took."""
 
     watts: float  # mean
     joules_per_image: float

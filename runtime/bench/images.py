@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm import data as datasets
+from vitrm.data.images import to_floats
 from vitrm.errors import UserError
 from vitrm.runtime.artifact.metadata import Metadata
 
@@ -40,7 +41,7 @@ class Sample:
     def batch(self, size: int, number: int) -> NDArray[np.float32]:
         """The `number`-th batch of `size` images in that order, starting over at the end: float32 [size, 3, H, W]."""
         positions = self.order()[(np.arange(size) + size * number) % len(self)]
-        return self.pixels[positions].astype(np.float32) / np.float32(255)
+        return to_floats(self.pixels[positions])
 
 
 def load_sample(

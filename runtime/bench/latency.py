@@ -1,4 +1,4 @@
-"""Latency of several things, measured in one interleaved run.
+"""Latency of several cases, measured in one interleaved run.
 
 A machine's clock, temperature and other load drift, and a figure taken now does not compare with one
 taken a minute later.  So time is cut into rounds, in each round everything has one turn, in random
@@ -30,7 +30,7 @@ _REHEARSE_S = 0.005
 
 @dataclass(frozen=True)
 class Latency:
-    """The distribution of one thing's times, milliseconds per run."""
+    """Distribution of one case's times, milliseconds per run."""
 
     p50: float
     p90: float
@@ -43,7 +43,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one thing's turns took."""
+    """Times of one case's turns."""
 
     rounds: tuple[NDArray[np.float64], ...]  # milliseconds of each run, by round
     warm_up: int  # runs before the first round
@@ -60,7 +60,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as a reference: the median over rounds, and the range its middle 80 % lie in."""
+    """Ratio of speeds, own to reference: the median over rounds, and the range of the middle 80 %."""
 
     median: float
     low: float
@@ -74,33 +74,33 @@ def summarize(samples: NDArray[np.float64]) -> Latency:
 
 
 def speedup(reference: Timing, own: Timing) -> Ratio:
-    """How many times as fast `own` is as `reference`, from rounds they ran side by side."""
+    """Returns how many times as fast `own` is as `reference`, from rounds they ran side by side."""
     ratios = [float(np.median(r) / np.median(o)) for r, o in zip(reference.rounds, own.rounds, strict=True)]
     low, median, high = (float(v) for v in np.percentile(ratios, [10, 50, 90]))
     return Ratio(median, low, high)
 
 
 def interleave(
-    things: Mapping[str, Sequence[Run]],
+    cases: Mapping[str, Sequence[Run]],
     *,
     seconds: float,
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Timing]:
-    """Measures every thing for about `seconds`, and at least once in each of `rounds` rounds.
+    """Measures every case for about `seconds`, and at least once in each of `rounds` rounds.
 
-    A thing is one function or several that it cycles through (the same work on other inputs).  `progress` is
+    A case is one function or several that it cycles through (the same work on other inputs).  `progress` is
     called with the fraction that is done.  Whatever a function raises ends the measurement.
     """
-    if not things:
+    if not cases:
         return {}
-    warm_up = {name: _warm_up(runs, seconds) for name, runs in things.items()}
+    warm_up = {name: _warm_up(runs, seconds) for name, runs in cases.items()}
     turn_ns = int(seconds / rounds * 1e9)
     slow = {name: took > _REHEARSE_S for name, (_, took) in warm_up.items()}
-    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in things}
-    position = dict.fromkeys(things, 0)
-    order = list(things)
+    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in cases}
+    position = dict.fromkeys(cases, 0)
+    order = list(cases)
     shuffle = random.Random(seed).shuffle
     collecting = gc.isenabled()
     gc.collect()
@@ -109,7 +109,7 @@ def interleave(
         for i in range(rounds):
             shuffle(order)
             for name in order:
-                runs = things[name]
+                runs = cases[name]
                 _settle(runs[position[name] % len(runs)], rehearse=not slow[name])
                 samples, position[name] = _turn(runs, position[name], turn_ns)
                 taken[name].append(samples)
@@ -118,7 +118,7 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(tuple(taken[name]), warm_up[name][0]) for name in things}
+    return {name: Timing(tuple(taken[name]), warm_up[name][0]) for name in cases}
 
 
 def _warm_up(runs: Sequence[Run], seconds: float) -> tuple[int, float]:

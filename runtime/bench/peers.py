@@ -1,4 +1,4 @@
-"""What other tools make of the same float32 file: the rows that `vitrm-bench --peers` puts beside ours.
+"""Peers: what other tools make of the same float32 file, as rows that `vitrm-bench --peers` puts beside ours.
 
     OpenVINO            runs the file itself, in float32 and (where the CPU has it) bfloat16, and our Q/DQ int8 file
     NNCF                OpenVINO's quantizer, with its preset for transformers
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.metadata import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.saturation import integer_products
@@ -184,12 +184,11 @@ def _counted(count: int) -> str:
 
 
 def _tried(tool: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, without what the tool prints; its failure, whatever it is, in one line."""
+    """Calls `make` without what the tool prints.  Raises its failure, whatever it is, as a `UserError` of one line."""
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             return make()
     except UserError:
         raise
     except Exception as error:  # the tools raise all kinds
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{tool} failed: {type(error).__name__}: {lines[0][:200]}") from None
+        raise UserError(f"{tool} failed: {first_line(error, named=True)}") from None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_reference(metadata: Metadata, path: Path | None, run: str | None = None) -> Checkpoint:
-    """The checkpoint with the weights inside the artifact at `path`.
+    """Finds the checkpoint with the weights inside the artifact at `path`.
 
     `run` names it; None looks where the artifact says it came from, beside the artifact, and at the run trained
     last or the bundled default.  Raises `UserError` when torch is missing, when `run` is another model or has other
@@ -57,7 +57,7 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
 
 
 def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
-    """Where the artifact's run may be: an artifact knows its run's name, not its folder."""
+    """Returns where the artifact's run may be: an artifact knows its run's name, not its folder."""
     from vitrm.checkpoint import CONFIG_FILE, RUNS
 
     folders = [Path(metadata.run), RUNS / metadata.run]
@@ -71,7 +71,7 @@ def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
 
 
 def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:
-    """Why `checkpoint` is not the artifact's own model, as a phrase; None if it is."""
+    """Says why `checkpoint` is not the artifact's own model, as a phrase; None if it is."""
     from vitrm.config import to_dict
 
     theirs, ours = to_dict(checkpoint.model), metadata.model

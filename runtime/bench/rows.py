@@ -1,4 +1,4 @@
-"""What a bench found, as data: ready for JSON, for the table and for the report."""
+"""Results of a bench as data: ready for JSON, for the table and for the report."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Flips:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One thing at one batch size."""
+class BenchRow:
+    """Figures of one case at one batch size."""
 
     name: str  # the artifact's file, what another tool made of it, or "eager PyTorch" or "torch.compile"
     kind: str  # artifact, peer, eager or compiled; eager-bf16 or compiled-bf16
@@ -87,8 +87,8 @@ class DepthCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """One thing that was measured, with what it answered."""
+class CaseEvidence:
+    """Answers and times of one case, image by image and run by run."""
 
     key: str
     name: str
@@ -103,17 +103,17 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the report shows beyond the figures."""
+    """Material that the report shows beside the figures."""
 
-    subjects: tuple[Subject, ...]
+    cases: tuple[CaseEvidence, ...]
     depth_curves: tuple[DepthCurve, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """Everything one bench found."""
+    """Result of one bench."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     notes: tuple[str, ...]  # what a reader should know of the whole
     data: tuple[dict[str, Any], ...]  # name, split, images, total, labelled: what accuracy was measured on
     machine: dict[str, Any]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring)
@@ -131,13 +131,13 @@ class BenchResult:
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
-    def failed(self) -> tuple[Row, ...]:
+    def failed(self) -> tuple[BenchRow, ...]:
         """One row for each artifact that could not be measured."""
         rows = {r.name: r for r in self.rows if r.kind == "artifact" and not r.ok}
         return tuple(rows.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values: no evidence, and null for what is not finite."""
+        """Returns JSON-ready values: no evidence, and null for what is not finite."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]

@@ -1,1 +1,1 @@
-"""When a sample may stop: choosing the threshold, and keeping it in an artifact."""
+"""Halting: choosing the threshold at which a sample may stop, and keeping it in an artifact."""

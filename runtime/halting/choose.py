@@ -1,4 +1,4 @@
-"""When to stop: how far a model's halt_prob can be trusted, and the threshold that follows.
+"""Choice of a halting threshold: how far a model's halt_prob can be trusted, and the threshold that follows.
 
 halt_prob is the model's own chance of being right after a step.  A sweep runs images to full depth, keeps
 what every step said, and can then tell for any threshold what halting would have answered, and after how many
@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 from vitrm.errors import UserError
+from vitrm.model_size import NEVER
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.session import Session
@@ -32,7 +34,7 @@ THRESHOLDS = (*(i / 100 for i in range(5, 100)), 0.995, 0.998, 0.999)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a model says after every step: S steps, N images."""
+    """A model's answers after every step: S steps, N images."""
 
     right: NDArray[np.bool_]  # [S, N]: whether the answer is the label
     halt_prob: NDArray[np.float32]  # [S, N]
@@ -40,7 +42,7 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class HaltingPoint:
-    """What a threshold gives."""
+    """Accuracy and steps at one threshold."""
 
     threshold: float
     accuracy: float  # in [0, 1]
@@ -79,7 +81,7 @@ class HaltingChoice:
     reliability: Reliability  # of every step's halt_prob
 
     def evidence(self) -> dict[str, str | int | float]:
-        """What an artifact keeps of this beside the threshold."""
+        """Returns what an artifact keeps of this beside the threshold."""
         return {
             "data": self.data,
             "split": "validation",
@@ -111,7 +113,7 @@ def run_every_step(
     batch = affordable(batch, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     right, halts = [], []
     for start in range(0, len(sample), batch):
-        images = sample.pixels[start : start + batch].astype(np.float32) / np.float32(255)
+        images = to_floats(sample.pixels[start : start + batch])
         labels = sample.labels[start : start + batch]
         answers = []
         if isinstance(session, SteppingSession):
@@ -120,7 +122,7 @@ def run_every_step(
                 state.step()
                 answers.append(state.result)
         else:
-            answers = [session.infer(images, steps=s, halt_threshold=2.0) for s in range(1, steps + 1)]
+            answers = [session.infer(images, steps=s, halt_threshold=NEVER) for s in range(1, steps + 1)]
         right.append(np.stack([a.logits.argmax(1) == labels for a in answers]))
         halts.append(np.stack([a.halt_prob for a in answers if a.halt_prob is not None]))
         if progress:
@@ -129,7 +131,7 @@ def run_every_step(
 
 
 def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
-    """What halting once halt_prob > `threshold` would have given."""
+    """Returns what halting once halt_prob > `threshold` would have given."""
     halted = trajectory.halt_prob > threshold
     last = np.where(halted.any(0), halted.argmax(0), len(halted) - 1)
     right = trajectory.right[last, np.arange(len(last))]
@@ -145,8 +147,9 @@ def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
 def choose(
     name: str, sample: Sample, trajectory: Trajectory, budget: float, thresholds: Sequence[float] = THRESHOLDS
 ) -> HaltingChoice:
-    """The threshold with the fewest mean steps that loses at most `budget` (in [0, 1]) of full depth's accuracy, with
-    95 % confidence.
+    """Chooses the threshold with the fewest mean steps that loses at most `budget` of full depth's accuracy.
+
+    The budget is in [0, 1], and it is kept with 95 % confidence.
 
     Of equally cheap ones the most accurate, then the highest; never halting (1) where none keeps the budget.
     """
@@ -169,7 +172,7 @@ def choose(
 
 
 def reliability(stated: NDArray[np.float32], came_true: NDArray[np.bool_]) -> Reliability:
-    """How stated chances [N] in [0, 1] compare with what came true [N].  Raises ValueError for none."""
+    """Compares stated chances [N] in [0, 1] with what came true [N].  Raises ValueError for none."""
     if not len(stated):
         raise ValueError("no stated chances to compare")
     bins = np.clip((stated.astype(np.float64) * BINS).astype(np.int64), 0, BINS - 1)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data.decoding import decode, fit_square
+from vitrm.data.images import to_floats
 from vitrm.errors import UserError
 from vitrm.runtime.session import Session
 
@@ -42,7 +43,7 @@ def prepare(path: str | os.PathLike[str], size: int) -> NDArray[np.float32]:
     Upright, RGB, on white where transparent (vitrm.data.decoding); the center square, resampled bicubically.
     Raises `UserError`, naming it, for a file that cannot be decoded.
     """
-    return fit_square(decode(Path(path)), size).astype(np.float32) / np.float32(255)
+    return to_floats(fit_square(decode(Path(path)), size))
 
 
 def predict(

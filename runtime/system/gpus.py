@@ -24,7 +24,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """What the driver says."""
+    """GPUs that the driver names, or why it names none."""
 
     found: tuple[Gpu, ...]
     driver: str | None  # the newest CUDA version that the driver serves, as "13.0"; None without a driver

@@ -1,4 +1,4 @@
-"""What a measurement ran on: cores, processor, versions, and how busy the machine was."""
+"""The machine of a measurement: cores, processor, versions, and how busy it was."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def saturates_integer_sums() -> bool:
-    """Whether integer products that are not made for it may saturate here: on x86 without VNNI (vitrm.runtime.artifact.saturation)."""
+    """Tells whether integer products that are not made for it may saturate here: on x86 without VNNI (vitrm.runtime.artifact.saturation)."""
     return platform.machine().lower() in ("x86_64", "amd64", "i686") and not _EXACT.intersection(cpu_features())
 
 

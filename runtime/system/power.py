@@ -1,4 +1,4 @@
-"""What a machine can say of its own power: Jetson's rails, a CPU's energy counters, an NVIDIA GPU through NVML.
+"""Power sensors of a machine: Jetson's rails, a CPU's energy counters, an NVIDIA GPU through NVML.
 
     sensor                  where                                             what it is
     Jetson INA3221/INA238   /sys/class/hwmon/hwmon*/{in,curr}N_input          voltage × current of a rail, now

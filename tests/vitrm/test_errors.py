@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vitrm.errors import run_command
+from vitrm.errors import first_line, run_command
 from vitrm.export import cli as exporting
 from vitrm.runtime.bench import cli as benching
 from vitrm.training import cli as training
@@ -51,3 +51,17 @@ def test_a_file_that_should_have_been_there_is_a_bug():
 
     with pytest.raises(FileNotFoundError):
         run_command(fail, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "named"),
+    [
+        (ValueError("\n  one \t line\nand more"), "one line", "ValueError: one line"),
+        (ValueError(), "ValueError", "ValueError"),
+        (ValueError(" \n "), "ValueError", "ValueError"),
+        (ValueError("x" * 400), "x" * 299 + "…", "ValueError: " + "x" * 299 + "…"),
+    ],
+)
+def test_any_exception_fits_into_one_line(error: Exception, line: str, named: str) -> None:
+    assert first_line(error) == line
+    assert first_line(error, named=True) == named

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.system.files import check_regular
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def decode(file: Path) -> NDArray[np.uint8]:
                 raise ValueError(f"it has {image.width} × {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
             return np.asarray(_as_seen(image))
     except Exception as error:  # decoders raise anything for a damaged file: IndexError, struct.error, MemoryError, …
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        why = first_line(error)
         raise UserError(f"{file} cannot be read as an image ({why}): replace or remove it") from None
 
 

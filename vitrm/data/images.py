@@ -21,6 +21,11 @@ class Normalization:
     std: tuple[float, float, float]
 
 
+def to_floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns uint8 pixels of any shape as the models take them: float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 @dataclass(frozen=True)
 class Images:
     """A part of a data set."""
@@ -41,7 +46,7 @@ class Images:
 
     def floats(self, index: Any = slice(None)) -> NDArray[np.float32]:
         """Pixels as the models take them: float32 [n, 3, H, W] in [0, 1]."""
-        return self.pixels[index].astype(np.float32) / np.float32(255)
+        return to_floats(self.pixels[index])
 
     @property
     def id(self) -> str:

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.interface import Signature
-from vitrm.runtime.backends.onnxruntime.providers import Running, first_line
+from vitrm.runtime.backends.onnxruntime.providers import Running
 
-Tensor = Any  # a numpy array, or an OrtValue on the device
+BoundTensor = Any  # a numpy array, or an OrtValue on the device
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 _BOUND = ("cuda", "tensorrt")  # providers whose memory ONNX Runtime's Python calls "cuda"
 
 
-class Graph:
-    """An InferenceSession; thread-safe, like it."""
+class BoundGraph:
+    """An InferenceSession and the place of its tensors; thread-safe, like it."""
 
     def __init__(self, session: Any, running: Running, where: str, *, bound: bool | None = None) -> None:
         """`where` names it in a message; `bound` None: where the provider's memory is not the host's."""
@@ -57,8 +57,8 @@ class Graph:
         return {t.name: (_TYPES.get(t.type, t.type), tuple(t.shape)) for t in found}
 
     def run(
-        self, outputs: Sequence[str], feeds: Mapping[str, Tensor], *, keep: Collection[str] = ()
-    ) -> dict[str, Tensor]:
+        self, outputs: Sequence[str], feeds: Mapping[str, BoundTensor], *, keep: Collection[str] = ()
+    ) -> dict[str, BoundTensor]:
         """Runs the graph: `outputs` by name, as arrays of their own; those in `keep` on the device where it has its memory.
 
         Raises `UserError` with ONNX Runtime's reason when it fails.
@@ -84,7 +84,7 @@ class Graph:
             raise UserError(f"{self.where} failed{of}: {first_line(error)}") from error
 
 
-def on_host(tensor: Tensor) -> NDArray[Any]:
+def on_host(tensor: BoundTensor) -> NDArray[Any]:
     """The tensor as an array in the host's memory, writable."""
     array: NDArray[Any] = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
     return array if array.flags.writeable else array.copy()

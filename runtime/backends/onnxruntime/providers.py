@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.onnx_file import OnnxFile
 from vitrm.runtime.system import machine
 
@@ -55,7 +55,7 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class Running:
-    """What an InferenceSession runs on."""
+    """Provider, device and threads of an InferenceSession."""
 
     provider: str  # cpu, or a key of PROVIDERS
     threads: int  # CPU threads
@@ -72,7 +72,7 @@ class Running:
 
     @property
     def backend(self) -> str:
-        """What a bench calls it."""
+        """Name of the backend in a bench."""
         return f"onnxruntime-{self.provider}"
 
 
@@ -212,12 +212,6 @@ def _asked(wanted: str) -> str:
 
 def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message, shortened."""
-    text = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
-    return text if len(text) <= 300 else text[:297] + "…"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.interface import check_tensors
 from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
 from vitrm.runtime.artifact.onnx_file import inspect
-from vitrm.runtime.backends.onnxruntime.binding import Graph
+from vitrm.runtime.backends.onnxruntime.binding import BoundGraph
 from vitrm.runtime.backends.onnxruntime.providers import create, load_onnxruntime
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system import machine
@@ -45,12 +45,12 @@ class OnnxRuntimeSession(Session):
         bound: bool | None = None,
         verify: bool = True,
     ) -> None:
-        """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.Graph`."""
+        """Opens `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.BoundGraph`."""
         ort = load_onnxruntime()
         file = inspect(path, verify=verify)
         self.path, self.metadata = path, file.metadata
         session, running = create(ort, file, device, threads, provider)
-        self._graph = Graph(session, running, str(path), bound=bound)
+        self._graph = BoundGraph(session, running, str(path), bound=bound)
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
@@ -87,7 +87,7 @@ class OnnxRuntimeSession(Session):
 
 
 def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
-    """What a reader of an artifact's figures should know where it runs on something that it is not made for."""
+    """Returns remarks for readers of an artifact's figures where it runs on something that it is not made for."""
     if provider == "cpu" and metadata.precision == "fp16":
         return (FP16_ON_CPU,)
     if metadata.target == "cpu" and provider == "cpu" and may_saturate(metadata):
@@ -100,5 +100,5 @@ def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
 
 
 def may_saturate(metadata: Metadata) -> bool:
-    """Whether an artifact's integer sums may differ on this CPU from those on the one where it was verified."""
+    """Tells whether an artifact's integer sums may differ on this CPU from those on the one where it was verified."""
     return metadata.precision == "int8" and not metadata.exact_sums and machine.saturates_integer_sums()

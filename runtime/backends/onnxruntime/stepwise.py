@@ -14,7 +14,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.interface import CarriedTensors, check_tensors
 from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.onnx_file import inspect
-from vitrm.runtime.backends.onnxruntime.binding import Graph, Tensor, on_host
+from vitrm.runtime.backends.onnxruntime.binding import BoundGraph, BoundTensor, on_host
 from vitrm.runtime.backends.onnxruntime.providers import create, load_onnxruntime
 from vitrm.runtime.backends.onnxruntime.session import notes_on
 from vitrm.runtime.stepping import Stepping, SteppingSession
@@ -74,13 +74,13 @@ class StepwiseSession(SteppingSession):
         bound: bool | None = None,
         verify: bool = True,
     ) -> None:
-        """Opens the folder `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.Graph`."""
+        """Opens the folder `path`; see `vitrm.runtime.open`.  `bound`: see `vitrm.runtime.backends.onnxruntime.binding.BoundGraph`."""
         ort = load_onnxruntime()
         missing = [f"{part}.onnx" for part in PARTS if not (path / f"{part}.onnx").is_file()]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or export it again")
         self.path = path
-        self._parts: dict[str, Graph] = {}
+        self._parts: dict[str, BoundGraph] = {}
         files = {part: inspect(path / f"{part}.onnx", verify=verify) for part in PARTS}
         self.metadata = files["step"].metadata
         for part, file in files.items():
@@ -92,7 +92,7 @@ class StepwiseSession(SteppingSession):
                     "the folder again"
                 )
             session, running = create(ort, file, device, threads, provider)
-            self._parts[part] = Graph(session, running, f"{self.name}/{part}.onnx", bound=bound)
+            self._parts[part] = BoundGraph(session, running, f"{self.name}/{part}.onnx", bound=bound)
             check_tensors(str(file.path), metadata, self._parts[part].tensors)
         self.carried = CarriedTensors.between(path, {part: (g.inputs, g.outputs) for part, g in self._parts.items()})
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
@@ -105,7 +105,7 @@ class StepwiseSession(SteppingSession):
         return BoundStepping(self, images)
 
     def run(
-        self, part: str, outputs: tuple[str, ...], feeds: dict[str, Tensor], *, keep: tuple[str, ...] = ()
-    ) -> dict[str, Tensor]:
-        """Runs one of the graphs; see `vitrm.runtime.backends.onnxruntime.binding.Graph.run`."""
+        self, part: str, outputs: tuple[str, ...], feeds: dict[str, BoundTensor], *, keep: tuple[str, ...] = ()
+    ) -> dict[str, BoundTensor]:
+        """Runs one of the graphs; see `vitrm.runtime.backends.onnxruntime.binding.BoundGraph.run`."""
         return self._parts[part].run(outputs, feeds, keep=keep)

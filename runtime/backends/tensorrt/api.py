@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 
 FULL, RTX = "full", "rtx"
 MODULES = {FULL: "tensorrt", RTX: "tensorrt_rtx"}
@@ -70,8 +70,7 @@ def load_tensorrt(flavour: str | None = None) -> TensorRT:
         module = import_module(name)
         version = str(module.__version__)
     except Exception as error:  # its loader raises what its libraries' absence makes of it
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is installed but does not import ({problem}): {INSTALL[flavour]}") from None
+        raise UserError(f"{name} is installed but does not import ({first_line(error)}): {INSTALL[flavour]}") from None
     if flavour == FULL and version_tuple(version)[:2] < OLDEST:
         raise UserError(f"TensorRT {version} is installed, expected 10.3 or later: {INSTALL[FULL]}")
     return TensorRT(module, flavour, version)

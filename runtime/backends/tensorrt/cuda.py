@@ -34,7 +34,7 @@ class Cuda:
         self._api: Any = runtime
 
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
-        """What a call returned beside its status."""
+        """Returns what a call gave beside its status.  Raises `CudaError`."""
         status, *values = result
         if int(status):
             _, text = self._api.cudaGetErrorString(status)
@@ -72,8 +72,8 @@ class Cuda:
         """Waits until the stream has done everything."""
         self._call("running the plan", self._api.cudaStreamSynchronize(stream.handle))
 
-    def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
-        """What `work` puts into `stream`, as a graph to launch again and again with the same addresses.
+    def capture(self, stream: Stream, work: Callable[[], None]) -> CudaGraph:
+        """Captures what `work` puts into `stream`, as a graph to launch again and again with the same addresses.
 
         Raises `CudaError`, with the stream as usable as before, for work that cannot be captured.
         """
@@ -94,9 +94,9 @@ class Cuda:
             executable = self._call("instantiating a graph", self._api.cudaGraphInstantiate(graph, 0))
         finally:
             self._api.cudaGraphDestroy(graph)
-        return Graph(executable, self._api.cudaGraphExecDestroy)
+        return CudaGraph(executable, self._api.cudaGraphExecDestroy)
 
-    def launch(self, graph: Graph, stream: Stream) -> None:
+    def launch(self, graph: CudaGraph, stream: Stream) -> None:
         """Puts a captured graph into `stream`."""
         self._call("launching a graph", self._api.cudaGraphLaunch(graph.handle, stream.handle))
 
@@ -146,8 +146,8 @@ class Stream:
         weakref.finalize(self, destroy, handle)
 
 
-class Graph:
-    """Captured work."""
+class CudaGraph:
+    """Work that was captured from a stream, to launch again."""
 
     def __init__(self, handle: Any, destroy: Callable[[Any], object]) -> None:
         self.handle = handle

@@ -40,8 +40,8 @@ _DTYPES: dict[str, DTypeLike] = {
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """An input or output."""
+class PlanTensor:
+    """An input or output of a plan."""
 
     name: str
     is_input: bool
@@ -106,13 +106,13 @@ class Plan:
             said = parser.get_error(0).desc() if parser.num_errors else (log.errors or ["no reason given"])[-1]
             raise UserError(f"{self.path} did not take the weights of {weights}: {said}")
 
-    def _tensor(self, index: int) -> Tensor:
+    def _tensor(self, index: int) -> PlanTensor:
         trt, engine = self.api.module, self.engine
         name = engine.get_tensor_name(index)
         kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
         if kind not in _DTYPES:
             raise UserError(f"{self.path}: {name} is {kind}, expected one of {', '.join(_DTYPES)}: build it again")
-        return Tensor(
+        return PlanTensor(
             name=name,
             is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
             shape=tuple(engine.get_tensor_shape(name)),
@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def stripped(self) -> bool:
-        """Whether its weights are in an ONNX file beside it."""
+        """True where the weights are in an ONNX file beside the plan."""
         return STRIPPED in self.sidecar.engine.flags
 
     @property
@@ -143,7 +143,7 @@ class Plan:
     def bind(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> Context:
         """A context for `batch` images, which a profile must take as they are, on tensors at `addresses`.
 
-        What the host decides with (`Tensor.on_host`) must already have a value there.
+        What the host decides with (`PlanTensor.on_host`) must already have a value there.
         """
         index, padded = choose_profile(self.profiles, batch)
         if padded != batch:
@@ -168,7 +168,7 @@ class Plan:
         self.cuda.synchronize(stream)
         return Context(self, context, batch)
 
-    def _place(self, context: Any, tensor: Tensor, addresses: Mapping[str, int]) -> None:
+    def _place(self, context: Any, tensor: PlanTensor, addresses: Mapping[str, int]) -> None:
         if not context.set_tensor_address(tensor.name, addresses[tensor.name]):
             raise UserError(f"{self.path}: {self.api} refused the address of {tensor.name}")
 
@@ -196,7 +196,7 @@ class Context:
             raise UserError(f"{self.plan.path} failed on a batch of {self.batch}: {said}")
 
     def capturable(self, stream: Stream) -> bool:
-        """Whether TensorRT says that a run can be captured; where it cannot say, trying tells."""
+        """Asks TensorRT whether a run can be captured; True where it cannot say, as trying tells."""
         asked = getattr(self._context, "is_stream_capturable", None)
         return asked is None or bool(asked(stream.handle))
 

@@ -1,19 +1,10 @@
-"""TensorRT plans, on the GPU they were built for.  Needs TensorRT and CUDA's bindings, never torch.
-
-Each inference has a lane to itself: an execution context, a stream, pinned buffers on the host and buffers on the GPU,
-all of one batch size.  A thread takes a lane and gives it back, so threads share a session without waiting.  What a
-lane does is captured as a CUDA graph where that is possible, and is then one call.
-"""
+"""TensorRT plans, on the GPU they were built for.  Needs TensorRT and CUDA's bindings, never torch."""
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,172 +13,16 @@ from vitrm.errors import UserError
 from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.artifact.sidecar import Sidecar, weights_path
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Graph, PinnedArray, Stream
-from vitrm.runtime.backends.tensorrt.plan import Context, Plan, Tensor, choose_profile
+from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, PlanExecutor
+from vitrm.runtime.backends.tensorrt.plan import Plan, choose_profile
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system.gpus import find_gpus
 
-_IDLE_LANES = 4  # kept for the batch sizes used last; each holds memory on the GPU
 _ANSWERS = (LOGITS, HALT_PROB, STEPS_USED)
 
 
-class Lane(Protocol):
-    """What one inference at a time works with."""
-
-    batch: int
-
-    @property
-    def device_bytes(self) -> int: ...
-
-
-L = TypeVar("L", bound=Lane)
-
-
-class Lanes(Generic[L]):
-    """Lanes by batch size: made when there is no idle one, kept for the next inference."""
-
-    def __init__(self, make: Callable[[int], L], keep: int = _IDLE_LANES) -> None:
-        self._make, self._keep = make, keep
-        self._idle: OrderedDict[int, list[L]] = OrderedDict()  # the batch size used last is last
-        self._all: weakref.WeakSet[L] = weakref.WeakSet()
-        self._lock = threading.RLock()  # a finaliser may give a lane back in the midst of it
-
-    def take(self, batch: int) -> L:
-        """A lane that nobody else has, until it is given back."""
-        with self._lock:
-            idle = self._idle.get(batch)
-            if idle:
-                return idle.pop()
-        made = self._make(batch)
-        with self._lock:
-            self._all.add(made)
-        return made
-
-    def give_back(self, lane: L) -> None:
-        """Keeps the lane for the next who asks for its batch size, in place of the one unused for longest."""
-        with self._lock:
-            self._idle.setdefault(lane.batch, []).append(lane)
-            self._idle.move_to_end(lane.batch)
-            while sum(map(len, self._idle.values())) > self._keep:
-                oldest = next(batch for batch, lanes in self._idle.items() if lanes)
-                self._idle[oldest].pop(0)
-
-    @contextmanager
-    def one(self, batch: int) -> Iterator[L]:
-        """A lane for one inference.  One whose inference failed is not used again."""
-        lane = self.take(batch)
-        yield lane
-        self.give_back(lane)
-
-    @property
-    def device_bytes(self) -> int:
-        """Memory on the GPU that all of them take."""
-        with self._lock:
-            return sum(lane.device_bytes for lane in self._all)
-
-
-class Port:
-    """An input or output of a lane: its pinned array, and the place on the GPU it is copied to or from."""
-
-    def __init__(self, cuda: Cuda, tensor: Tensor, batch: int) -> None:
-        self.name = tensor.name
-        self.host: PinnedArray = cuda.pinned(tensor.at(batch), tensor.dtype)
-        self.device: DeviceMemory | None = None if tensor.on_host else cuda.allocate(self.host.size)
-
-    @property
-    def address(self) -> int:
-        """Where TensorRT finds it."""
-        return self.host.address if self.device is None else self.device.address
-
-    def upload(self, cuda: Cuda, stream: Stream) -> None:
-        if self.device is not None:
-            cuda.copy(self.device.address, self.host.address, self.host.size, stream)
-
-    def download(self, cuda: Cuda, stream: Stream) -> None:
-        if self.device is not None:
-            cuda.copy(self.host.address, self.device.address, self.host.size, stream)
-
-
-class PlanLane:
-    """A lane of one plan: copy in, run, copy out."""
-
-    def __init__(self, plan: Plan, batch: int, cuda_graphs: bool) -> None:
-        self.plan, self.batch, self.cuda = plan, batch, plan.cuda
-        self.stream = self.cuda.stream()
-        self.inputs = {t.name: Port(self.cuda, t, batch) for t in plan.tensors.values() if t.is_input}
-        self.outputs = {t.name: Port(self.cuda, t, batch) for t in plan.tensors.values() if not t.is_input}
-        if STEPS in self.inputs:
-            self.inputs[STEPS].host.array[...] = 1
-        ports = {**self.inputs, **self.outputs}
-        self.context: Context = plan.bind(batch, {n: p.address for n, p in ports.items()}, self.stream)
-        self.device_bytes = plan.context_bytes + sum(p.device.size for p in ports.values() if p.device)
-        self.graph: Graph | None = None
-        self.why_no_graph = "not asked for"
-        if cuda_graphs:
-            self._capture()
-
-    def run(self) -> None:
-        """One run from what the inputs' arrays hold to the outputs' arrays."""
-        if self.graph is not None:
-            self.cuda.launch(self.graph, self.stream)
-        else:
-            self._enqueue()
-        self.cuda.synchronize(self.stream)
-
-    def _enqueue(self) -> None:
-        for port in self.inputs.values():
-            port.upload(self.cuda, self.stream)
-        self.context.enqueue(self.stream)
-        for port in self.outputs.values():
-            port.download(self.cuda, self.stream)
-
-    def _capture(self) -> None:
-        """Captures a run, and goes without where that does not work, or not for every depth."""
-        if any(port.device is None for port in self.inputs.values()):
-            self.why_no_graph = "TensorRT reads the depth in the host's memory, a graph would keep the first"
-            return
-        self.run()  # what TensorRT does once for new shapes is not to be in the graph
-        if not self.context.capturable(self.stream):
-            self.why_no_graph = "TensorRT says that it cannot be captured"
-            return
-        try:
-            self.graph = self.cuda.capture(self.stream, self._enqueue)
-            self.why_no_graph = "" if self._keeps_depth() else "captured, the loop does not heed depth and threshold"
-        except UserError as error:
-            self.why_no_graph = str(error)
-        if self.why_no_graph:
-            self.graph = None
-
-    def _keeps_depth(self) -> bool:
-        """Whether the graph of a loop still decides at each run how long it goes on.  A fixed depth has nothing to decide."""
-        if STEPS not in self.inputs:
-            return True
-        used = self.outputs[STEPS_USED].host.array
-        for steps, threshold, expected in ((3, 2.0, 3), (2, -1.0, 1), (1, 2.0, 1), (5, 2.0, 5)):
-            self.inputs[STEPS].host.array[...] = steps
-            self.inputs[HALT_THRESHOLD].host.array[...] = threshold
-            self.run()
-            if not (used == expected).all():
-                return False
-        return True
-
-    def device_times(self, runs: int) -> NDArray[np.float64]:
-        """Milliseconds on the GPU's clock of each of `runs` runs, without the copies."""
-        graph: Graph | None = None
-        if self.graph is not None:
-            graph = self.cuda.capture(self.stream, lambda: self.context.enqueue(self.stream))
-
-        def work() -> None:
-            if graph is not None:
-                self.cuda.launch(graph, self.stream)
-            else:
-                self.context.enqueue(self.stream)
-
-        return self.cuda.times(self.stream, work, runs)
-
-
 class TensorRTBase:
-    """What plans of one file and of three have in common."""
+    """Base of the sessions for plans of one file and of three."""
 
     largest: int  # images of one run
     profiles: list[list[int]]
@@ -220,7 +55,7 @@ class TensorRTSession(TensorRTBase, Session):
         self.metadata = plan.sidecar.metadata
         self.largest, self.profiles = plan.largest, plan.profiles
         self.threads = threads or 1
-        self.backend, self.device_kind, self.device = _where(plan)
+        self.backend, self.device_kind, self.device = describe_device(plan)
         weights = weights_path(path)
         self.size_bytes = path.stat().st_size + (weights.stat().st_size if plan.stripped else 0)
         inputs = {t.name for t in plan.tensors.values() if t.is_input}
@@ -232,8 +67,8 @@ class TensorRTSession(TensorRTBase, Session):
                 f"{path}: inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of a vitrm "
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): build it again"
             )
-        self._lanes = Lanes(lambda batch: PlanLane(plan, batch, cuda_graphs))
-        self.notes = _notes(plan.sidecar, self.device)
+        self.executors = ExecutorPool(lambda batch: PlanExecutor(plan, batch, cuda_graphs))
+        self.notes = notes_on_plan(plan.sidecar, self.device)
 
     @property
     def takes_depth(self) -> bool:
@@ -241,37 +76,37 @@ class TensorRTSession(TensorRTBase, Session):
 
     @property
     def device_bytes(self) -> int:
-        return self.plan.sidecar.engine.bytes + self._lanes.device_bytes
+        return self.plan.sidecar.engine.bytes + self.executors.device_bytes
 
     def graph_problem(self, batch: int) -> str:
-        """Why runs of `batch` images are not one CUDA graph; empty where they are."""
-        with self._lanes.one(self._pieces(batch)[0][1]) as lane:
-            return lane.why_no_graph
+        """Says why runs of `batch` images are not one CUDA graph; empty where they are."""
+        with self.executors.borrow(self._pieces(batch)[0][1]) as executor:
+            return executor.why_no_graph
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         pieces = self._pieces(len(images))
         if len(pieces) > 1:
             return None
-        with self._lanes.one(pieces[0][1]) as lane:
-            self._fill(lane, images, self.metadata.steps, self.metadata.halt_threshold)
-            lane.run()
-            return lane.device_times(runs)
+        with self.executors.borrow(pieces[0][1]) as executor:
+            self._fill(executor, images, self.metadata.steps, self.metadata.halt_threshold)
+            executor.run()
+            return executor.device_times(runs)
 
     def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         pieces = self._pieces(len(images))
 
         def run() -> Result:
             found = [self._run(images[part], padded, steps, halt_threshold) for part, padded in pieces]
-            return found[0] if len(found) == 1 else _joined(found)
+            return found[0] if len(found) == 1 else concatenate(found)
 
         return run
 
     def _run(self, images: NDArray[np.float32], padded: int, steps: int, halt_threshold: float) -> Result:
-        with self._lanes.one(padded) as lane:
-            self._fill(lane, images, steps, halt_threshold)
-            lane.run()
+        with self.executors.borrow(padded) as executor:
+            self._fill(executor, images, steps, halt_threshold)
+            executor.run()
             answers = [
-                lane.outputs[name].host.array[: len(images)].copy() if name in lane.outputs else None
+                executor.outputs[name].host.array[: len(images)].copy() if name in executor.outputs else None
                 for name in _ANSWERS
             ]
         logits, halt_prob, steps_used = answers
@@ -280,13 +115,13 @@ class TensorRTSession(TensorRTBase, Session):
             check_steps_used(steps_used, steps, fixed=not self._takes_depth and halt_threshold >= 1, name=self.name)
         return Result(logits, halt_prob, steps_used)
 
-    def _fill(self, lane: PlanLane, images: NDArray[np.float32], steps: int, halt_threshold: float) -> None:
-        pixels = lane.inputs[PIXELS].host.array
+    def _fill(self, executor: PlanExecutor, images: NDArray[np.float32], steps: int, halt_threshold: float) -> None:
+        pixels = executor.inputs[PIXELS].host.array
         pixels[: len(images)] = images
         pixels[len(images) :] = images[-1]
         if self._takes_depth:
-            lane.inputs[STEPS].host.array[...] = steps
-            lane.inputs[HALT_THRESHOLD].host.array[...] = halt_threshold
+            executor.inputs[STEPS].host.array[...] = steps
+            executor.inputs[HALT_THRESHOLD].host.array[...] = halt_threshold
 
 
 def check_steps_used(steps_used: NDArray[np.int64], steps: int, *, fixed: bool, name: str) -> None:
@@ -303,7 +138,7 @@ def check_steps_used(steps_used: NDArray[np.int64], steps: int, *, fixed: bool, 
         )
 
 
-def _joined(results: list[Result]) -> Result:
+def concatenate(results: list[Result]) -> Result:
     def join(name: str) -> Any:
         parts = [getattr(r, name) for r in results]
         return None if parts[0] is None else np.concatenate(parts)
@@ -311,24 +146,14 @@ def _joined(results: list[Result]) -> Result:
     return Result(join("logits"), join("halt_prob"), join("steps_used"))
 
 
-def _where(plan: Plan) -> tuple[str, str, str]:
-    """Backend, kind of device, and the GPU in words."""
+def describe_device(plan: Plan) -> tuple[str, str, str]:
+    """Returns backend, kind of device, and the GPU in words."""
     return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", find_gpus().found[0].name
 
 
-def _notes(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
-    """What a reader of its figures should know."""
+def notes_on_plan(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:
+    """Returns remarks for readers of a plan's figures on this GPU."""
     engine, notes = sidecar.engine, list(sidecar.notes)
     if engine.gpu_name and engine.gpu_name != gpu:
         notes.append(f"built on an {engine.gpu_name}, so its kernels were chosen for that one")
     return tuple(notes)
-
-
-def capture_or_none(cuda: Cuda, stream: Stream, contexts: list[Context], work: Callable[[], None]) -> Graph | None:
-    """`work` as a graph; None where CUDA or TensorRT cannot capture it."""
-    if not all(context.capturable(stream) for context in contexts):
-        return None
-    try:
-        return cuda.capture(stream, work)
-    except CudaError:
-        return None

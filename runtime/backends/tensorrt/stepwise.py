@@ -1,6 +1,6 @@
 """A folder of three plans: the recursion driven from the host, its state on the GPU.
 
-A lane holds room for one batch: what embed makes, the state, and the state one step later.  Samples lie in slots.  Those
+An executor holds room for one batch: what embed makes, the state, and the state one step later.  Samples lie in slots.  Those
 that go on are moved to the front by swapping slots, and a step runs on a prefix: 1, 2, 4, … slots, whichever holds them
 all.  The slots behind compute for nothing, and their results are not kept, so a halted sample's state stays as it is.
 """
@@ -18,18 +18,20 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.interface import CarriedTensors
 from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.sidecar import weights_path
-from vitrm.runtime.backends.tensorrt.cuda import Graph
+from vitrm.runtime.backends.tensorrt.cuda import CudaGraph
+from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, capture_or_none
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, choose_profile
-from vitrm.runtime.backends.tensorrt.session import Lanes, TensorRTBase, _joined, _notes, _where, capture_or_none
+from vitrm.runtime.backends.tensorrt.session import TensorRTBase, concatenate, describe_device, notes_on_plan
 from vitrm.runtime.session import Result
 from vitrm.runtime.stepping import Stepping, SteppingSession
 
-_GRAPHS = 8  # of a lane, for the depths used last
+_GRAPHS = 8  # of an executor, for the depths used last
 
 
 def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """The pairs of slots to exchange so that the samples `rows` lie in the first slots; `order` says which sample each
-    slot holds, and is changed along.
+    """Returns the pairs of slots to exchange so that the samples `rows` lie in the first slots.
+
+    `order` says which sample each slot holds, and is changed along.
     """
     goes_on = np.zeros(len(order), bool)
     goes_on[rows] = True
@@ -43,12 +45,12 @@ def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, 
 
 
 def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
-    """How many slots a step of `rows` samples runs on: the next power of two, as far as the lane and the plan go."""
+    """Returns how many slots a step of `rows` samples runs on: the next power of two, as far as the executor and the plan go."""
     wanted = min(1 << (rows - 1).bit_length(), capacity)
     return choose_profile(profiles, wanted)[1]
 
 
-class StepwiseLane:
+class StepwiseExecutor:
     """Room for one batch, and the contexts that work in it."""
 
     def __init__(self, plans: dict[str, Plan], carried: CarriedTensors, batch: int, cuda_graphs: bool) -> None:
@@ -63,7 +65,7 @@ class StepwiseLane:
         self.logits = self.cuda.pinned(tensors[LOGITS].at(batch), np.float32)
         self.halt_prob = self.cuda.pinned(tensors[HALT_PROB].at(batch), np.float32)
         self._contexts: dict[tuple[str, int], Context] = {}
-        self._graphs: dict[tuple[str, int], Graph | None] = {}
+        self._graphs: dict[tuple[str, int], CudaGraph | None] = {}
 
     @property
     def device_bytes(self) -> int:
@@ -98,7 +100,7 @@ class StepwiseLane:
                     self.cuda.copy(target, source, size, self.stream)
 
     def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
-        """From images to the answer after `steps` steps, halting none: with a graph, one call."""
+        """Runs from images to the answer after `steps` steps, halting none: with a graph, one call."""
         self._fill(images)
         self._run("whole", steps, lambda: self._whole(steps))
         self.cuda.synchronize(self.stream)
@@ -185,19 +187,19 @@ class DeviceStepping(Stepping):
 
     def __init__(self, session: TensorRTStepwiseSession, images: NDArray[np.float32]) -> None:
         super().__init__(len(images), session.metadata.model["classes"])
-        lanes = session._lanes
+        executors = session.executors
         self._profiles = session.profiles
-        self._lane = lanes.take(choose_profile(session.profiles, len(images))[1])
-        weakref.finalize(self, lanes.give_back, self._lane)
+        self._executor = executors.take(choose_profile(session.profiles, len(images))[1])
+        weakref.finalize(self, executors.give_back, self._executor)
         self._order = np.arange(len(images))
-        self._lane.embed(images)
+        self._executor.embed(images)
 
     def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         count = len(rows)
-        self._lane.swap(swaps(self._order, rows))
-        self._lane.step(count, prefix(count, self._lane.batch, self._profiles))
+        self._executor.swap(swaps(self._order, rows))
+        self._executor.step(count, prefix(count, self._executor.batch, self._profiles))
         ascending = np.argsort(self._order[:count])
-        return self._lane.logits.array[ascending], self._lane.halt_prob.array[ascending]
+        return self._executor.logits.array[ascending], self._executor.halt_prob.array[ascending]
 
 
 class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
@@ -220,17 +222,17 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
         self.plans = plans
         self.largest, self.profiles = first.largest, first.profiles
         self.threads = threads or 1
-        self.backend, self.device_kind, self.device = _where(first)
+        self.backend, self.device_kind, self.device = describe_device(first)
         self.size_bytes = sum(
             p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
         )
         carried = CarriedTensors.between(path, {part: (plan.inputs, plan.outputs) for part, plan in plans.items()})
-        self._lanes = Lanes(lambda batch: StepwiseLane(plans, carried, batch, cuda_graphs))
-        self.notes = _notes(first.sidecar, self.device)
+        self.executors = ExecutorPool(lambda batch: StepwiseExecutor(plans, carried, batch, cuda_graphs))
+        self.notes = notes_on_plan(first.sidecar, self.device)
 
     @property
     def device_bytes(self) -> int:
-        return sum(plan.sidecar.engine.bytes for plan in self.plans.values()) + self._lanes.device_bytes
+        return sum(plan.sidecar.engine.bytes for plan in self.plans.values()) + self.executors.device_bytes
 
     def _begin(self, images: NDArray[np.float32]) -> DeviceStepping:
         if len(images) > self.largest:
@@ -251,7 +253,7 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
                 else self._whole(images[part], padded, steps)
                 for part, padded in pieces
             ]
-            return found[0] if len(found) == 1 else _joined(found)
+            return found[0] if len(found) == 1 else concatenate(found)
 
         return run
 
@@ -264,15 +266,15 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
 
     def _whole(self, images: NDArray[np.float32], padded: int, steps: int) -> Result:
         count = len(images)
-        with self._lanes.one(padded) as lane:
-            lane.run_whole(images, steps)
-            logits, halt_prob = lane.logits.array[:count].copy(), lane.halt_prob.array[:count].copy()
+        with self.executors.borrow(padded) as executor:
+            executor.run_whole(images, steps)
+            logits, halt_prob = executor.logits.array[:count].copy(), executor.halt_prob.array[:count].copy()
         return Result(logits, halt_prob, np.full(count, steps, np.int64))
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         pieces = self._pieces(len(images))
         if len(pieces) > 1 or self.metadata.halt_threshold < 1:
             return None
-        with self._lanes.one(pieces[0][1]) as lane:
-            lane.embed(images)
-            return lane.device_times(self.metadata.steps, runs)
+        with self.executors.borrow(pieces[0][1]) as executor:
+            executor.embed(images)
+            return executor.device_times(self.metadata.steps, runs)

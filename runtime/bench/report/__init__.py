@@ -1,1 +1,1 @@
-"""How a result is shown: a page, its charts, a table on the terminal."""
+"""Presentation of a result: a page, its charts, a table on the terminal."""

@@ -1,7 +1,9 @@
-"""Charts as inline SVG, without a plotting library: a device that measures need not have one.
+"""Charts of the page, as inline SVG.
 
-Colors come from the page (`.s0`, `.s1` … set `color`), so that the same drawing suits a light and a dark one.
-Names are escaped here.
+This is the only chart system of the runtime, and it needs no plotting library.  SVG inside the page takes its colors from
+the page's style (`.s0`, `.s1` … set `color`), so one drawing suits a light page, a dark one and paper.  Its text stays text,
+every mark says its value under the pointer, and a chart takes about ten kilobytes.  A picture made by matplotlib has none
+of these, and a device that measures would have to install it.  The standard library's XML writer escapes names.
 """
 
 from __future__ import annotations
@@ -9,14 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+Node = ElementTree.Element
 _WIDTH, _HEIGHT = 600, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
 _BINS = 90
+_RIDGE, _RIDGE_LEFT = 58, 150  # height of one distribution, and the room for its name
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,15 @@ class Series:
     dashed: bool = False
     marks_only: bool = False
 
+    @property
+    def key(self) -> str:
+        """The style of its sign in a legend."""
+        return "ring" if self.marks_only else "dash" if self.dashed else "line"
+
 
 @dataclass(frozen=True)
 class Scale:
-    """Data values to pixels, linear or logarithmic."""
+    """A map from data values to pixels, linear or logarithmic."""
 
     low: float
     high: float
@@ -48,7 +59,7 @@ class Scale:
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Round values inside the scale: 1, 2 or 5 times a power of ten."""
+        """Returns round values inside the scale: 1, 2 or 5 times a power of ten."""
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             # Over many decades, every 1-2-5 would crowd the axis.
@@ -65,6 +76,9 @@ def _round_step(raw: float) -> float:
     return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
 
 
+# Lines -----------------------------------------------------------------------------------------
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -75,11 +89,40 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     log: bool = False,
     y_limits: tuple[float, float] | None = None,
-) -> str:
-    """Lines with marks over x; `label` says in words what the chart shows, `log` makes both axes logarithmic.
+) -> Markup:
+    """Draws lines with marks over x.
 
-    Without `x_ticks` the axis gets round values of its own.
+    Args:
+        series: what is drawn, the first at the bottom.
+        label: says in words what the chart shows.
+        x_label: name of the horizontal axis.
+        y_label: name of the vertical axis.
+        y_text: writes a value of the vertical axis.
+        x_ticks: values marked on the horizontal axis; None: round ones.
+        log: makes both axes logarithmic.
+        y_limits: values that the vertical axis does not go beyond.
     """
+    x, y = _scales(series, x_ticks, log, y_limits)
+    svg = _svg(_HEIGHT, label)
+    for tick in y.ticks():
+        _horizontal(svg, "grid", y(tick))
+        _text(svg, "tick", _LEFT - 8, y(tick) + 4, y_text(tick), anchor="end")
+    for tick in x_ticks or x.ticks(8):
+        _text(svg, "tick", x(tick), _HEIGHT - _BOTTOM + 19, f"{tick:g}")
+    _horizontal(svg, "axis", _HEIGHT - _BOTTOM)
+    _text(svg, "name", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label)
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    name = _node(svg, "text", "name", transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle")
+    name.text = y_label
+    for one in series:
+        _draw(svg, one, x, y, y_text)
+    return _markup(svg)
+
+
+def _scales(
+    series: Sequence[Series], x_ticks: Sequence[float] | None, log: bool, y_limits: tuple[float, float] | None
+) -> tuple[Scale, Scale]:
+    """Returns the axes that hold every point, whisker and tick, with a margin."""
     xs = [*(x_ticks or ()), *(x for s in series for x, _ in s.points)]
     ys = [y for s in series for _, y in s.points] + [v for s in series for span in s.spans for v in span]
     if log:
@@ -92,89 +135,82 @@ def line_chart(
         y_low, y_high = min(ys) - pad, max(ys) + pad
     if y_limits:
         y_low, y_high = max(y_low, y_limits[0]), min(y_high, y_limits[1])
-    x = Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT, log)
-    y = Scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, log)
-    parts = []
-    for tick in y.ticks():
-        at = y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{y_text(tick)}</text>')
-    for tick in x_ticks or x.ticks(8):
-        parts.append(
-            f'<text class="tick" x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 19}" text-anchor="middle">{tick:g}</text>'
-        )
-    parts.append(
-        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_HEIGHT - _BOTTOM}" y2="{_HEIGHT - _BOTTOM}"/>'
+    return (
+        Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT, log),
+        Scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, log),
     )
-    middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts.append(
-        f'<text class="name" x="{middle_x}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="name" transform="translate(15 {middle_y}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
-    )
-    for s in series:
-        parts.append(_draw(s, x, y, y_text))
-    return _svg(_HEIGHT, label, parts)
 
 
-def _draw(s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> str:
-    parts = [f'<g class="s{s.color}">']
+def _draw(svg: Node, s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> None:
+    group = _node(svg, "g", f"s{s.color}")
     if not s.marks_only:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in s.points)
-        dash = ' stroke-dasharray="5 5"' if s.dashed else ""
-        parts.append(f'<polyline class="line" points="{path}"{dash}/>')
+        _node(group, "polyline", "line", points=path, **({"stroke_dasharray": "5 5"} if s.dashed else {}))
     for (a, _), (low, high) in zip(s.points, s.spans or (), strict=bool(s.spans)):
-        parts.append(f'<line class="whisker" x1="{x(a):.1f}" x2="{x(a):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>')
+        _vertical(group, "whisker", x(a), y(low), y(high))
     for a, b in s.points:
-        title = f"<title>{escape(s.name)}: {y_text(float(f'{b:.4g}'))} at {a:g}</title>"
+        title = f"{s.name}: {y_text(float(f'{b:.4g}'))} at {a:g}"
         if s.marks_only:
-            parts.append(f'<circle class="ring" cx="{x(a):.1f}" cy="{y(b):.1f}" r="7">{title}</circle>')
+            _titled(_node(group, "circle", "ring", cx=x(a), cy=y(b), r="7"), title)
         elif not s.dashed:
-            parts.append(f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5">{title}</circle>')
-    return "".join(parts) + "</g>"
+            _titled(_node(group, "circle", "dot", cx=x(a), cy=y(b), r="3.5"), title)
+
+
+# Distributions ---------------------------------------------------------------------------------
 
 
 def distribution_chart(
     rows: Sequence[tuple[str, int, NDArray[np.float64]]], *, label: str, text: Callable[[float], str]
-) -> str:
-    """One ridge a row (name, color, milliseconds of every run): where its times lie, with p50, p90 and p99 marked."""
-    height_of_row, left = 58, 150
-    height = len(rows) * height_of_row + _BOTTOM + 6
+) -> Markup:
+    """Draws one ridge a row: where its times lie, with p50, p90 and p99 marked.
+
+    Args:
+        rows: of each its name, its color and the milliseconds of every run.
+        label: says in words what the chart shows.
+        text: writes milliseconds.
+    """
     marks = [np.percentile(samples, [50, 90, 99]) for _, _, samples in rows]
     # The slowest per cent of a busy machine would squeeze everything else: the axis ends soon after p99.
     fastest = min(float(samples.min()) for _, _, samples in rows)
     slowest = max(float(m[2]) for m in marks)
     log = slowest / fastest > 12
     low, high = (fastest / 1.15, slowest * 1.15) if log else (0.0, slowest * 1.06)
-    x = Scale(low, high, left, _WIDTH - _RIGHT, log)
-    bottom = len(rows) * height_of_row + 6
-    parts = []
+    x = Scale(low, high, _RIDGE_LEFT, _WIDTH - _RIGHT, log)
+    height, bottom = len(rows) * _RIDGE + _BOTTOM + 6, len(rows) * _RIDGE + 6
+    svg = _svg(height, label)
     for tick in x.ticks(6):
-        at = x(tick)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="6" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<line class="axis" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    scale = "milliseconds, logarithmic" if log else "milliseconds"
-    parts.append(
-        f'<text class="name" x="{(left + _WIDTH - _RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{scale}</text>'
-    )
-    for i, ((name, color, samples), (p50, p90, p99)) in enumerate(zip(rows, marks, strict=True)):
-        base = 6 + (i + 1) * height_of_row - 6
-        parts.append(
-            f'<g class="s{color}"><text class="row" x="0" y="{base - 22}">{escape(_short(name))}'
-            f'<title>{escape(name)}</title></text><text class="tick" x="0" y="{base - 5}">{text(p50)} · {text(p90)} · {text(p99)}</text>'
-        )
-        parts.append(_ridge(samples, x, base, height_of_row - 16))
-        for value, length, what in ((p50, 40, "p50"), (p90, 14, "p90"), (p99, 14, "p99")):
-            at = x(float(value))
-            parts.append(
-                f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{base}" y2="{base - length}">'
-                f"<title>{escape(name)} {what}: {text(float(value))} ms</title></line>"
-            )
-        parts.append("</g>")
-    return _svg(height, label, parts)
+        _vertical(svg, "grid", x(tick), 6, bottom)
+        _text(svg, "tick", x(tick), bottom + 18, f"{tick:g}")
+    _horizontal(svg, "axis", bottom, left=_RIDGE_LEFT)
+    name = "milliseconds, logarithmic" if log else "milliseconds"
+    _text(svg, "name", (_RIDGE_LEFT + _WIDTH - _RIGHT) / 2, height - 6, name)
+    for i, (row, percentiles) in enumerate(zip(rows, marks, strict=True)):
+        _draw_ridge(svg, row, percentiles, x, base=6 + (i + 1) * _RIDGE - 6, text=text)
+    return _markup(svg)
+
+
+def _draw_ridge(
+    svg: Node,
+    row: tuple[str, int, NDArray[np.float64]],
+    percentiles: NDArray[np.float64],
+    x: Scale,
+    *,
+    base: float,
+    text: Callable[[float], str],
+) -> None:
+    name, color, samples = row
+    group = _node(svg, "g", f"s{color}")
+    heading = _text(group, "row", 0, base - 22, _short(name), anchor=None)
+    _titled(heading, name)
+    _text(group, "tick", 0, base - 5, " · ".join(text(float(p)) for p in percentiles), anchor=None)
+    _node(group, "polygon", "area", points=_ridge(samples, x, base, _RIDGE - 16))
+    for value, length, what in zip(percentiles, (40, 14, 14), ("p50", "p90", "p99"), strict=True):
+        mark = _vertical(group, "mark", x(float(value)), base, base - length)
+        _titled(mark, f"{name} {what}: {text(float(value))} ms")
 
 
 def _ridge(samples: NDArray[np.float64], x: Scale, base: float, height: float) -> str:
+    """Returns the outline of a smoothed histogram, as an SVG list of points."""
     pixels = np.clip([x(float(v)) for v in samples], x.start, x.end)
     counts, edges = np.histogram(pixels, bins=_BINS, range=(x.start, x.end))
     smooth = np.convolve(counts, [0.25, 0.5, 0.25], mode="same")
@@ -182,15 +218,47 @@ def _ridge(samples: NDArray[np.float64], x: Scale, base: float, height: float) -
     outline = " ".join(
         f"{(a + b) / 2:.1f},{base - level:.1f}" for a, b, level in zip(edges[:-1], edges[1:], levels, strict=True)
     )
-    return f'<polygon class="area" points="{x.start:.1f},{base} {outline} {x.end:.1f},{base}"/>'
+    return f"{x.start:.1f},{base} {outline} {x.end:.1f},{base}"
 
 
 def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else name[: length // 2 - 1] + "…" + name[-(length // 2) :]
 
 
-def _svg(height: float, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
-        f"{''.join(parts)}</svg>"
-    )
+# SVG -------------------------------------------------------------------------------------------
+
+
+def _svg(height: float, label: str) -> Node:
+    return ElementTree.Element("svg", {"viewBox": f"0 0 {_WIDTH} {height:g}", "role": "img", "aria-label": label})
+
+
+def _node(parent: Node, tag: str, style: str, **attributes: Any) -> Node:
+    """Adds an element; numbers are written with one decimal."""
+    texts = {
+        name.replace("_", "-"): v if isinstance(v, str) else f"{v:.1f}".removesuffix(".0")
+        for name, v in attributes.items()
+    }
+    return ElementTree.SubElement(parent, tag, {"class": style, **texts})
+
+
+def _horizontal(parent: Node, style: str, y: float, left: float = _LEFT) -> Node:
+    return _node(parent, "line", style, x1=left, x2=_WIDTH - _RIGHT, y1=y, y2=y)
+
+
+def _vertical(parent: Node, style: str, x: float, y1: float, y2: float) -> Node:
+    return _node(parent, "line", style, x1=x, x2=x, y1=y1, y2=y2)
+
+
+def _text(parent: Node, style: str, x: float, y: float, text: str, anchor: str | None = "middle") -> Node:
+    node = _node(parent, "text", style, x=x, y=y, **({"text_anchor": anchor} if anchor else {}))
+    node.text = text
+    return node
+
+
+def _titled(node: Node, title: str) -> None:
+    """Adds what a browser shows under the pointer."""
+    ElementTree.SubElement(node, "title").text = title
+
+
+def _markup(svg: Node) -> Markup:
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))

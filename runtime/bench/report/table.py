@@ -1,24 +1,24 @@
-"""A bench as text: one table where the terminal is wide enough for it, else one for speed and one for answers."""
+"""Text of a bench: one table where the terminal is wide enough for it, else one for speed and one for answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.rows import BenchResult, Row
+from vitrm.runtime.bench.report.text_table import TextRow, TextTable
+from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral_line
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-Column = tuple[str, Callable[[Row], str]]  # its head, and its cell of a row
+Column = tuple[str, Callable[[BenchRow], str]]  # its head, and its cell of a row
 _WIDE = 150  # columns that the one table needs
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
+    """Writes a share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
     if share is None:
         return "–"
     text = f"{share * 100:.{digits}f}"
@@ -28,7 +28,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Three significant digits."""
+    """Writes milliseconds with three significant digits."""
     if value is None:
         return "–"
     return (
@@ -43,36 +43,36 @@ def milliseconds(value: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in decimal units, as file managers and registries count."""
+    """Writes bytes in decimal units, as file managers and registries count."""
     if count is None:
         return "–"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def number(value: float | None) -> str:
-    """A count or rate, with thousands apart."""
+    """Writes a count or rate, with thousands apart."""
     return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def times(value: float | None) -> str:
-    """A ratio."""
+    """Writes a ratio."""
     return "–" if value is None else f"{value:.2f} ×"
 
 
-def difference(row: Row) -> str:
-    """The largest |Δlogit|, or why there is none."""
+def difference(row: BenchRow) -> str:
+    """Writes the largest |Δlogit|, or why there is none."""
     if row.max_logit_difference is None:
         return "not finite" if row.agreement is not None else "–"
     return f"{row.max_logit_difference:.1e}"
 
 
-def flips(row: Row) -> str:
-    """Gained and lost."""
+def flips(row: BenchRow) -> str:
+    """Writes the answers gained and lost."""
     return f"+{row.flips.gained} −{row.flips.lost}" if row.flips else "–"
 
 
-def depth(row: Row) -> str:
-    """Steps, and the mean that was used where samples halt."""
+def depth(row: BenchRow) -> str:
+    """Writes the steps, and the mean that was used where samples halt."""
     if row.steps is None:
         return "–"
     if row.halt_threshold is not None and row.halt_threshold < 1 and row.mean_steps_used is not None:
@@ -81,50 +81,59 @@ def depth(row: Row) -> str:
 
 
 def columns(result: BenchResult) -> list[Column]:
-    """The columns for `result`: those of energy only where some of it was measured."""
+    """Returns the columns for `result`: those of energy only where some of it was measured."""
     at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
     metered = any(r.watts is not None for r in result.rows)
     return [*COLUMNS[:at], *(ENERGY if metered else []), *COLUMNS[at:]]
 
 
+def result_tables(result: BenchResult, width: int | None = None) -> list[TextTable]:
+    """Returns one table, or two where a terminal of `width` columns is too narrow for it."""
+    if width is None or width >= _WIDE:
+        return [_table(result, columns(result))]
+    speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
+    answers = [c for c in COLUMNS if c[0] in _ANSWERS]
+    return [_table(result, speed, title="Speed"), _table(result, answers, title="Answers", once=True)]
+
+
 def print_result(result: BenchResult, console: Console) -> None:
-    """Prints the table and, below it, what it was measured on, to a `vitrm.system.terminal.console`."""
-    if console.width >= _WIDE:
-        console.print(_table(result, columns(result)))
-    else:
-        speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
-        console.print(_table(result, speed, title="Speed"))
-        console.print(_table(result, [c for c in COLUMNS if c[0] in _ANSWERS], title="Answers", once=True))
+    """Prints the tables and, below them, what the figures were measured on, to a `vitrm.system.terminal.console`."""
+    for table in result_tables(result, console.width):
+        table.print(console)
     for line in footer(result):
         console.print(line, style="dim" if not line.startswith("✗") else "red")
 
 
 def plain_text(result: BenchResult) -> str:
-    """The table and what it was measured on, in letters alone: for devices without `rich`."""
-    chosen = columns(result)
-    lines = aligned([[name for name, _ in chosen], *(_cells(row, chosen) for row in result.rows)], LEFT)
-    return "\n".join([*lines, "", *footer(result)])
+    """Returns the same in letters alone: for devices without `rich`."""
+    return "\n".join([*(table.plain() for table in result_tables(result)), "", *footer(result)])
 
 
-def aligned(rows: Sequence[Sequence[str]], left: Container[str]) -> list[str]:
-    """Cells in columns, the first row their heads above a rule; those that `left` names to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if name in left else cell.rjust(width)
-            for cell, width, name in zip(row, widths, rows[0], strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+def _table(result: BenchResult, columns: list[Column], title: str | None = None, once: bool = False) -> TextTable:
+    """Makes a table of these columns; `once` leaves out all batch sizes but the first."""
+    rows = [r for r in result.rows if not once or r.batch == result.rows[0].batch]
+    return TextTable(
+        head=[name for name, _ in columns],
+        rows=[
+            TextRow(
+                _cells(row, columns),
+                style="red" if not row.ok else "dim" if row.kind != "artifact" else "",
+                ends_section=any(later.batch != row.batch for later in rows[i + 1 : i + 2]),
+            )
+            for i, row in enumerate(rows)
+        ],
+        left=LEFT,
+        title=title,
+        wraps=True,
+    )
 
 
-def _cells(row: Row, chosen: list[Column]) -> list[str]:
+def _cells(row: BenchRow, chosen: list[Column]) -> list[str]:
     cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in chosen]
     cells[0] = row.name
     if not row.ok:
         cells[1] = "failed"
-    return [neutral_line(cell) for cell in cells]  # here, so that columns are as wide as what is shown
+    return cells
 
 
 COLUMNS: list[Column] = [
@@ -157,26 +166,8 @@ _ANSWERS = {"artifact", "backend", "accuracy", "agreement", "flips", "max Δlogi
 LEFT = {"artifact", "backend", "precision"}
 
 
-def _table(result: BenchResult, columns: list[Column], title: str | None = None, once: bool = False) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for name, _ in columns:
-        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "artifact", overflow="fold")
-    first = result.rows[0].batch if result.rows else None
-    rows = [r for r in result.rows if not once or r.batch == first]
-    for i, row in enumerate(rows):
-        cells = _cells(row, columns)
-        style = "red" if not row.ok else "dim" if row.kind != "artifact" else ""
-        last_of_batch = i + 1 < len(rows) and rows[i + 1].batch != row.batch
-        table.add_row(*(Text(c) for c in cells), style=style, end_section=last_of_batch)
-    return table
-
-
 def footer(result: BenchResult) -> list[str]:
-    """What the figures were measured on, one fact a line; a row that failed starts with ✗."""
+    """Says what the figures were measured on, one fact a line; a row that failed starts with ✗."""
     lines = [
         f"✗ {name}: {status}" for name, status in dict.fromkeys((r.name, r.status) for r in result.rows if not r.ok)
     ]
@@ -209,7 +200,7 @@ def footer(result: BenchResult) -> list[str]:
 
 
 def power(result: BenchResult) -> list[str]:
-    """What power is of, or why there is none."""
+    """Says what power is of, or why there is none."""
     lines = []
     idle: dict[str, float] = result.power.get("idle_watts", {})
     for scope in dict.fromkeys(r.power_scope for r in result.rows if r.power_scope):
@@ -221,7 +212,7 @@ def power(result: BenchResult) -> list[str]:
 
 
 def halting(choice: HaltingChoice) -> str:
-    """A choice of threshold in one line."""
+    """Says a choice of threshold in one line."""
     chosen, full = choice.chosen, choice.full
     what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
     return (

@@ -1,1 +1,1 @@
-"""What is left of accuracy and of halting's promise on corrupted images."""
+"""Robustness: what is left of accuracy and of halting's promise on corrupted images."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data import affordable
+from vitrm.data.images import to_floats
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _SIDE = 32  # pixels for which lengths are given
@@ -61,7 +62,7 @@ def corrupt(
     chunk = affordable(len(pixels), max(pixels.shape[2:]), _MEBIBYTES)
     made = np.empty_like(pixels)
     for start in range(0, len(pixels), chunk):
-        images = pixels[start : start + chunk].astype(np.float32) / np.float32(255)
+        images = to_floats(pixels[start : start + chunk])
         generators = [np.random.default_rng([seed, kind, int(place)]) for place in places[start : start + chunk]]
         corrupted = corruption.apply(images, severity, generators)
         made[start : start + chunk] = np.rint(np.clip(corrupted, 0, 1) * 255).astype(np.uint8)
@@ -231,12 +232,12 @@ CORRUPTIONS = (
 
 
 def _scale(images: Floats) -> float:
-    """How many times as long lengths are as at 32 pixels; at least 1, as a blur of less than a pixel is none."""
+    """Returns how many times as long lengths are as at 32 pixels; at least 1, as a blur of less than a pixel is none."""
     return max(1.0, min(images.shape[2:]) / _SIDE)
 
 
 def _each(generators: Iterable[np.random.Generator], draw: Callable[[np.random.Generator], object]) -> Floats:
-    """What each image draws, stacked."""
+    """Draws for each image, and stacks."""
     return np.asarray([draw(g) for g in generators])
 
 
@@ -246,7 +247,7 @@ def _each_picture(images: Floats, change: Callable[..., object]) -> Floats:
 
     pixels = np.rint(images * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     changed = np.stack([np.asarray(change(Image.fromarray(np.ascontiguousarray(p)))) for p in pixels])
-    return changed.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    return to_floats(changed.transpose(0, 3, 1, 2))
 
 
 def _convolve(images: Floats, kernels: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What artifacts do on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
+"""Measurement on corrupted images: accuracy, what halting still gives up, and whether halt_prob is still true.
 
 A halting threshold keeps its accuracy budget on images like those it was chosen on.  This says what becomes of it when the
 world changes: full depth and halting answer the same corrupted images, and the difference is paired, image by image.
@@ -21,7 +21,7 @@ from vitrm.runtime.bench.robustness.corruptions import CORRUPTIONS, SEVERITIES, 
 from vitrm.runtime.halting.choose import CONFIDENCE, DEFAULT_BUDGET, HaltingChoice, reliability
 
 if TYPE_CHECKING:  # it imports the results, of which what is found here is a part
-    from vitrm.runtime.bench.cases import Entry
+    from vitrm.runtime.bench.cases import Case
 
 IMAGES = 1000  # by default: thirteen corruptions at five severities make 65,000 of them
 SEED = 0  # of what is drawn, the same in every run, so that runs compare
@@ -33,7 +33,7 @@ BROKEN = "broken"  # more is lost than the budget, with 95 % confidence
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What an artifact does at its depth and threshold, on the same images."""
+    """Figures of an artifact at its depth and threshold, on the same images."""
 
     accuracy: float  # in [0, 1]
     full_accuracy: float | None = None  # at full depth; None where it never halts, or its threshold is built in
@@ -80,7 +80,7 @@ class Robustness:
 
 
 def mean_of(figures: Sequence[Figures]) -> Figures:
-    """Field by field; None where one is."""
+    """Returns the mean of each field; None where one is."""
     columns = {f.name: [getattr(one, f.name) for one in figures] for f in fields(Figures)}
     means = {name: None if None in values else float(np.mean(values)) for name, values in columns.items()}
     accuracy = means.pop("accuracy")
@@ -89,7 +89,7 @@ def mean_of(figures: Sequence[Figures]) -> Figures:
 
 
 def measure_corruptions(
-    entries: Sequence[Entry],
+    cases: Sequence[Case],
     samples: Mapping[str, Sample],
     choices: Mapping[Path, HaltingChoice],
     images: int,
@@ -97,13 +97,13 @@ def measure_corruptions(
     report: Callable[[str, float], None],
     corruptions: Sequence[Corruption] = CORRUPTIONS,
 ) -> tuple[Robustness, ...]:
-    """Every artifact among `entries` on at most `images` of its `samples`, under each of `corruptions` at every severity.
+    """Measures every artifact among `cases` on at most `images` of its `samples`, under each of `corruptions` at every severity.
 
     `choices` are the thresholds that this run chose, by artifact: their budgets are what halting may give up.
     `report` is called with what is being done and the fraction of it that is done.  Appends to `notes` what could not be
     measured and why.  Artifacts that failed before are left out.
     """
-    artifacts = [e for e in entries if e.kind == "artifact" and e.predictions is not None]
+    artifacts = [e for e in cases if e.kind == "artifact" and e.predictions is not None]
     unlabelled = [e.name for e in artifacts if samples[e.group].labels is None]
     if unlabelled:
         notes.append(f"not measured under corruptions, which needs labelled images: {', '.join(unlabelled)}")
@@ -115,8 +115,8 @@ def measure_corruptions(
         def progress(done: float, before: int = number) -> None:
             report("accuracy under corruptions", (before + done) / len(parts))
 
-        for entry, answers in _run(members, sample, corruptions, notes, progress):
-            measured[entry.key] = _robustness(entry, sample, corruptions, answers, choices)
+        for case, answers in _run(members, sample, corruptions, notes, progress):
+            measured[case.key] = _robustness(case, sample, corruptions, answers, choices)
     return tuple(measured[e.key] for e in artifacts if e.key in measured)
 
 
@@ -125,14 +125,14 @@ def measure_corruptions(
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of one artifact, image by image [n]."""
+    """Answers of one artifact, image by image [n]."""
 
     right: NDArray[np.bool_]
     full_right: NDArray[np.bool_] | None  # at full depth, where that is known
     predictions: Predictions
 
     def figures(self) -> Figures:
-        """What they come to."""
+        """Sums them up."""
         full = None if self.full_right is None else float(self.full_right.mean())
         accuracy = float(self.right.mean())
         steps, chances = self.predictions.steps_used, self.predictions.halt_prob
@@ -148,40 +148,40 @@ class _Answers:
 
 
 def _run(
-    entries: Sequence[Entry],
+    cases: Sequence[Case],
     sample: Sample,
     corruptions: Sequence[Corruption],
     notes: list[str],
     progress: Callable[[float], None],
-) -> list[tuple[Entry, list[_Answers]]]:
-    """Each entry's answers to the images as they are, then to every corruption at every severity.
+) -> list[tuple[Case, list[_Answers]]]:
+    """Collects each case's answers to the images as they are, then to every corruption at every severity.
 
-    Leaves out an entry that fails, and appends the reason to `notes`.
+    Leaves out a case that fails, and appends the reason to `notes`.
     """
     conditions: list[tuple[Corruption, int] | None] = [None, *((c, s) for c in corruptions for s in SEVERITIES)]
-    answers: dict[str, list[_Answers]] = {e.key: [] for e in entries}
+    answers: dict[str, list[_Answers]] = {e.key: [] for e in cases}
     for number, condition in enumerate(conditions):
         pixels = sample.pixels
         if condition is not None:
             corruption, severity = condition
             pixels = corrupt(pixels, corruption, severity, seed=SEED, positions=sample.index)
         runs: dict[tuple[str, int, float], Predictions] = {}
-        for place, entry in enumerate(e for e in entries if e.key in answers):
-            progress((number + place / len(entries)) / len(conditions))
+        for place, case in enumerate(e for e in cases if e.key in answers):
+            progress((number + place / len(cases)) / len(conditions))
             try:
-                answers[entry.key].append(_answer(entry, pixels, sample, runs))
+                answers[case.key].append(_answer(case, pixels, sample, runs))
             except (UserError, MemoryError) as error:
-                del answers[entry.key]
-                notes.append(f"{entry.name} was not measured under corruptions: {error or type(error).__name__}")
+                del answers[case.key]
+                notes.append(f"{case.name} was not measured under corruptions: {error or type(error).__name__}")
     progress(1.0)
-    return [(e, answers[e.key]) for e in entries if e.key in answers]
+    return [(e, answers[e.key]) for e in cases if e.key in answers]
 
 
 def _answer(
-    entry: Entry, pixels: NDArray[np.uint8], sample: Sample, runs: dict[tuple[str, int, float], Predictions]
+    case: Case, pixels: NDArray[np.uint8], sample: Sample, runs: dict[tuple[str, int, float], Predictions]
 ) -> _Answers:
-    """An entry's answers to `pixels`; `runs` has those that another setting of the same artifact has already given."""
-    session, own = entry.session, entry.metadata
+    """Returns a case's answers to `pixels`; `runs` has those that another setting of the same artifact has already given."""
+    session, own = case.session, case.metadata
 
     def run(threshold: float) -> Predictions:
         key = session.name, own.steps, min(threshold, 1.0)
@@ -190,7 +190,7 @@ def _answer(
         return runs[key]
 
     predictions = run(own.halt_threshold)
-    full = run(1.0) if _can_be_told_not_to_halt(entry) else None
+    full = run(1.0) if _can_be_told_not_to_halt(case) else None
     return _Answers(
         right=np.asarray(predictions.top1 == sample.labels),
         full_right=None if full is None else np.asarray(full.top1 == sample.labels),
@@ -198,13 +198,13 @@ def _answer(
     )
 
 
-def _can_be_told_not_to_halt(entry: Entry) -> bool:
-    own = entry.metadata
-    return entry.session.takes_depth and own.recursive and own.halt_threshold < 1 and own.steps > 1
+def _can_be_told_not_to_halt(case: Case) -> bool:
+    own = case.metadata
+    return case.session.takes_depth and own.recursive and own.halt_threshold < 1 and own.steps > 1
 
 
 def _part(sample: Sample, count: int) -> Sample:
-    """At most `count` images, drawn in the sample's fixed order."""
+    """Returns at most `count` images, drawn in the sample's fixed order."""
     assert sample.labels is not None
     chosen = np.sort(sample.order()[:count])
     return replace(sample, pixels=sample.pixels[chosen], labels=sample.labels[chosen], index=sample.index[chosen])
@@ -214,21 +214,21 @@ def _part(sample: Sample, count: int) -> Sample:
 
 
 def _robustness(
-    entry: Entry,
+    case: Case,
     sample: Sample,
     corruptions: Sequence[Corruption],
     answers: list[_Answers],
     choices: Mapping[Path, HaltingChoice],
 ) -> Robustness:
-    own = entry.metadata
-    budget, origin = _budget(entry, choices) if _can_be_told_not_to_halt(entry) else (None, None)
+    own = case.metadata
+    budget, origin = _budget(case, choices) if _can_be_told_not_to_halt(case) else (None, None)
     clean, rest = answers[0], answers[1:]
     count = len(SEVERITIES)
     found = tuple(
         _under(corruption, rest[i * count : (i + 1) * count], budget) for i, corruption in enumerate(corruptions)
     )
     return Robustness(
-        name=entry.name,
+        name=case.name,
         data=sample.name,
         images=len(sample),
         total=sample.total,
@@ -260,12 +260,12 @@ def _judge(lost: float, error: float, budget: float) -> str:
     return BROKEN if lost - CONFIDENCE * error > budget else UNCLEAR
 
 
-def _budget(entry: Entry, choices: Mapping[Path, HaltingChoice]) -> tuple[float, str]:
-    """The accuracy that halting may give up, and who says so."""
-    path = entry.session.path
+def _budget(case: Case, choices: Mapping[Path, HaltingChoice]) -> tuple[float, str]:
+    """Returns the accuracy that halting may give up, and who says so."""
+    path = case.session.path
     if path is not None and path in choices:
         return choices[path].budget, "chosen"
-    stored = entry.metadata.halting.get("max_drop")
+    stored = case.metadata.halting.get("max_drop")
     if isinstance(stored, (int, float)) and not isinstance(stored, bool) and 0 <= stored < 1:
         return float(stored), "stored"
     return DEFAULT_BUDGET, "default"

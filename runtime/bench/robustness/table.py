@@ -1,11 +1,12 @@
-"""What corrupted images do, as text: a table for each artifact, and what follows from it in sentences."""
+"""Text of what corrupted images do: a table for each artifact, and what follows from it in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.table import aligned, percent
+from vitrm.runtime.bench.report.table import percent
+from vitrm.runtime.bench.report.text_table import TextRow, TextTable
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
     KEPT,
@@ -26,7 +27,7 @@ _WIDE = 120  # columns that a whole table needs
 
 
 def title(found: Robustness) -> str:
-    """Whose table it is, and at which setting."""
+    """Says whose table it is, and at which setting."""
     if found.steps is None:
         return found.name
     steps = f"{found.steps} step{'s' * (found.steps > 1)}"
@@ -36,7 +37,7 @@ def title(found: Robustness) -> str:
 
 
 def head(found: Robustness) -> list[str]:
-    """The columns: each figure's mean over the severities, then at the worst one."""
+    """Returns the columns: each figure's mean over the severities, then at the worst one."""
     names = ["accuracy"]
     if found.clean.mean_steps_used is not None and found.halt_threshold is not None and found.halt_threshold < 1:
         names.append("steps")
@@ -48,8 +49,9 @@ def head(found: Robustness) -> list[str]:
 
 
 def lines(found: Robustness) -> list[tuple[str, list[str], str]]:
-    """A line for the images as they are, one for each corruption and one for the mean: its name, its cells, and whether halting
-    keeps its budget.
+    """Returns a line for the images as they are, one for each corruption and one for the mean.
+
+    A line is its name, its cells, and whether halting keeps its budget.
     """
     clean = [cell for pair in zip(_cells(found, found.clean), _blank(found), strict=True) for cell in pair]
     made = [("none (clean)", clean, KEPT)]
@@ -83,12 +85,12 @@ def _cells(found: Robustness, figures: Figures) -> list[str]:
 
 
 def points(share: float) -> str:
-    """A difference of accuracies in percentage points, without a negative zero."""
+    """Writes a difference of accuracies in percentage points, without a negative zero."""
     return f"{round(share * 100, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def words(one: UnderCorruption) -> str:
-    """A corruption's name as prose has it."""
+    """Writes a corruption's name as prose has it."""
     return one.name.replace("_", " ").replace("jpeg", "JPEG")
 
 
@@ -96,7 +98,7 @@ def words(one: UnderCorruption) -> str:
 
 
 def basis(found: Sequence[Robustness]) -> list[str]:
-    """What was measured on, one line for each data set, and how to read it."""
+    """Says what was measured on, one line for each data set, and how to read it."""
     told = []
     for one in found:
         part = f"all {one.total}" if one.images == one.total else f"{one.images} of {one.total}"
@@ -118,7 +120,7 @@ def basis(found: Sequence[Robustness]) -> list[str]:
 
 
 def sentences(found: Robustness) -> list[tuple[str, bool]]:
-    """What follows for one artifact, and whether it is a warning."""
+    """Says what follows for one artifact; each sentence with True for a warning."""
     told = [_budget(found)] if _halts(found) else []
     clean, mean = found.clean, found.mean
     if clean.mean_halt_prob is not None and mean.mean_halt_prob is not None:
@@ -138,7 +140,7 @@ def _halts(found: Robustness) -> bool:
 
 
 def _budget(found: Robustness) -> tuple[str, bool]:
-    """Whether halting keeps its budget, and under which corruptions it does not."""
+    """Says whether halting keeps its budget, and under which corruptions it does not."""
     if found.budget is None:
         return (
             f"what halting costs {found.name} under corruptions is not known, as its threshold is built in: a loop or stepwise "
@@ -181,45 +183,38 @@ def _losses(which: Sequence[UnderCorruption]) -> str:
 # Printing --------------------------------------------------------------------------------------
 
 
+def corruption_tables(found: Sequence[Robustness], width: int | None = None) -> list[TextTable]:
+    """Returns a table for each artifact; on a terminal that is too narrow, the worst severity for its accuracy alone."""
+    tables = []
+    for one in found:
+        names, every = head(one), lines(one)
+        whole = len(names) if width is None or width >= _WIDE else 3
+        shown = [i for i, name in enumerate(names) if i < whole or not name.startswith("at ")]
+        rows = [
+            TextRow(
+                [[name, *cells][j] for j in shown],
+                style={BROKEN: "red", UNCLEAR: "yellow"}.get(budget, ""),
+                ends_section=i in (0, len(every) - 2),
+            )
+            for i, (name, cells, budget) in enumerate(every)
+        ]
+        heads = [names[j] for j in shown]
+        tables.append(TextTable(heads, rows, left={"corruption"}, title=f"Corruptions: {title(one)}"))
+    return tables
+
+
 def print_corruptions(found: Sequence[Robustness], console: Console) -> None:
     """Prints the tables and, below them, what follows, to a `vitrm.system.terminal.console`."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    for one in found:
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=neutral_line(f"Corruptions: {title(one)}"),
-            title_justify="left",
-            title_style="bold",
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        # A narrow terminal gets the worst severity for the accuracy alone.
-        whole = len(head(one)) if console.width >= _WIDE else 3
-        shown = [i for i, name in enumerate(head(one)) if i < whole or not name.startswith("at ")]
-        for i in shown:
-            table.add_column(head(one)[i], justify="right" if i else "left", no_wrap=i == 0)
-        every = lines(one)
-        for i, (name, cells, budget) in enumerate(every):
-            row = [name, *cells]
-            style = {BROKEN: "red", UNCLEAR: "yellow"}.get(budget, "")
-            table.add_row(*(Text(row[j]) for j in shown), style=style, end_section=i in (0, len(every) - 2))
-        console.print(table)
+    for table in corruption_tables(found, console.width):
+        table.print(console)
     for text, warns in _footer(found):
         console.print(text, style="red" if warns else "dim")
 
 
 def plain_corruptions(found: Sequence[Robustness]) -> str:
-    """The same in letters alone: for devices without `rich`."""
-    parts = []
-    for one in found:
-        rows = [[name, *cells] for name, cells, _ in lines(one)]
-        parts.append(
-            "\n".join([neutral_line(f"Corruptions: {title(one)}"), *aligned([head(one), *rows], {"corruption"}), ""])
-        )
-    return "\n".join([*parts, *(text for text, _ in _footer(found))])
+    """Returns the same in letters alone: for devices without `rich`."""
+    tables = [f"{table.plain()}\n" for table in corruption_tables(found)]
+    return "\n".join([*tables, *(text for text, _ in _footer(found))])
 
 
 def _footer(found: Sequence[Robustness]) -> list[tuple[str, bool]]:

@@ -230,6 +230,18 @@ def test_works_with_numpy_and_onnxruntime_alone(artifact: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "b.json").read_text())["rows"][0]["latency_ms"]["n"] >= 10
 
 
+def test_a_report_without_its_libraries_is_refused_before_measuring(artifact: Path, tmp_path: Path) -> None:
+    script = WITHOUT_TORCH.replace('("torch", "torchvision")', '("torch", "torchvision", "jinja2")')
+    words = [str(artifact), *QUICK, "--seconds", "600", "--report", "b.html"]
+    script += f"from vitrm.runtime.bench.cli import main\nsys.exit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: --report needs Jinja2 and Pillow (jinja2 is refused): pip install jinja2 pillow\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_narrow_terminal_gets_two_tables(artifact: Path) -> None:
     from rich.console import Console
 

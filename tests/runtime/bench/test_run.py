@@ -15,7 +15,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
 from vitrm.runtime.bench.reference import find_reference
-from vitrm.runtime.bench.rows import BenchResult, Row
+from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.session import open_session
 
@@ -27,7 +27,7 @@ def result(artifact: Path, rough: Path) -> BenchResult:
     return bench([artifact, rough], batches=(1, 4), depths=True, **QUICK)
 
 
-def row(result: BenchResult, name: str, batch: int = 1) -> Row:
+def row(result: BenchResult, name: str, batch: int = 1) -> BenchRow:
     return next(r for r in result.rows if r.name == name and r.batch == batch)
 
 

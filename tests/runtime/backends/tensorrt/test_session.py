@@ -27,8 +27,9 @@ from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, si
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError
+from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
-from vitrm.runtime.backends.tensorrt.session import Lanes, TensorRTBase, TensorRTSession, check_steps_used
+from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
 from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, swaps
 from vitrm.runtime.bench import cli
 from vitrm.runtime.halting.store import store_threshold
@@ -273,7 +274,7 @@ def test_a_batch_is_cut_into_runs_and_padded() -> None:
 
 
 def test_lanes_are_kept_for_the_sizes_used_last() -> None:
-    class Lane:
+    class Executor:
         device_bytes = 10
 
         def __init__(self, batch: int) -> None:
@@ -281,20 +282,20 @@ def test_lanes_are_kept_for_the_sizes_used_last() -> None:
             made.append(batch)
 
     made: list[int] = []
-    lanes: Lanes[Lane] = Lanes(Lane, keep=2)
+    executors: ExecutorPool[Executor] = ExecutorPool(Executor, keep=2)
     for batch in (1, 2, 1, 1):
-        with lanes.one(batch):
+        with executors.borrow(batch):
             pass
     assert made == [1, 2]
-    with lanes.one(1) as first, lanes.one(1) as second:  # two threads at once
+    with executors.borrow(1) as first, executors.borrow(1) as second:  # two threads at once
         assert first is not second
-    assert made == [1, 2, 1]  # the lane of 2 went, unused for longest
-    with lanes.one(2):
+    assert made == [1, 2, 1]  # the executor of 2 went, unused for longest
+    with executors.borrow(2):
         pass
     assert made == [1, 2, 1, 2]
-    with pytest.raises(ValueError, match="broken"), lanes.one(2):
+    with pytest.raises(ValueError, match="broken"), executors.borrow(2):
         raise ValueError("broken")
-    with lanes.one(2):  # what failed is not used again
+    with executors.borrow(2):  # what failed is not used again
         assert made == [1, 2, 1, 2, 2]
 
 
@@ -306,7 +307,7 @@ def test_swaps_bring_the_active_samples_to_the_front() -> None:
         rows = np.array(sorted(generator.sample(range(count), generator.randint(1, count))))
         order, held = slots.copy(), slots.copy()
         pairs = swaps(order, rows)
-        for a, b in pairs:  # what the lane does with the slots' contents
+        for a, b in pairs:  # what the executor does with the slots' contents
             held[a], held[b] = held[b], held[a]
         np.testing.assert_array_equal(held, order)
         assert set(held[: len(rows)]) == set(rows)

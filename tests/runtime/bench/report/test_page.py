@@ -15,7 +15,7 @@ from PIL import Image
 from small_models import with_props
 
 from vitrm import data
-from vitrm.runtime.bench.report import png
+from vitrm.runtime.bench.report.gallery import png_address
 from vitrm.runtime.bench.report.page import render
 from vitrm.runtime.bench.report.table import milliseconds, percent, size
 from vitrm.runtime.bench.rows import BenchResult
@@ -73,7 +73,7 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
 
 def test_shows_the_images_that_differ(text: str, result: BenchResult) -> None:
     assert result.evidence is not None
-    rough = next(s for s in result.evidence.subjects if s.name == "rough.onnx")
+    rough = next(s for s in result.evidence.cases if s.name == "rough.onnx")
     assert rough.comparison is not None
     differing = rough.comparison.disagreeing
     assert f"answers {len(differing)} of 359 images differently" in text
@@ -110,7 +110,9 @@ def test_failed_rows_say_why(artifact: Path, tmp_path: Path) -> None:
 
 def test_png_round_trip() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), np.uint8)
-    image = Image.open(io.BytesIO(png.encode(pixels)))
+    kind, encoded = png_address(pixels).split(",")
+    assert kind == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
     assert image.size == (7, 5)
     np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), pixels)
 

@@ -17,7 +17,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm.export import export
 from vitrm.runtime.bench import cli
 from vitrm.runtime.bench.accuracy import predict
-from vitrm.runtime.bench.cases import Entry
+from vitrm.runtime.bench.cases import Case
 from vitrm.runtime.bench.images import load_sample
 from vitrm.runtime.bench.report.page import render
 from vitrm.runtime.bench.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -137,9 +137,9 @@ def nano(folder: Path) -> Path:
 def test_a_trained_model_gets_worse_with_severity(nano: Path) -> None:
     session = vitrm.runtime.open(nano, threads=1)
     sample = load_sample(session.metadata, "a")
-    entry = Entry("a", "a", "artifact", session, "g", predictions=predict(session, sample.pixels[:1]))
+    case = Case("a", "a", "artifact", session, "g", predictions=predict(session, sample.pixels[:1]))
     chosen = [c for c in CORRUPTIONS if c.name in ("impulse_noise", "fog", "contrast")]
-    (found,) = measure_corruptions([entry], {"g": sample}, {}, 60, [], lambda *_: None, chosen)
+    (found,) = measure_corruptions([case], {"g": sample}, {}, 60, [], lambda *_: None, chosen)
     assert found.clean.accuracy > 0.95
     accuracies = [found.at(severity).accuracy for severity in (0, *SEVERITIES)]
     assert all(later <= earlier + 0.03 for earlier, later in pairwise(accuracies)), accuracies
@@ -181,9 +181,9 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
     own = vitrm.runtime.open(loop).metadata
     sample = load_sample(own, "a", limit=80)
     session = Scripted(replace(own, halt_threshold=0.5, halting={"max_drop": 0.01}), sample.labels, lost)
-    entry = Entry("a", "a.onnx", "artifact", session, "g", predictions=object())
+    case = Case("a", "a.onnx", "artifact", session, "g", predictions=object())
     fog = next(c for c in CORRUPTIONS if c.name == "fog")
-    (found,) = measure_corruptions([entry], {"g": sample}, {}, 80, [], lambda *_: None, [fog])
+    (found,) = measure_corruptions([case], {"g": sample}, {}, 80, [], lambda *_: None, [fog])
     assert found.corruptions[0].budget == verdict
     assert found.mean.lost == pytest.approx(lost / 80)
     text, warns = sentences(found)[0]
@@ -194,9 +194,9 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
 def test_images_without_labels_and_artifacts_that_fail_are_said(loop: Path) -> None:
     session = vitrm.runtime.open(loop)
     sample = load_sample(session.metadata, "a", limit=10)
-    good = Entry("a", "a.onnx", "artifact", session, "g", predictions=object())
-    bare = Entry("b", "b.onnx", "artifact", session, "h", predictions=object())
-    broken = Entry("c", "c.onnx", "artifact", Broken(), "g", predictions=object())
+    good = Case("a", "a.onnx", "artifact", session, "g", predictions=object())
+    bare = Case("b", "b.onnx", "artifact", session, "h", predictions=object())
+    broken = Case("c", "c.onnx", "artifact", Broken(), "g", predictions=object())
     notes: list[str] = []
     seen: list[float] = []
     found = measure_corruptions(

@@ -1,0 +1,230 @@
+"""Collects what was measured of every case into rows and evidence: the figures, and what the report shows beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrm.runtime.bench.accuracy import accuracy, compare
+from vitrm.runtime.bench.cases import Case, OpenBench
+from vitrm.runtime.bench.images import Sample
+from vitrm.runtime.bench.latency import ROUNDS, speedup, summarize
+from vitrm.runtime.bench.options import BenchOptions
+from vitrm.runtime.bench.robustness.measure import Robustness
+from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve, Evidence, Flips
+from vitrm.runtime.halting.choose import reliability
+from vitrm.runtime.system import machine
+from vitrm.runtime.system.power import Clocks
+
+_PACKAGES = ("vitrm", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-bindings")
+_PEER_PACKAGES = ("openvino", "nncf", "optimum-onnx")
+
+
+def collect(
+    opened: OpenBench,
+    options: BenchOptions,
+    notes: Sequence[str],
+    *,
+    started: str,
+    threads: int,
+    busy_cpus: float | None,
+    power: dict[str, Any],
+    depth_curves: tuple[DepthCurve, ...],
+    corruptions: tuple[Robustness, ...],
+    root: Path,
+) -> BenchResult:
+    """Makes the result of a bench whose cases have been measured.
+
+    Args:
+        opened: the cases, with what was measured of them.
+        options: what was asked for.
+        notes: what a reader should know of the whole; repeated ones are left out.
+        started: ISO 8601, UTC.
+        threads: CPU threads of every case.
+        busy_cpus: CPUs that other processes kept busy meanwhile; None where nobody counts.
+        power: what `Meters.describe` says; empty where energy was not asked for.
+        depth_curves: accuracy after every step, where asked for.
+        corruptions: what corrupted images do, where asked for.
+        root: folder that holds the machine's sys and proc.
+    """
+    cases, samples = opened.cases, opened.samples
+    packages = [
+        *_PACKAGES,
+        *(["torch"] if opened.compared else []),
+        *(_PEER_PACKAGES if options.peers else []),
+    ]
+    return BenchResult(
+        rows=_rows(opened, options.batches),
+        notes=tuple(dict.fromkeys(notes)),
+        data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
+        machine=_describe_machine(busy_cpus, root),
+        versions=machine.versions(packages),
+        threads=threads,
+        device=options.device,
+        seconds=options.seconds,
+        rounds=ROUNDS,
+        warm_up=min((t.warm_up for c in cases for t in c.timings.values()), default=0),
+        power=power,
+        started=started,
+        halting=tuple(opened.choices.values()),
+        corruptions=corruptions,
+        evidence=Evidence(
+            cases=tuple(
+                _evidence(c, _reference(c, cases), samples[c.group]) for c in cases if c.predictions is not None
+            ),
+            depth_curves=depth_curves,
+        ),
+    )
+
+
+def _describe(sample: Sample) -> dict[str, Any]:
+    return {
+        "name": sample.name,
+        "split": sample.split,
+        "images": len(sample),
+        "total": sample.total,
+        "labelled": sample.labels is not None,
+    }
+
+
+def _describe_machine(busy_cpus: float | None, root: Path) -> dict[str, Any]:
+    return {
+        "cpu": machine.cpu_name(),
+        "cpu_features": list(machine.cpu_features()),
+        "physical_cores": machine.physical_cores(),
+        "system": machine.system(),
+        "other_cpus_busy": busy_cpus,
+        "clocks_mhz": Clocks([], root).read(),
+    }
+
+
+def _reference(case: Case, cases: Sequence[Case]) -> Case | None:
+    """Returns the eager model that a case is compared with."""
+    return next((c for c in cases if c.kind == "eager" and c.group == case.group and c is not case), None)
+
+
+def _evidence(case: Case, reference: Case | None, sample: Sample) -> CaseEvidence:
+    assert case.predictions is not None
+    answers = reference.predictions if reference else None
+    return CaseEvidence(
+        key=case.key,
+        name=case.name,
+        kind=case.kind,
+        metadata=case.metadata,
+        sample=sample,
+        predictions=case.predictions,
+        comparison=compare(answers, case.predictions, sample.labels) if answers else None,
+        reference=answers,
+        times_ms={batch: timing.samples for batch, timing in case.timings.items()},
+    )
+
+
+# Rows ------------------------------------------------------------------------------------------
+
+
+def _rows(opened: OpenBench, batches: Sequence[int]) -> tuple[BenchRow, ...]:
+    """Makes a row for every case at every batch size, those that did not open last."""
+    return tuple(
+        row
+        for batch in batches
+        for row in (
+            *(_row(c, _reference(c, opened.cases), opened.samples[c.group], batch) for c in opened.cases),
+            *(BenchRow(name=u.name, kind=u.kind, status=u.reason, batch=batch) for u in opened.unopened),
+        )
+    )
+
+
+def _row(case: Case, reference: Case | None, sample: Sample, batch: int) -> BenchRow:
+    session, own = case.session, case.metadata
+    answers = _answer_figures(case, reference, sample)
+    return BenchRow(
+        name=case.name,
+        kind=case.kind,
+        status=case.refusals.get(batch, case.failure),
+        backend=session.backend,
+        graph=own.graph if case.kind in ("artifact", "peer") else "eager",
+        precision=own.precision,
+        steps=own.steps if own.recursive else None,
+        halt_threshold=own.halt_threshold if own.recursive else None,
+        batch=batch,
+        bytes=session.size_bytes,
+        device=session.device,
+        threads=session.threads,
+        run=own.run,
+        weights_sha256=own.weights_sha256,
+        notes=_notes(case, batch),
+        **answers,
+        **_speed_figures(case, reference, batch),
+        **_energy_figures(case, batch, answers.get("accuracy")),
+    )
+
+
+def _notes(case: Case, batch: int) -> tuple[str, ...]:
+    notes = [*case.session.notes_at(batch), *([case.unmetered] if case.unmetered else [])]
+    if case.predictions is not None and (broken := int((~np.isfinite(case.predictions.logits)).any(1).sum())):
+        notes.append(f"NaN or infinite logits on {broken} of {len(case.predictions.logits)} images")
+    return tuple(notes)
+
+
+def _answer_figures(case: Case, reference: Case | None, sample: Sample) -> dict[str, Any]:
+    """Returns the fields of a row that follow from the answers."""
+    predictions = case.predictions
+    if predictions is None:
+        return {}
+    values: dict[str, Any] = {"images": len(sample)}
+    if sample.labels is not None:
+        found = accuracy(predictions, sample.labels)
+        values |= {"accuracy": found.value, "accuracy_interval": (found.low, found.high)}
+        if predictions.halt_prob is not None and np.isfinite(predictions.halt_prob).all():
+            values["halt_ece"] = reliability(predictions.halt_prob, predictions.top1 == sample.labels).ece
+    if predictions.steps_used is not None:
+        values["mean_steps_used"] = float(predictions.steps_used.mean())
+    if reference is None or reference.predictions is None:
+        return values
+    compared = compare(reference.predictions, predictions, sample.labels)
+    finite = math.isfinite(compared.max_logit_difference)
+    values |= {
+        "agreement": compared.agreement,
+        "max_logit_difference": compared.max_logit_difference if finite else None,
+        "halt_agreement": compared.halt_agreement,
+        "steps_used_agreement": compared.steps_used_agreement,
+    }
+    if compared.gained is not None and compared.lost is not None:
+        values["flips"] = Flips(gained=compared.gained, lost=compared.lost)
+    return values
+
+
+def _speed_figures(case: Case, reference: Case | None, batch: int) -> dict[str, Any]:
+    """Returns the fields of a row that follow from its times."""
+    timing = case.timings.get(batch)
+    if timing is None:
+        return {}
+    latency, device_times = timing.latency, case.device_times[batch]
+    values: dict[str, Any] = {
+        "latency_ms": latency,
+        "images_per_s": batch / latency.mean * 1000,
+        "device_ms": None if device_times is None else summarize(device_times),
+        "device_bytes": case.device_bytes[batch],
+    }
+    if reference and batch in reference.timings:
+        ratio = speedup(reference.timings[batch], timing)
+        values |= {"speedup": ratio.median, "speedup_range": (ratio.low, ratio.high)}
+    return values
+
+
+def _energy_figures(case: Case, batch: int, right: float | None) -> dict[str, Any]:
+    """Returns the fields of a row that follow from its energy; `right` is its accuracy, in [0, 1]."""
+    energy = case.energies.get(batch)
+    if energy is None:
+        return {}
+    return {
+        "watts": energy.watts,
+        "joules_per_image": energy.joules_per_image,
+        "joules_per_correct_image": energy.joules_per_image / right if right else None,
+        "power_scope": energy.scope,
+        "clocks_mhz": energy.clocks_mhz,
+    }

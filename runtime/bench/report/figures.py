@@ -1,0 +1,269 @@
+"""Figures of the page: which charts a result gives, with their captions and legends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrm.runtime.bench.accuracy import wilson
+from vitrm.runtime.bench.report import table
+from vitrm.runtime.bench.report.charts import Series, distribution_chart, line_chart
+from vitrm.runtime.bench.robustness.measure import SEVERITIES, Robustness
+from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
+from vitrm.runtime.halting.choose import HaltingChoice
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_COLORS = 6  # that the style has beside s0, the neutral one of the eager model
+_MOST = 12  # lines or ridges that one chart can show
+_SHARES = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with what stands around it."""
+
+    chart: Markup
+    caption: str
+    title: str | None = None
+    legend: Sequence[Series] = ()
+
+
+def colors(result: BenchResult) -> dict[str, int]:
+    """Returns a series color by name; the eager model is neutral, because everything is compared with it."""
+    names = dict.fromkeys(r.name for r in result.rows if r.kind != "eager")
+    return {name: _color(i) for i, name in enumerate(names)}
+
+
+def _color(number: int) -> int:
+    return 1 + number % _COLORS
+
+
+def _share(value: float) -> str:
+    return f"{value * 100:.4g} %"
+
+
+# Latency ---------------------------------------------------------------------------------------
+
+
+def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color_of: Mapping[str, int]) -> list[Figure]:
+    """Shows the distribution of times at each batch size, and time per image by batch size."""
+    batches = list(dict.fromkeys(r.batch for r in result.rows))
+    figures = []
+    for batch in batches:
+        rows = [(c.name, color_of.get(c.name, 0), c.times_ms[batch]) for c in evidence if batch in c.times_ms]
+        if not 0 < len(rows) <= _MOST:
+            continue
+        label = f"Distribution of latency at batch {batch}: " + "; ".join(
+            f"{r.name} p50 {table.milliseconds(r.latency_ms.p50)} ms, p99 {table.milliseconds(r.latency_ms.p99)} ms"
+            for r in result.rows
+            if r.batch == batch and r.latency_ms
+        )
+        chart = distribution_chart(rows, label=label, text=table.milliseconds)
+        caption = "Where the timed runs lie. The long mark is p50, the short ones p90 and p99."
+        figures.append(Figure(chart, caption, f"Batch {batch}"))
+    return [*figures, *_by_batch(result, color_of, batches)]
+
+
+def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequence[int]) -> list[Figure]:
+    series = []
+    for name in dict.fromkeys(r.name for r in result.rows):
+        rows = sorted((r for r in result.rows if r.name == name), key=lambda r: r.batch)
+        latencies = [(r.batch, r.latency_ms) for r in rows if r.latency_ms]
+        if latencies:
+            points = tuple((float(b), v.p50 / b) for b, v in latencies)
+            spans = tuple((v.min / b, v.p90 / b) for b, v in latencies)
+            series.append(Series(name, points, color_of.get(name, 0), spans))
+    if len(batches) < 2 or not 0 < len(series) <= _MOST:
+        return []
+    chart = line_chart(
+        series,
+        label=_told("Milliseconds per image by batch size", series, lambda y: f"{y:.3g}"),
+        x_label="batch size",
+        y_label="ms per image",
+        y_text=lambda v: f"{v:g}",
+        x_ticks=sorted(batches),
+        log=True,
+    )
+    caption = "p50 divided by the batch size; whiskers from the fastest run to p90."
+    return [Figure(chart, caption, "By batch size", series)]
+
+
+def _told(subject: str, series: Sequence[Series], text: Callable[[float], str]) -> str:
+    """Says every point in words, for those who hear the page."""
+    return f"{subject}: " + "; ".join(
+        f"{s.name} " + ", ".join(f"{text(y)} at {x:g}" for x, y in s.points) for s in series
+    )
+
+
+# Accuracy --------------------------------------------------------------------------------------
+
+
+def frontier_figures(result: BenchResult) -> list[Figure]:
+    """Shows for each batch size every artifact's accuracy over its time per image, and the line above which none lies."""
+    figures = []
+    for batch in dict.fromkeys(r.batch for r in result.rows):
+        places = [
+            (r, r.latency_ms.p50 / batch, r.accuracy)
+            for r in result.rows
+            if r.batch == batch and r.ok and r.latency_ms and r.accuracy is not None and r.kind == "artifact"
+        ]
+        if len(places) < 3:
+            continue
+        kinds = dict.fromkeys(_kind(r) for r, _, _ in places)
+        series = []
+        for i, kind in enumerate(kinds):
+            points = tuple(sorted((ms, accuracy) for r, ms, accuracy in places if _kind(r) == kind))
+            series.append(Series(kind, points, _color(i), marks_only=True))
+        best = _best([(ms, accuracy) for _, ms, accuracy in places])
+        series.append(Series("no other is both faster and more accurate", best, 0, dashed=True))
+        label = f"Accuracy against milliseconds per image at batch {batch}: " + "; ".join(
+            f"{r.name} {table.percent(accuracy)} in {table.milliseconds(ms)} ms" for r, ms, accuracy in places
+        )
+        chart = line_chart(
+            series, label=label, x_label="ms per image", y_label="accuracy", y_text=_share, y_limits=_SHARES
+        )
+        caption = "Every artifact at every depth and threshold measured."
+        figures.append(Figure(chart, caption, f"Batch {batch}", series))
+    return figures
+
+
+def _kind(row: BenchRow) -> str:
+    halts = row.halt_threshold is not None and row.halt_threshold < 1
+    return f"{row.graph} {row.precision}{', halting' if halts else ''}"
+
+
+def _best(places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Returns the (milliseconds, accuracy) than which none is both faster and more accurate."""
+    best: list[tuple[float, float]] = []
+    for ms, accuracy in sorted(places, key=lambda p: (p[0], -p[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((ms, accuracy))
+    return tuple(best)
+
+
+def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
+    """Shows accuracy after each step, what the halting head says of it, and the artifacts' own points."""
+    depths, run = range(1, len(curve.accuracy) + 1), Path(curve.run).name
+    accuracy = tuple(zip(map(float, depths), curve.accuracy, strict=True))
+    halt_prob = tuple(zip(map(float, depths), curve.halt_prob, strict=True))
+    series = [
+        Series("eager PyTorch", accuracy, 0),
+        Series("halting head's own estimate", halt_prob, 0, dashed=True),
+        *(Series(name, ((x, y),), color_of.get(name, 1), marks_only=True) for name, x, y in curve.points),
+    ]
+    chart = line_chart(
+        series,
+        label=f"Accuracy of {run} by steps: " + ", ".join(f"{table.percent(a, 1)} at {d:g}" for d, a in accuracy),
+        x_label="recursion steps",
+        y_label="accuracy",
+        y_text=_share,
+        x_ticks=list(depths),
+        y_limits=_SHARES,
+    )
+    caption = (
+        f"{run} after each step, on {curve.images:,} test images; a ring is an artifact's own answer on them. "
+        "The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
+    )
+    return Figure(chart, caption, legend=series)
+
+
+# Halting ---------------------------------------------------------------------------------------
+
+
+def halting_figures(choices: Sequence[HaltingChoice]) -> list[Figure]:
+    """Shows how each threshold was chosen, and how far halt_prob can be trusted."""
+    return [figure for choice in choices for figure in (_threshold(choice), _reliability(choice))]
+
+
+def _threshold(choice: HaltingChoice) -> Figure:
+    chosen = choice.chosen
+    by_depth = tuple((float(i), a) for i, a in enumerate(choice.by_depth, 1))
+    series = [
+        Series("every threshold", tuple(sorted((p.mean_steps, p.accuracy) for p in choice.points)), 1),
+        Series("every sample the same depth", by_depth, 0, dashed=True),
+        Series(f"chosen: {chosen.threshold:g}", ((chosen.mean_steps, chosen.accuracy),), 2, marks_only=True),
+    ]
+    chart = line_chart(
+        series,
+        label=f"Accuracy against mean steps of {table.halting(choice)}",
+        x_label="mean steps",
+        y_label="validation accuracy",
+        y_text=_share,
+        x_ticks=list(range(1, choice.steps + 1)),
+        y_limits=_SHARES,
+    )
+    return Figure(chart, table.halting(choice) + ".", f"{choice.name}: the threshold", series)
+
+
+def _reliability(choice: HaltingChoice) -> Figure:
+    found = choice.reliability
+    points = tuple((p, t) for p, t, n in zip(found.stated, found.true, found.count, strict=True) if n)
+    spans = tuple(wilson(round(t * n), n) for t, n in zip(found.true, found.count, strict=True) if n)
+    series = [
+        Series("halting head", points, 1, spans),
+        Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True),
+    ]
+    told = "; ".join(f"{table.percent(t, 0)} at {p:.2f}" for p, t in points)
+    chart = line_chart(
+        series,
+        label=f"Share of right answers by stated chance: {told}",
+        x_label="halt_prob",
+        y_label="share of right answers",
+        y_text=_share,
+        y_limits=_SHARES,
+    )
+    caption = (
+        f"halt_prob after each of {choice.steps} steps on {choice.images:,} validation images, in {len(found.count)} bins, against "
+        f"how often the answer was right (whiskers: 95 %). Expected calibration error {table.percent(found.ece, 1)}."
+    )
+    return Figure(chart, caption, f"{choice.name}: is halt_prob true?", series)
+
+
+# Corruptions -----------------------------------------------------------------------------------
+
+
+def corruption_figures(found: Sequence[Robustness], color_of: Mapping[str, int]) -> list[Figure]:
+    """Shows accuracy by severity: all artifacts together, then each by kind of corruption and beside its halt_prob."""
+    figures = []
+    if 1 < len(found) <= _MOST:
+        together = [Series(one.name, _by_severity(one, "accuracy"), color_of.get(one.name, 0)) for one in found]
+        figures.append(_severity_figure("All artifacts", together, "Mean over the corruptions."))
+    for one in found:
+        groups = dict.fromkeys(c.group for c in one.corruptions)
+        series = [Series(group, _by_severity(one, "accuracy", group), _color(i)) for i, group in enumerate(groups)]
+        series.append(Series("all corruptions", _by_severity(one, "accuracy"), 0, dashed=True))
+        figures.append(_severity_figure(one.name, series, "Mean over the corruptions of each kind."))
+        if one.clean.mean_halt_prob is None:
+            continue
+        trust = [
+            Series("right", _by_severity(one, "accuracy"), 1),
+            Series("right at full depth", _by_severity(one, "full_accuracy"), 0),
+            Series("mean halt_prob", _by_severity(one, "mean_halt_prob"), 2, dashed=True),
+        ]
+        caption = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
+        shown = [s for s in trust if s.points]
+        figures.append(_severity_figure(f"{one.name}: does halt_prob notice?", shown, caption))
+    return figures
+
+
+def _by_severity(found: Robustness, field: str, group: str | None = None) -> tuple[tuple[float, float], ...]:
+    """Returns (severity, mean over the corruptions), the clean images at 0; nothing where it is not known."""
+    values = [getattr(found.at(severity, group), field) for severity in (0, *SEVERITIES)]
+    return () if None in values else tuple((float(i), v) for i, v in enumerate(values))
+
+
+def _severity_figure(title: str, series: Sequence[Series], caption: str) -> Figure:
+    chart = line_chart(
+        series,
+        label=_told(f"{title}, by severity", series, lambda y: table.percent(y, 1)),
+        x_label="severity (0: the images as they are)",
+        y_label="share of images",
+        y_text=_share,
+        x_ticks=[0, *SEVERITIES],
+        y_limits=_SHARES,
+    )
+    return Figure(chart, caption, title, series)
