@@ -29,7 +29,9 @@ class Sample:
     name: str  # of the data set
     split: str  # "test", or "" for images that belong to none
     total: int  # images in the whole part
-    note: str | None = None  # why these are not the artifact's own test images, and what to do
+    note: str | None = (
+        None  # why these are not the artifact's own test images, and what to do; or what is odd about them
+    )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -78,6 +80,7 @@ def load_sample(
         name=images.name,
         split=images.split,
         total=len(images),
+        note="; ".join(images.notes) or None,
     )
     if limit is not None and limit < len(sample):
         chosen = np.sort(sample.order()[:limit])

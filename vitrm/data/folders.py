@@ -136,7 +136,11 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
     check_fits(len(found.files), size, str(root))
     pixels, labels, damaged = _decoded(found, size)
     if damaged and not skip_damaged:
-        raise UserError(damaged[0] if len(damaged) == 1 else f"{len(damaged)} files of {of_part}: {_first(damaged)}")
+        raise UserError(
+            damaged[0]
+            if len(damaged) == 1
+            else f"{len(damaged)} files of {of_part} (vitrm-train --skip-damaged goes on without): {_first(damaged)}"
+        )
     notes = [f"{len(damaged)} damaged files left out: {_first(damaged)}"] if damaged else []
     if absent:
         notes.append(f"{of_part} has no images of {_listed(absent)}: figures on it say nothing about these classes")

@@ -142,7 +142,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
         return {key: given[flag] for key, flag in wanted.items() if flag in given}
 
     return RunConfig(
-        data=named(("download", "limit_train"), name="data", dir="data_dir"),
+        data=named(("download", "limit_train", "skip_damaged"), name="data", dir="data_dir"),
         model=named(MODEL_KEYS, preset="model"),
         recipe=named(RECIPE_KEYS, name="recipe"),
         **named(("seed", "teacher")),
@@ -168,7 +168,14 @@ def load_data(settings: RunConfig, image_size: int) -> Splits:
 
     chosen = DataSettings(**settings.data)
     parts = {
-        split: data.load(chosen.name, split, data_dir=chosen.dir, size=image_size, download=chosen.download)
+        split: data.load(
+            chosen.name,
+            split,
+            data_dir=chosen.dir,
+            size=image_size,
+            download=chosen.download,
+            skip_damaged=chosen.skip_damaged,
+        )
         for split in data.SPLITS
     }
     if chosen.limit_train is not None:
@@ -315,6 +322,8 @@ def run(
         data = load_data(settings, model.image_size)
     if world.main:
         _say_start(settings, data, out, execution, world)
+        for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
+            say(f"note: {note}")
     return train(
         model,
         chosen,

@@ -70,6 +70,7 @@ class DataSettings:
     limit_train: int | None = whole_or_none(
         2, 10**9, "train on so many images only, drawn from all classes (default: all)", unit="images"
     )
+    skip_damaged: bool = flag(False, "leave out files of a folder that cannot be read, and name them")
 
     def __post_init__(self) -> None:
         check(self)
@@ -159,7 +160,17 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
         elif key in DATA_KEYS and key not in ("name", "dir"):
             _put(config.data, "data", key, value, where)
         else:
-            known = (*_NAMES, "seed", "teacher", "data_dir", "download", "limit_train", *MODEL_KEYS, *RECIPE_KEYS)
+            known = (
+                *_NAMES,
+                "seed",
+                "teacher",
+                "data_dir",
+                "download",
+                "limit_train",
+                "skip_damaged",
+                *MODEL_KEYS,
+                *RECIPE_KEYS,
+            )
             raise _unknown(where, key, known)
     return config
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitrm.data import load
 from vitrm.errors import UserError
+from vitrm.training.cli import main
 
 
 def fill(folder: Path | bytes, count: int = 5, seed: int = 0, suffix: str = "png") -> None:
@@ -107,7 +108,9 @@ def test_all_damaged_files_come_in_one_message_and_may_be_left_out(tmp_path):
     classes_in(tmp_path, 8)
     (tmp_path / "cat" / "0.png").write_bytes(b"")
     (tmp_path / "dog" / "7.png").write_text("<html>not found</html>")
-    with pytest.raises(UserError, match=r"2 files of .*cat/0\.png cannot be read.*dog/7\.png cannot be read"):
+    with pytest.raises(
+        UserError, match=r"2 files of .*--skip-damaged.*cat/0\.png cannot be read.*dog/7\.png cannot be read"
+    ):
         load(str(tmp_path), "train", size=8)
     parts = [load(str(tmp_path), split, size=8, skip_damaged=True) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == 14
@@ -146,3 +149,28 @@ def test_a_part_may_lack_a_class_and_says_so(tmp_path):
     (tmp_path / "val" / "cat").mkdir()
     with pytest.raises(UserError, match="val has no images"):
         load(str(tmp_path), "validation", size=8)
+
+
+def test_a_run_without_the_damaged_files_says_so_and_goes_on_so(tmp_path, capsys):
+    photos, out = tmp_path / "photos", str(tmp_path / "run")
+    classes_in(photos, 12)
+    (photos / "cat" / "0.png").write_bytes(b"")
+    argv = [
+        "--data",
+        str(photos),
+        "--model",
+        "tiny",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
+    assert main(argv) == 2
+    assert "cat/0.png cannot be read" in capsys.readouterr().err
+    assert main([*argv, "--skip-damaged"]) == 0
+    assert "note: 1 damaged files left out" in capsys.readouterr().out
+    assert main(["--resume", "--out", out]) == 0
