@@ -23,6 +23,7 @@ from vitrm import data
 from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
