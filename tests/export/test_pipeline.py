@@ -142,6 +142,7 @@ def test_the_default_depth_is_the_one_that_was_trained(run, tmp_path, monkeypatc
     assert "does not say how deep it was trained" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [428, 640, 1024])
 def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path, monkeypatch, capsys, size):
     monkeypatch.chdir(tmp_path)

@@ -60,6 +60,7 @@ def test_any_config_is_a_checkpoint_or_one_line(run):
     assert refused > 400
 
 
+@pytest.mark.slow
 def test_any_settings_are_a_model_and_a_recipe_or_one_line(tmp_path):
     """Every field of the models and of the recipe with every value, in TOML; what a run asks before it imports torch."""
     path, refused, total = tmp_path / "run.toml", 0, 0
@@ -179,6 +180,7 @@ def test_no_flipped_bit_of_a_state_is_resumed(state):
     assert all(torch.equal(same[k], v) for k, v in tensors.items())
 
 
+@pytest.mark.slow
 def test_any_header_of_a_state_is_a_run_or_one_line(state, tmp_path):
     path, identity, learner = state
     header = _header(path)
@@ -250,6 +252,7 @@ _NUMBER_FLAGS = [
 ]
 
 
+@pytest.mark.slow
 def test_any_number_on_the_command_line_trains_or_is_one_line(tmp_path, capsys, monkeypatch):
     """Up to where training begins."""
 

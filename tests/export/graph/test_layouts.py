@@ -26,6 +26,8 @@ from vitrm.runtime.artifact.metadata import (
     STEPS_USED,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def session(model: ir.Model) -> onnxruntime.InferenceSession:
     proto = ir.to_proto(model)

@@ -18,6 +18,8 @@ from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.options import PlanOptions
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 GRAPHS = ("unrolled", "loop", "stepwise")
 VARIANTS = {

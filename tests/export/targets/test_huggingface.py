@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_optimum_and_the_pipeline_run_it(folder):
     optimum = pytest.importorskip("optimum.onnxruntime", reason="needs optimum: pip install 'vitrm[optimum]'")
     from transformers import AutoImageProcessor, pipeline

@@ -88,6 +88,7 @@ def check_against_file(config, path: Path) -> None:
             assert config.max_batch_size or not entry.HasField("reshape") or entry.reshape.shape
 
 
+@pytest.mark.slow
 def test_an_unrolled_file_is_served_in_batches(tmp_path, files, schema):
     version = triton.add_model(tmp_path, "digits-6", files["unrolled"], metadata_of(files["unrolled"]), max_batch=48)
     assert version == tmp_path / "digits-6" / "1"

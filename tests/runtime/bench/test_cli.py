@@ -153,6 +153,7 @@ def test_a_failed_artifact_is_2_after_the_others(artifact: Path, capsys: pytest.
     assert captured.err.startswith("error: missing.onnx could not be measured")
 
 
+@pytest.mark.slow
 def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "bench.json"
     quick = [a if a != "20" else "359" for a in QUICK]

@@ -19,6 +19,8 @@ from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.session import open_session
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"seconds": 0.05, "threads": 1}
 
 

@@ -82,6 +82,7 @@ def test_a_recursive_teacher_answers_at_the_deepest_step_it_was_trained_for():
     torch.testing.assert_close(Teacher(kept, torch.device("cpu"), 1)(images), first, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_teacher_as_it_was_and_brings_the_student_nearer(few, model, teacher, tmp_path):
     kept = checkpoint.load(teacher)
     images = torch.from_numpy(few.train.pixels).float() / 255

@@ -245,6 +245,7 @@ def test_a_baseline_trains_and_resumes(few, tmp_path):
     assert result.history[0]["validation_halt"] == []
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_survive_resuming(few, tmp_path):
     config = preset("resnet18")
     tiny = Splits(limited(few.train, 16), few.validation.take(slice(0, 8)), few.test.take(slice(0, 8)))
@@ -260,6 +261,7 @@ def test_batch_norm_statistics_survive_resuming(few, tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_a_few_epochs_learn_digits(digits, tmp_path):
     part = replace(digits, train=limited(digits.train, 512))
     config = preset("tiny", image_size=32)
@@ -286,6 +288,7 @@ def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
     assert checkpoint.load(tmp_path / "b").training["init"] == made.training["init"]
 
 
+@pytest.mark.slow
 def test_other_classes_get_a_new_classifier_and_other_models_are_refused(few, model, short, whole, tmp_path):
     init = checkpoint.load(whole[0].out)
     letters = [replace(part, classes=tuple("abcdefghij")) for part in vars(few).values()]

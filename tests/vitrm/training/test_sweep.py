@@ -62,6 +62,7 @@ def test_a_value_that_a_model_cannot_have_is_refused_before_anything_runs(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_with_what_is_left(tmp_path, monkeypatch, capsys):
     out = tmp_path / "sweep"
     epochs = []
