@@ -1,7 +1,7 @@
 # make demo   install, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
 # make test   install, run the test suite
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
-# make lint   ruff and mypy
+# make lint   ruff, mypy and the import contracts of pyproject.toml
 # make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
@@ -53,6 +53,7 @@ lint: install tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd build/tree && $(abspath $(BIN))/lint-imports --no-cache $(CURDIR)/pyproject.toml
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

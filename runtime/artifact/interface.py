@@ -83,8 +83,8 @@ class CarriedTensors:
         for part, good in fits.items():
             if not good:
                 raise UserError(
-                    f"{folder}: inputs {sorted(inputs[part])} and outputs {sorted(outputs[part])} are not those of the {part} "
-                    "graph of a stepwise export: export it again"
+                    f"{folder}: {part}: inputs {sorted(inputs[part])} and outputs {sorted(outputs[part])} are not those of a "
+                    f"vitrm {part} graph: export it again"
                 )
         return cls(tuple(sorted(inputs["step"] - state)), tuple(sorted(state)))
 

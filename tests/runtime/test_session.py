@@ -316,7 +316,7 @@ def test_a_stepwise_folder_must_be_whole_and_of_one_export(stepwise: Path, artif
     with pytest.raises(UserError, match=r"heads\.onnx and .*step\.onnx are not of one export"):
         vitrm.runtime.open(folder)
     shutil.copy(stepwise / "embed.onnx", folder / "heads.onnx")
-    with pytest.raises(UserError, match=r"heads\.onnx: inputs .* are not those of a vitrm heads graph"):
+    with pytest.raises(UserError, match=r"stepwise: heads: inputs .* are not those of a vitrm heads graph"):
         vitrm.runtime.open(folder)
     shutil.copy(artifact, folder / "heads.onnx")
     with pytest.raises(UserError, match="are not of one export"):

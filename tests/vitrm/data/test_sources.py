@@ -16,6 +16,7 @@ from hostile import little_memory, refused_or_read
 from PIL import Image
 
 from vitrm import data
+from vitrm.data import decoding
 from vitrm.errors import UserError
 from vitrm.training.loop import limited
 
@@ -193,7 +194,7 @@ def test_no_damaged_picture_raises_anything_else(photos, monkeypatch):
     picture = Image.open(root / "cat" / "0.png").resize((40, 40))
     formats = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "tif": "TIFF", "ppm": "PPM"}
     # Damaged sizes below the limit are decoded, and take their time.
-    monkeypatch.setattr(data, "MAX_PIXELS", 4_000_000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 4_000_000)
     raised = Counter()
     for suffix, name in formats.items():
         packed = io.BytesIO()
@@ -206,7 +207,7 @@ def test_no_damaged_picture_raises_anything_else(photos, monkeypatch):
             file = root / "cat" / f"damaged.{suffix}"
             file.write_bytes(damaged)
             with refused_or_read(f"{suffix} {i}") as said:
-                assert data._decoded(file).shape[2] == 3
+                assert decoding.decode(file).shape[2] == 3
             raised[suffix] += bool(said)
             assert all(str(file) in text for text in said)
     assert min(raised.values()) >= 10, raised

@@ -1,0 +1,26 @@
+"""Images by class, as arrays: digits (built in), CIFAR-10, CIFAR-100, or any folder of class folders.
+
+sources     where a data set comes from: `load`
+folders     folders of images, as they are in the wild
+decoding    an image file as people see it
+splits      train, validation and test
+images      a part in memory
+
+Free of torch at import; torchvision is loaded for CIFAR only.
+"""
+
+from vitrm.data.images import Images, Normalization, affordable, normalization
+from vitrm.data.sources import DATA_DIR_VARIABLE, DATASETS, load, photo_crops
+from vitrm.data.splits import SPLITS
+
+__all__ = [
+    "DATASETS",
+    "DATA_DIR_VARIABLE",
+    "SPLITS",
+    "Images",
+    "Normalization",
+    "affordable",
+    "load",
+    "normalization",
+    "photo_crops",
+]

@@ -1,0 +1,213 @@
+"""Folders of images by class, as they are in the wild.
+
+    ROOT/CLASS/…/image                  cut here into train, validation and test
+    ROOT/{train,val,test}/CLASS/…       cut by its owner; names in any case, with the usual variants (Training, valid, seg_test …)
+
+Passed over: hidden files and folders (`.ipynb_checkpoints`, a Mac's `._NAME`), `__MACOSX`, `@eaDir`, and files that are no
+images; what is passed over beyond these is said in the images' `notes`.  Links to folders are followed, each folder once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.data.decoding import HEIF_SUFFIXES, decode, fit_square, readable_suffixes
+from vitrm.data.images import Images, check_fits
+from vitrm.data.splits import part, train_or_validation
+from vitrm.errors import UserError
+
+# A split's folder: one of these words, alone or at the end of a name like seg_train; in any case.
+_SPLIT_NAMES = {
+    "train": re.compile(r"(.*[_\-. ])?(train|training|trainset|train_set)"),
+    "validation": re.compile(r"(.*[_\-. ])?(val|valid|validation|dev|eval)"),
+    "test": re.compile(r"(.*[_\-. ])?(test|testing|testset|test_set)"),
+}
+_NOT_FOR_PEOPLE = {"__macosx", "@eadir", "$recycle.bin", "lost+found"}
+_SHOWN = 5  # names of files in a message
+
+
+@dataclass
+class _Found:
+    """The files of one part, and what was passed over on the way."""
+
+    files: list[tuple[Path, int]] = field(default_factory=list)  # with their labels
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
+
+
+def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False) -> Images:
+    """The part `split` of the folder `root`, at `size` × `size` pixels.
+
+    With `skip_damaged`, files that cannot be decoded are left out, and named in the notes.
+    Raises `UserError` for a folder that is not laid out as above, saying what is odd, and for damaged files, all in one.
+    """
+    own = _own_splits(root)
+    if "train" not in own:
+        _check_layout(root)
+        return part(_read(root, root, root, split, size, skip_damaged), split, test_fraction=0.2)
+    classes_of = own["train"]
+    notes = _left_beside(root, own)
+    if "test" not in own:
+        if "validation" not in own:
+            raise UserError(
+                f"{root} has a train folder but no test folder: add one, or leave out the train level to have the images split here"
+            )
+        # As most sets with train and val alone are meant: val is what results are reported on.
+        own = {"train": classes_of, "test": own["validation"]}
+        notes.append(
+            f"{root} has no test folder: the final accuracy is that on {own['test'].name}, and a tenth of {classes_of.name} "
+            "selects the weights"
+        )
+    if split in own:
+        images = _read(root, own[split], classes_of, split, size, skip_damaged)
+        images = replace(images, notes=(*notes, *images.notes))
+        return train_or_validation(images, split) if split == "train" and "validation" not in own else images
+    images = _read(root, classes_of, classes_of, split, size, skip_damaged)
+    return train_or_validation(replace(images, notes=(*notes, *images.notes)), split)
+
+
+def _own_splits(root: Path) -> dict[str, Path]:
+    """The folders of the parts that the owner cut, by split.  Raises `UserError` where two are meant to be the same one."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        for split, pattern in _SPLIT_NAMES.items():
+            if not pattern.fullmatch(folder.name.lower()):
+                continue
+            if split in found:
+                raise UserError(
+                    f"{root} has two {split} folders, {found[split].name} and {folder.name}: leave one there"
+                )
+            found[split] = folder
+    return found if "train" in found else {}
+
+
+def _check_layout(root: Path) -> None:
+    """Raises `UserError` where `root`'s folders are no classes."""
+    folders = _folders(root)
+    inside = [{p.name for p in _folders(folder)} for folder in folders]
+    if len(folders) == 1 and len(inside[0]) > 1:
+        raise UserError(
+            f"{root} holds only the folder {folders[0].name!r}, which has folders itself: name {folders[0]}"
+        )
+    if len(folders) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        listed = ", ".join(sorted(inside[0])[:_SHOWN])
+        raise UserError(
+            f"every folder of {root} holds the same folders ({listed}): are they the classes, or parts of the set? "
+            "Expected ROOT/CLASS/images, or ROOT/{train,val,test}/CLASS/images"
+        )
+
+
+def _left_beside(root: Path, own: dict[str, Path]) -> list[str]:
+    others = [p.name for p in _folders(root) if p not in own.values()]
+    return [f"{root}: {_listed(others)} beside {_listed([p.name for p in own.values()])} left out"] if others else []
+
+
+def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, skip_damaged: bool) -> Images:
+    folders = _folders(classes_of)
+    names = [p.name for p in folders]
+    if len(names) < 2:
+        found = f"only the class {names[0]!r}" if names else "no class folders"
+        raise UserError(f"{classes_of} has {found}: expected at least two folders, one per class, with images in them")
+    extra = sorted({p.name for p in _folders(of_part)} - set(names))
+    if extra:
+        raise UserError(f"{of_part} has classes that {classes_of} has not: {_listed(extra)}")
+    found = _Found()
+    for label, name in enumerate(names):
+        _collect(of_part / name, label, found)
+        count = sum(1 for _, its in found.files if its == label)
+        if count < (3 if of_part == classes_of else 1):
+            raise UserError(
+                f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
+            )
+    check_fits(len(found.files), size, str(root))
+    pixels, labels, damaged = _decoded(found, size)
+    if damaged and not skip_damaged:
+        raise UserError(damaged[0] if len(damaged) == 1 else f"{len(damaged)} files of {of_part}: {_first(damaged)}")
+    notes = [f"{len(damaged)} damaged files left out: {_first(damaged)}"] if damaged else []
+    if found.others:
+        notes.append(f"{of_part}: {_others(found)} passed over")
+    classes, renamed = _printable(names)
+    return Images(np.stack(pixels), np.asarray(labels, np.int64), classes, str(root), split, (*notes, *renamed))
+
+
+def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
+    """Pixels and labels of what can be decoded, and why the rest cannot."""
+    pixels, labels, damaged = [], [], []
+    for file, label in found.files:
+        try:
+            pixels.append(fit_square(decode(file), size))
+            labels.append(label)
+        except UserError as error:
+            damaged.append(str(error))
+    return pixels, labels, damaged
+
+
+def _collect(folder: Path, label: int, found: _Found) -> None:
+    suffixes = readable_suffixes()
+    for file in sorted(files_below(folder)):
+        suffix = file.suffix.lower()
+        if suffix in suffixes:
+            found.files.append((file, label))
+        else:
+            found.others[suffix or "no ending"] += 1
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files below `folder`, in order, without what is not meant for people; links to folders are followed."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to where it stands in
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if _for_people(name))
+        yield from (Path(place, name) for name in sorted(files) if _for_people(name))
+
+
+def _folders(place: Path) -> list[Path]:
+    return sorted(p for p in place.iterdir() if _for_people(p.name) and p.is_dir()) if place.is_dir() else []
+
+
+def _for_people(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _NOT_FOR_PEOPLE
+
+
+def _printable(names: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Class names as text; those whose bytes are not UTF-8 as the Windows code page has them, with a note."""
+    texts, notes = [], []
+    for name in names:
+        raw = os.fsencode(name)
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("cp1252", "replace")
+            notes.append(f"the class folder {raw!r} is not named in UTF-8: read as {text!r}")
+        texts.append(text)
+    return tuple(texts), notes
+
+
+def _unread(found: _Found) -> str:
+    return f" that can be read, and {_others(found)}" if found.others else ""
+
+
+def _others(found: _Found) -> str:
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in found.others.most_common(_SHOWN))
+    heif = " (.heic and .heif need pip install pillow-heif)" if set(found.others) & HEIF_SUFFIXES else ""
+    return f"{sum(found.others.values())} files that are no images it reads: {listed}{heif}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _first(messages: list[str]) -> str:
+    more = f"; and {len(messages) - _SHOWN} more" if len(messages) > _SHOWN else ""
+    return "; ".join(messages[:_SHOWN]) + more

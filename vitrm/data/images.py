@@ -1,0 +1,84 @@
+"""A part of a data set in memory: pixels, labels, class names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of the training images, in [0, 1] units."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A part of a data set."""
+
+    pixels: NDArray[np.uint8]  # [n, 3, H, W]
+    labels: NDArray[np.int64]  # [n]
+    classes: tuple[str, ...]  # names, by label
+    name: str  # of the data set: digits, cifar10, cifar100 or a folder's path
+    split: str  # train, validation or test
+    notes: tuple[str, ...] = ()  # what of the set was left out, guessed or is odd: a sentence each
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, index: Any) -> Images:
+        """The images at `index` (a slice, an index array or a mask)."""
+        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def floats(self, index: Any = slice(None)) -> NDArray[np.float32]:
+        """Pixels as the models take them: float32 [n, 3, H, W] in [0, 1]."""
+        return self.pixels[index].astype(np.float32) / np.float32(255)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the pixels and labels: which images these are, in which order."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+# The training sets' own statistics, over all training pixels (CIFAR-100 differs from CIFAR-10).
+NORMALISATION = {
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+def normalization(images: Images) -> Normalization:
+    """The mean and standard deviation that a model trained on `images` should normalize with."""
+    if images.name in NORMALISATION:
+        return NORMALISATION[images.name]
+    x = images.floats(slice(0, 10_000))
+    mean, std = x.mean((0, 2, 3), dtype=np.float64), x.std((0, 2, 3), dtype=np.float64)
+    r, g, b = (round(float(v), 4) for v in mean)
+    sr, sg, sb = (max(round(float(v), 4), 1e-3) for v in std)
+    return Normalization((r, g, b), (sr, sg, sb))
+
+
+def affordable(count: int, size: int, mebibytes: int, *, least: int = 1) -> int:
+    """`count`, or as many images of `size` × `size` pixels as fit into `mebibytes` as float32, but no fewer than `least`."""
+    return max(least, min(count, (mebibytes << 20) // (12 * size * size)))
+
+
+def check_fits(count: int, size: int, name: str) -> None:
+    """Raises `UserError` if `count` images of `size` × `size` pixels are more than this machine's memory."""
+    needed, memory = 3 * count * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"{count:,} images of {name} at {size} × {size} pixels take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f}: lower the image size, or use fewer images"
+        )
