@@ -12,6 +12,7 @@ MAX_LAYERS = 4096  # layers that one step, or a baseline, computes after each ot
 MAX_CLASSES = 100_000
 MAX_IMAGE_SIZE = 4096
 MAX_WIDTH = 65_536
+NEVER = 2.0  # a halting threshold that no probability exceeds; every one from 1 on means the same
 MAX_STEPS = 1024  # that a model is trained for or a loop runs: nobody should wait for a million steps by mistake
 
 

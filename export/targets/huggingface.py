@@ -28,7 +28,7 @@ def write_configs(folder: Path, metadata: Metadata) -> None:
 
 
 def model_config(metadata: Metadata) -> dict[str, Any]:
-    """What transformers must know of the model.
+    """The model's config.json, as transformers reads it.
 
     It has no ViTRM, and needs none to run an ONNX file: a ViT's config says all that counts, images in and classes out.
     """
@@ -47,7 +47,7 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def processor_config(metadata: Metadata) -> dict[str, Any]:
-    """What transformers must do with an image: size × size, float32, divided by 255."""
+    """The preprocessing of an image, as transformers reads it: size × size, float32, divided by 255."""
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
