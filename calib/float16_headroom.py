@@ -1,4 +1,4 @@
-"""How far activations stay from float16's limit, step by step.
+"""The distance of activations from float16's limit, step by step.
 
 A recursion adds to its state at every step, so what fits at one depth may overflow at another, and ONNX
 Runtime's CPU provider computes float16 graphs in float32, where no overflow shows.  So the eager model

@@ -1,4 +1,4 @@
-"""Where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's or CCT's layers."""
+"""Sites, where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's or CCT's layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
 class Site(NamedTuple):
-    """Where an activation is quantized.
+    """A place where an activation is quantized.
 
     The same layer sees other values in each role (the embedding, layer 1's projections of y and z, the latent update, the
     answer update) and at each step.  The projection of z₀ belongs to step 1.

@@ -65,8 +65,9 @@ def _export_run(args: argparse.Namespace) -> None:
     plan = plan_options(args)
     from vitrm import checkpoint as checkpoints
     from vitrm.export.pipeline import export
-    from vitrm.export.settings import MAX_UNROLLED, NEVER
+    from vitrm.export.settings import MAX_UNROLLED
     from vitrm.export.summary import summary
+    from vitrm.model_size import NEVER
 
     if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")

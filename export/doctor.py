@@ -29,7 +29,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """What is here, most general first."""
+    """Lists what is here, most general first."""
     gpus = find_gpus()
     return [
         Finding("machine", None, f"{this_system()}, Python {sys.version.split()[0]}, {machine.cpu_name()}"),

@@ -33,13 +33,14 @@ from vitrm.export.precision.conversion import convert
 from vitrm.export.precision.int8_conv import int8_convolutions
 from vitrm.export.precision.scales import Scales, find_scales, find_sensitivity
 from vitrm.export.result import ExportResult
-from vitrm.export.settings import NEVER, ExportSettings, OnStage, default_steps, depth_note
+from vitrm.export.settings import ExportSettings, OnStage, default_steps, depth_note
 from vitrm.export.tensorrt.export_plan import build_verified
 from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.export.verify import VERIFICATION_IMAGES
 from vitrm.export.write import describe, save, write_verified
 from vitrm.model import ViTRM
+from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.sidecar import SUFFIXES
 from vitrm.runtime.backends.eager import EagerSession
@@ -90,8 +91,7 @@ def export(
         UserError: for impossible settings, a failed verification or an unwritable `path`; all is then as it was before.
     """
     path = Path(path)
-    if plan is None and path.suffix in SUFFIXES:
-        plan = PlanOptions()
+    plan = plan or (PlanOptions() if path.suffix in SUFFIXES else None)
     settings = ExportSettings(
         kind=checkpoint.model.kind,
         steps=default_steps(checkpoint) if steps is None else steps,
@@ -106,14 +106,14 @@ def export(
         sensitivity_file=sensitivity_file,
         plan=plan,
     )
-    settings.check(path, checkpoint)
     return run_stages(checkpoint, path, settings, ExportImages(checkpoint, data_dir, images), progress)
 
 
 def run_stages(
     checkpoint: Checkpoint, path: Path, settings: ExportSettings, images: ExportImages, on_stage: OnStage
 ) -> ExportResult:
-    """Exports with checked settings: an ONNX graph, and from it a plan where one is asked for."""
+    """Checks the settings, exports an ONNX graph, and builds a plan from it where one is asked for."""
+    settings.check(path, checkpoint)
     if settings.plan is None:
         return export_onnx(checkpoint, path, settings, images, on_stage)
     toolchain(settings.plan)  # refuses here rather than after minutes of calibration

@@ -13,6 +13,7 @@ from vitrm.calib.methods import METHODS
 from vitrm.config import with_article
 from vitrm.errors import UserError
 from vitrm.export.tensorrt.options import PlanOptions, check_plan_path
+from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import PARTS, PRECISIONS
 from vitrm.system.outputs import check_outputs
 
@@ -24,7 +25,6 @@ LAYOUTS = ("unrolled", "loop", "stepwise")
 INT8_TARGETS = ("cpu", "tensorrt")
 MAX_UNROLLED = 256  # each adds nodes to an unrolled file
 MAX_THRESHOLD = 1000  # it becomes a float32, and JSON, which has no infinity
-NEVER = 2.0  # a halt_threshold no probability exceeds
 
 OnStage = Callable[[str], None]  # told of each stage that begins, in words
 

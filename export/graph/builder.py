@@ -175,7 +175,7 @@ class Assembly:
 
 
 def _opsets(nodes: Sequence[ir.Node]) -> dict[str, int]:
-    """What the nodes need: quantizing float16 came with opset 19, which changes nothing else that is used here."""
+    """The opsets that the nodes need: quantizing float16 came with opset 19, which changes nothing else that is used here."""
     half = any(
         n.op_type == "QuantizeLinear" and n.inputs[0] and n.inputs[0].dtype == ir.DataType.FLOAT16 for n in nodes
     )
@@ -184,10 +184,10 @@ def _opsets(nodes: Sequence[ir.Node]) -> dict[str, int]:
 
 def _all_nodes(nodes: Sequence[ir.Node]) -> list[ir.Node]:
     """The nodes and those of their subgraphs."""
-    found = []
+    every = []
     for node in nodes:
-        found.append(node)
+        every.append(node)
         for attribute in node.attributes.values():
             if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
-                found.extend(_all_nodes(list(attribute.as_graph())))
-    return found
+                every.extend(_all_nodes(list(attribute.as_graph())))
+    return every

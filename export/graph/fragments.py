@@ -9,7 +9,7 @@
 
 `embedded`, `of_y` and `of_z` are as many tensors as the model says: attention projects q, k and v, for one.
 
-Whatever shape is assembled from them, at whatever depth, the tracer's cost and the weights are paid
+Whatever layout is assembled from them, at whatever depth, the tracer's cost and the weights are paid
 once.  A fragment's weights carry their names in the checkpoint (`block.0.q.weight`), its nodes the
 module they came from (`block.0.q/MatMul`), so that a profile or a quantizer can tell sites apart.
 """
@@ -67,8 +67,8 @@ class Fragments:
     latents: Fragment
     answer: Fragment
     heads: Fragment
-    embedded_names: tuple[str, ...]  # of what embed gives before y₀ and z₀
-    projected_names: tuple[str, ...]  # of what the projections give
+    embedded_names: tuple[str, ...]  # of the tensors that embed gives before y₀ and z₀
+    projected_names: tuple[str, ...]  # of the tensors that a projection gives
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -200,13 +200,12 @@ def _cut(
     return Fragment(name, tuple(inputs), tuple(outputs), tuple(nodes), weights, tuple(constants.values()))
 
 
-def fold_weight_transposes(graph: ir.Graph) -> bool:
-    """Replaces Transpose(weight) by the transposed weight, named `weight.T`; returns whether anything changed.
+def fold_weight_transposes(graph: ir.Graph) -> None:
+    """Replaces Transpose(weight) by the transposed weight, named `weight.T`.
 
     torch writes a Linear as MatMul(h, Transpose(W)).  Quantizers look for a MatMul with a constant
     on its right and pass over this one in silence.
     """
-    changed = False
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
         if source is None or source.name is None or source.name not in graph.initializers:
@@ -225,17 +224,14 @@ def fold_weight_transposes(graph: ir.Graph) -> bool:
         graph.remove(node, safe=True)
         if not source.uses():
             del graph.initializers[source.name]
-        changed = True
-    return changed
 
 
-def halve_gelu_last(graph: ir.Graph) -> bool:
-    """Rewrites x · (½ · (1 + erf(x/√2))) as (x · (1 + erf(x/√2))) · ½; returns whether anything changed.
+def halve_gelu_last(graph: ir.Graph) -> None:
+    """Rewrites x · (½ · (1 + erf(x/√2))) as (x · (1 + erf(x/√2))) · ½.
 
     The same number, but for overflow far outside of GELU's range: halving is exact.  ONNX Runtime fuses the second
     form into one kernel, bias included, and runs torch's, the first, as five.
     """
-    changed = False
     for erf in [node for node in graph if node.op_type == "Erf"]:
         add = _only_user(erf)
         half = _only_user(add) if add is not None and add.op_type == "Add" else None
@@ -251,8 +247,6 @@ def halve_gelu_last(graph: ir.Graph) -> bool:
         last.replace_input_with(0, half.outputs[0])
         last.replace_input_with(1, by)
         half.outputs[0].shape = x.shape
-        changed = True
-    return changed
 
 
 def _only_user(node: ir.Node) -> ir.Node | None:

@@ -19,7 +19,7 @@ FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
 class Answer(NamedTuple):
-    """What the heads say, and after how many steps.  Columns, so that one condition serves all three."""
+    """The heads' answer, and after how many steps.  Columns, so that one condition serves all three."""
 
     logits: ir.Value  # float32 [batch, classes]
     halt_prob: ir.Value  # float32 [batch, 1]
@@ -32,7 +32,7 @@ def halted_samples(a: Assembly, halt_prob: ir.Value, threshold: ir.Value, scope:
 
 
 def keep(a: Assembly, halted: ir.Value, kept: Answer, fresh: Answer, classes: int, scope: str) -> Answer:
-    """What was `kept` for the halted samples, the `fresh` answer for the others."""
+    """Selects the `kept` answer for halted samples, the `fresh` one for the others."""
     types = ((LOGITS, FLOAT, classes), (HALT_PROB, FLOAT, 1), (STEPS_USED, INT64, 1))
     return Answer(
         *(
@@ -43,7 +43,7 @@ def keep(a: Assembly, halted: ir.Value, kept: Answer, fresh: Answer, classes: in
 
 
 def all_of(a: Assembly, flags: ir.Value, scope: str) -> ir.Value:
-    """bool scalar: whether all of bool [batch, 1] are true."""
+    """A bool scalar, true where all of bool [batch, 1] are."""
     numbers = a.op("Cast", [flags], f"{scope}/numbers", dtype=FLOAT, shape=[BATCH, 1], attributes={"to": FLOAT})
     smallest = a.op("ReduceMin", [numbers], f"{scope}/smallest", dtype=FLOAT, shape=[], attributes={"keepdims": 0})
     return a.op("Cast", [smallest], f"{scope}/all", dtype=BOOL, shape=[], attributes={"to": BOOL})

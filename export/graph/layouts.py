@@ -31,7 +31,7 @@ from vitrm.runtime.artifact.metadata import (
 
 @dataclass(frozen=True)
 class Recursion:
-    """What every shape does with the fragments."""
+    """The recursion over fragments, as every layout has it."""
 
     config: ViTRMConfig
     fragments: Fragments  # float32, or the embedding and updates in float16 or int8 with float32 heads
@@ -43,7 +43,7 @@ class Recursion:
         return self.fragments.latents.outputs[0].dtype or ir.DataType.FLOAT
 
     def embed(self, a: Assembly, pixels: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        """What steps read of the images; and the initial state: y₀, and z₀ with its projection."""
+        """The tensors that steps read of the images; and the initial state: y₀, and z₀ with its projection."""
         *embedded, y, z = a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
         of_z = a.apply(self.fragments.project_latents, [z], "embed/project_latents")
         return embedded, [y, z, *of_z]
@@ -188,8 +188,8 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
     pixels = _pixels(embed, recursion.config)
     embedded, state = recursion.embed(embed, pixels)
     of_images, of_state = recursion.fragments.embedded_names, recursion.fragments.state_names
-    made = dict(zip((*of_images, *of_state), (*embedded, *state), strict=True))
-    dimensions = {name: _dimensions(value) for name, value in made.items()}
+    outputs = dict(zip((*of_images, *of_state), (*embedded, *state), strict=True))
+    dimensions = {name: _dimensions(value) for name, value in outputs.items()}
 
     def inputs(a: Assembly, names: tuple[str, ...]) -> list[ir.Value]:
         return [a.input(name, recursion.dtype, dimensions[name]) for name in names]
@@ -201,7 +201,7 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
     (answer,) = inputs(heads, of_state[:1])
     logits, halt_prob = recursion.heads(heads, answer, "heads")
     return {
-        "embed": embed.model([pixels], made, "vitrm_embed"),
+        "embed": embed.model([pixels], outputs, "vitrm_embed"),
         "step": step.model(
             [*fixed, *before],
             {name + NEXT_SUFFIX: value for name, value in zip(of_state, after, strict=True)},

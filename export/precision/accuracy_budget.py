@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from vitrm.calib.sites import Site
 
-Unit = tuple[tuple[Site, ...], float]  # what is kept together, and its noise (vitrm.calib.sensitivity)
+Unit = tuple[tuple[Site, ...], float]  # sites that are kept together, and their noise (vitrm.calib.sensitivity)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What keeping the budget took.  Accuracies are in [0, 1], drops in percentage points, on `images` images."""
+    """The cost of keeping the budget.  Accuracies are in [0, 1], drops in percentage points, on `images` images."""
 
     allowed: float
     images: int
@@ -47,7 +47,7 @@ def keep_within(
     answers: Callable[[frozenset[Site]], NDArray[np.int64]],
     ranked: Callable[[], Sequence[Unit]],
 ) -> Budget:
-    """The fewest sites to keep, of those `ranked` gives, so that at most `allowed` percentage points are lost.
+    """Finds the fewest sites to keep, of those `ranked` gives, so that at most `allowed` percentage points are lost.
 
     `labels` [n] and PyTorch's predictions `exact` [n] are compared with the `answers` [n] of the artifact in which the
     given sites are floating point.
@@ -66,9 +66,9 @@ def keep_within(
     holds = count
     while holds - fails > 1:
         middle = (fails + holds) // 2
-        found = tried(middle)
-        if found.drop <= allowed:
-            holds, best = middle, found
+        budget = tried(middle)
+        if budget.drop <= allowed:
+            holds, best = middle, budget
         else:
             fails = middle
     return best
@@ -81,14 +81,14 @@ def _judge(
     answers: Callable[[frozenset[Site]], NDArray[np.int64]],
     kept: Sequence[Unit],
 ) -> Budget:
-    found = answers(frozenset(site for sites, _ in kept for site in sites))
-    accuracy = float((found == labels).mean())
+    answered = answers(frozenset(site for sites, _ in kept for site in sites))
+    accuracy = float((answered == labels).mean())
     return Budget(
         allowed=allowed,
         images=len(labels),
         exact=float((exact == labels).mean()),
         first=accuracy,
         final=accuracy,
-        agreement=float((found == exact).mean()),
+        agreement=float((answered == exact).mean()),
         kept=tuple(kept),
     )

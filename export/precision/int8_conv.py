@@ -27,7 +27,7 @@ _SUFFIXES = {"_quantized": ".int8", "_scale": ".scale", "_zero_point": ".zero.sc
 
 
 def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str) -> ir.Model:
-    """A copy of the float32 `model` with int8 convolutions, ranges from float32 images [n, 3, H, W] in [0, 1].
+    """Copies the float32 `model` with int8 convolutions, ranges from float32 images [n, 3, H, W] in [0, 1].
 
     Raises ValueError if a convolution did not become int8.
     """
@@ -62,14 +62,14 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
                 "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
             },
         )
-        found = ir.load(after)
-        _load(found)
-    _rename(found)
-    convolutions = [node for node in found.graph if node.op_type == "Conv"]
+        quantized = ir.load(after)
+        _load(quantized)
+    _rename(quantized)
+    convolutions = [node for node in quantized.graph if node.op_type == "Conv"]
     left = [n.name for n in convolutions if not all(_dequantized(v) for v in n.inputs[:2])]
     if left or not convolutions:
         raise ValueError(f"{', '.join(map(str, left)) or 'no convolution'} became int8")
-    return found
+    return quantized
 
 
 def _dequantized(value: ir.Value | None) -> bool:

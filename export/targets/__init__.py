@@ -1,1 +1,1 @@
-"""What an artifact is packed for: a Hugging Face folder, a Triton model repository."""
+"""The forms that an artifact is packed in: a Hugging Face folder, a Triton model repository."""

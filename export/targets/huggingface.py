@@ -28,7 +28,7 @@ def write_configs(folder: Path, metadata: Metadata) -> None:
 
 
 def model_config(metadata: Metadata) -> dict[str, Any]:
-    """What transformers must know of the model.
+    """The model's config.json, as transformers reads it.
 
     It has no ViTRM, and needs none to run an ONNX file: a ViT's config says all that counts, images in and classes out.
     """
@@ -47,7 +47,7 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def processor_config(metadata: Metadata) -> dict[str, Any]:
-    """What transformers must do with an image, which is what training did: the shorter side to the model's size, bicubic, then
+    """The preprocessing of an image as transformers reads it, which is that of training: the shorter side to the model's size, bicubic, then
     the center, divided by 255.  A ViT's own processor would squash the whole image.
     """
     size = metadata.image_size

@@ -33,6 +33,7 @@ import numpy as np
 
 import vitrm.runtime
 from vitrm.errors import UserError
+from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import STRIPPED, read_sidecar, sidecar_path
@@ -42,11 +43,11 @@ from vitrm.system.files import atomic_folder, read_text
 from vitrm.system.locks import lock
 from vitrm.system.terminal import neutral_line
 
-CONFIG_FILE = "config.pbtxt"
+PBTXT_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
 _ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
-MAX_BATCH = 64  # that the server may form of requests, where the artifact does not bound it
+MAX_SERVED_BATCH = 64  # that the server may form of requests, where the artifact does not bound it
 _MAX_TEXT = 8 << 20  # bytes of a configuration or of labels: a hundred thousand class names
 _INTERFACE = "# interface "  # begins the line that says whether a later export may become a version of this model
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of surrogate pairs, line and paragraph separators
@@ -89,9 +90,9 @@ def check_place(repository: Path, name: str, *, graph: str, every_step: bool) ->
     for folder in (repository, repository / name):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file: name a folder for --triton")
-    if (repository / CONFIG_FILE).exists():
+    if (repository / PBTXT_FILE).exists():
         raise UserError(
-            f"{repository} is a model (it has a {CONFIG_FILE}), expected a folder of models: name the folder above it"
+            f"{repository} is a model (it has a {PBTXT_FILE}), expected a folder of models: name the folder above it"
         )
 
 
@@ -133,7 +134,7 @@ def add_file(repository: Path, name: str, path: Path) -> Path:
 
 
 def add_model(
-    repository: Path, name: str, path: Path, metadata: Metadata, *, max_batch: int = MAX_BATCH, profiles: int = 1
+    repository: Path, name: str, path: Path, metadata: Metadata, *, max_batch: int = MAX_SERVED_BATCH, profiles: int = 1
 ) -> Path:
     """Adds the artifact at `path`, an .onnx or .plan file, to `repository` as the model `name`; returns its new version's folder.
 
@@ -158,7 +159,7 @@ def add_model(
     with lock(repository / f".{name}.adding.lock", str(model), "try again when it has ended", wait=_ADDING):
         if not model.exists():
             with atomic_folder(model) as temporary:
-                (temporary / CONFIG_FILE).write_text(config, encoding="utf-8")
+                (temporary / PBTXT_FILE).write_text(config, encoding="utf-8")
                 (temporary / LABELS_FILE).write_text(labels, encoding="utf-8")
                 (temporary / "1").mkdir()
                 _place(path, temporary / "1" / MODEL_FILES[backend], metadata)
@@ -170,7 +171,9 @@ def add_model(
         return version
 
 
-def config_text(name: str, metadata: Metadata, *, backend: str, max_batch: int = MAX_BATCH, profiles: int = 1) -> str:
+def config_text(
+    name: str, metadata: Metadata, *, backend: str, max_batch: int = MAX_SERVED_BATCH, profiles: int = 1
+) -> str:
     """config.pbtxt for the model `name`, run by `backend` ("onnxruntime" or "tensorrt", with so many `profiles`)."""
     m = metadata
     batched = m.graph != "loop"
@@ -253,13 +256,13 @@ def _interface_id(interface: str, labels: str) -> str:
 
 def _check_interface(model: Path, config: str, labels: str) -> None:
     """Raises `UserError` unless the model in the folder `model` takes and gives what `config` describes."""
-    found = _interface_of(_read(model / CONFIG_FILE))
-    if found is None:
+    interface = _interface_of(_read(model / PBTXT_FILE))
+    if interface is None:
         raise UserError(
             f"{model} is a model that vitrm-export did not write, or its {_INTERFACE.strip()!r} line was removed: name "
             "another with --triton-name"
         )
-    if found != _interface_of(config) or _read(model / LABELS_FILE) != labels:
+    if interface != _interface_of(config) or _read(model / LABELS_FILE) != labels:
         raise UserError(
             f"{model} is a model with other inputs, outputs, classes or batch size than this export: name another with --triton-name"
         )
@@ -320,9 +323,9 @@ def _without_scalars(path: Path, target: Path) -> None:
     own, served = vitrm.runtime.open(path), vitrm.runtime.open(target)
     size = own.metadata.image_size
     images = np.random.default_rng(0).random((3, 3, size, size), np.float32)
-    for steps, threshold in ((1, 2.0), (own.metadata.steps, 0.5)):
-        expected, found = (s.infer(images, steps=steps, halt_threshold=threshold) for s in (own, served))
+    for steps, threshold in ((1, NEVER), (own.metadata.steps, 0.5)):
+        expected, answer = (s.infer(images, steps=steps, halt_threshold=threshold) for s in (own, served))
         assert expected.steps_used is not None
-        assert found.steps_used is not None
-        if not (expected.logits == found.logits).all() or not (expected.steps_used == found.steps_used).all():
+        assert answer.steps_used is not None
+        if not (expected.logits == answer.logits).all() or not (expected.steps_used == answer.steps_used).all():
             raise UserError(f"the served copy of {path} gives other answers than it: please report this")

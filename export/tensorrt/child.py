@@ -162,7 +162,7 @@ def _end_with_parent() -> None:
 
 
 def to_json(request: BuildRequest) -> str:
-    """What `main` reads."""
+    """The JSON that `main` reads."""
     return json.dumps(dataclasses.asdict(request))
 
 

@@ -1,4 +1,4 @@
-"""What TensorRT makes of an ONNX graph without saying so, said before it is asked.
+"""Checks of an ONNX graph for TensorRT, before TensorRT sees it.
 
 TensorRT's parser takes some graphs that its builder refuses much later, in words of its own, and a few that it computes
 otherwise than ONNX says: those above all must not get through.

@@ -67,7 +67,7 @@ def metadata_of(path: Path) -> Metadata:
 
 
 def config_in(model: Path, schema):
-    return text_format.Parse((model / triton.CONFIG_FILE).read_text(), schema.ModelConfig())
+    return text_format.Parse((model / triton.PBTXT_FILE).read_text(), schema.ModelConfig())
 
 
 def check_against_file(config, path: Path) -> None:
@@ -294,7 +294,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_a_model_with_another_interface_is_not_touched(tmp_path, files, change):
     metadata = metadata_of(files["unrolled"])
     first = triton.add_model(tmp_path, "digits", files["unrolled"], metadata)
-    path, other, batch = files["unrolled"], metadata, triton.MAX_BATCH
+    path, other, batch = files["unrolled"], metadata, triton.MAX_SERVED_BATCH
     if change == "classes":
         other = replace(metadata, classes=list("abcdefghij"))
     elif change == "size":
