@@ -26,7 +26,7 @@ from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.export.tensorrt.toolchain import toolchain
-from vitrm.runtime.artifact.metadata import PARTS
+from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.system.gpus import find_gpus
 from vitrm.runtime.system.machine import cpu_name

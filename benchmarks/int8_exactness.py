@@ -29,7 +29,7 @@ import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.data import load
 from vitrm.export import export
-from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.artifact.saturation_check import integer_products
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.openvino import OpenVinoSession
 from vitrm.runtime.bench.accuracy import predict

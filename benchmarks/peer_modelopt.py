@@ -22,7 +22,7 @@ import onnx
 
 import vitrm.runtime
 from vitrm.errors import UserError, run_command
-from vitrm.runtime.artifact.metadata import HALT_THRESHOLD, PIXELS, STEPS
+from vitrm.runtime.artifact.graph_names import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.bench.images import load_sample
 from vitrm.runtime.bench.peers import count_int8_initializers

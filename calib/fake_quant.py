@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrm.calib.int8_weights import quantize_weight
 from vitrm.calib.quant_params import QuantParams, QuantTable
-from vitrm.calib.quantize import quantize_weight
 from vitrm.calib.sites import Site
 from vitrm.model import ViTRM
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vitrm.calib.calibration import Calibration
+from vitrm.calib.int8_weights import LEVELS
 from vitrm.calib.methods import Range
-from vitrm.calib.quantize import LEVELS
 from vitrm.calib.sites import Site
 from vitrm.errors import UserError
 

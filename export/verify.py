@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitrm.baselines import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
-from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.artifact.saturation_check import integer_products
 from vitrm.runtime.session import Result, Session
 
 VERIFICATION_BATCHES = (1, 2, 7)  # one image, the batch that was traced, and one that was not

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.model_size import MAX_STEPS
-from vitrm.runtime.artifact.metadata import PARTS, Metadata
+from vitrm.runtime.artifact.graph_names import PARTS
+from vitrm.runtime.artifact.metadata import Metadata
 
 DEVICES = ("cpu", "cuda", "auto")
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalized pixels do by far more.

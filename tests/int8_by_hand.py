@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.quantize import quantize_weight
+from vitrm.calib.int8_weights import quantize_weight
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from vitrm.baselines import Baseline
 from vitrm.model import ViTRM
-from vitrm.runtime.artifact.metadata import ANSWER, LATENTS
+from vitrm.runtime.artifact.graph_names import ANSWER, LATENTS
 
 OPSET = 18  # JetPack 6's TensorRT takes up to 20; nothing here needs more than 18
 # Name → a function of tensors, and example inputs.

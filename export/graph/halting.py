@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vitrm.export.graph.builder import Assembly
 from vitrm.export.graph.fragments import BATCH
-from vitrm.runtime.artifact.metadata import HALT_PROB, LOGITS, STEPS_USED
+from vitrm.runtime.artifact.graph_names import HALT_PROB, LOGITS, STEPS_USED
 
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 

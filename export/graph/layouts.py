@@ -16,7 +16,7 @@ from vitrm.export.graph.builder import Assembly
 from vitrm.export.graph.fragments import BATCH, Fragment, Fragments
 from vitrm.export.graph.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
 from vitrm.model_size import MAX_STEPS, NEVER
-from vitrm.runtime.artifact.metadata import (
+from vitrm.runtime.artifact.graph_names import (
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
@@ -178,7 +178,7 @@ def _body(
 
 
 def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
-    """Three graphs for a host that drives the recursion itself (see vitrm.runtime.artifact.metadata.PARTS): between two steps
+    """Three graphs for a host that drives the recursion itself (see vitrm.runtime.artifact.graph_names): between two steps
     it may drop samples, or keep a state to go on from later.
 
     Each graph carries the weights it uses; layer 1's projection is in two of them.

@@ -1,7 +1,7 @@
 """INT8 for a network of convolutions: these stand between QuantizeLinear and DequantizeLinear, by ONNX Runtime's own quantizer.
 
 Weights are symmetric with a scale per output channel and have 7 bits: |q| ≤ 64, so that no two products overflow the
-16 bits in which x86 processors without VNNI add them (see vitrm.calib.quantize).  Activations have one range each, the
+16 bits in which x86 processors without VNNI add them (see vitrm.calib.int8_weights).  Activations have one range each, the
 least to the largest value met (unsigned with a zero point for a CPU; signed and symmetric for TensorRT).  They are rounded
 after their ReLU, not before: a CPU's convolution cuts off and rounds in one; TensorRT asks for rounded inputs alone, and
 fuses the rest.  Biases stay float32, as TensorRT takes no int32 ones, and so does everything else, the classifier too.
@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitrm.runtime.artifact.metadata import PIXELS
+from vitrm.runtime.artifact.graph_names import PIXELS
 
 _BATCH = 64
 _SUFFIXES = {"_quantized": ".int8", "_scale": ".scale", "_zero_point": ".zero.scale"}

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from vitrm.calib.int8_weights import quantize_weight
 from vitrm.calib.quant_params import QuantParams
-from vitrm.calib.quantize import quantize_weight
 from vitrm.export.graph.fragments import Fragment
 
 _CONTRIB = "com.microsoft"

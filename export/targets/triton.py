@@ -34,7 +34,8 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError
 from vitrm.model_size import NEVER
-from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED, Metadata
+from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
+from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import STRIPPED, read_sidecar, sidecar_path
 from vitrm.runtime.artifact.sidecar import SUFFIXES as PLANS

@@ -18,7 +18,8 @@ from vitrm.export.tensorrt.builder_process import run_builder
 from vitrm.export.tensorrt.lint import check_graph
 from vitrm.export.tensorrt.options import PlanOptions, check_plan_path
 from vitrm.export.tensorrt.toolchain import Toolchain, toolchain
-from vitrm.runtime.artifact.metadata import PARTS, Metadata
+from vitrm.runtime.artifact.graph_names import PARTS
+from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import OnnxFile, inspect
 from vitrm.runtime.artifact.sidecar import (
     BuildRecord,

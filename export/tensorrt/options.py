@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitrm.errors import UserError
 from vitrm.fields import Whole, checked, shown
-from vitrm.runtime.artifact.metadata import PARTS
+from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.sidecar import AMPERE_PLUS, SUFFIXES
 
 DEFAULT_PROFILE = (1, 8, 64)  # batch sizes of the one profile that is made where none is asked for

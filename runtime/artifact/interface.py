@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.metadata import (
+from vitrm.runtime.artifact.graph_names import (
     ANSWER,
     HALT_PROB,
     HALT_THRESHOLD,
@@ -17,8 +17,8 @@ from vitrm.runtime.artifact.metadata import (
     PIXELS,
     STEPS,
     STEPS_USED,
-    Metadata,
 )
+from vitrm.runtime.artifact.metadata import Metadata
 
 Signature = tuple[str, tuple[object, ...]]  # a tensor's type, as numpy calls it, and shape
 

@@ -1,7 +1,7 @@
 """An .onnx file before any library opens it: whole, unchanged since its export, and without weights from elsewhere.
 
 Everything that opens an .onnx file (ONNX Runtime, OpenVINO, onnx, TensorRT's parser) asks `inspect` first.  It needs
-neither torch nor `onnx`: it reads the file's own description out of the protobuf (vitrm.runtime.artifact.wire).
+neither torch nor `onnx`: it reads the file's own description out of the protobuf (vitrm.runtime.artifact.protobuf_wire).
 
 **The digest.**  `metadata_props` have one entry `vitrm.sha256`: the SHA-256, in hexadecimal, of these pieces, each
 preceded by its length as eight bytes, little end first:
@@ -30,7 +30,7 @@ from pathlib import Path, PureWindowsPath
 
 from vitrm.errors import UserError, explain_os_error
 from vitrm.runtime.artifact.metadata import DIGEST, DIGEST_SINCE, MAX_BYTES, PREFIX, Metadata
-from vitrm.runtime.artifact.wire import LENGTH, VARINT, WireError, encode, fields
+from vitrm.runtime.artifact.protobuf_wire import LENGTH, VARINT, WireError, encode, fields
 from vitrm.system.files import check_regular
 
 MAX_FILE = 2**31 - 1  # bytes that protobuf reads as one message

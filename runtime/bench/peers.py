@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError, first_line
-from vitrm.runtime.artifact.metadata import HALT_THRESHOLD, PIXELS, STEPS
+from vitrm.runtime.artifact.graph_names import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.artifact.saturation_check import integer_products
 from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 from vitrm.runtime.backends.openvino import OpenVinoSession, has_bf16
 from vitrm.runtime.bench.images import load_sample

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.metadata import PARTS, Metadata
+from vitrm.runtime.artifact.graph_names import PARTS
+from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import SUFFIXES, read_sidecar, sidecar_path, write_sidecar
 from vitrm.system.files import atomic_folder, atomic_path

@@ -70,7 +70,7 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def saturates_integer_sums() -> bool:
-    """Tells whether integer products that are not made for it may saturate here: on x86 without VNNI (vitrm.runtime.artifact.saturation)."""
+    """Tells whether integer products that are not made for it may saturate here: on x86 without VNNI (vitrm.runtime.artifact.saturation_check)."""
     return platform.machine().lower() in ("x86_64", "amd64", "i686") and not _EXACT.intersection(cpu_features())
 
 

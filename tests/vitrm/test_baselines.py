@@ -15,7 +15,7 @@ from vitrm.baselines import BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.setup import CLASSIFIERS
+from vitrm.training.preparation import CLASSIFIERS
 
 
 def test_vit_equals_torchvisions():

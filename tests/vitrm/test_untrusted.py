@@ -23,6 +23,7 @@ from vitrm.system import strict_json
 from vitrm.system.files import read_json
 from vitrm.training import cli
 from vitrm.training import state as training_state
+from vitrm.training.optimizers import learning_rate
 from vitrm.training.recipe import Recipe, recipe
 from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, parse, read
 from vitrm.training.run_folder.curves import draw_curves
@@ -75,7 +76,7 @@ def test_any_settings_are_a_model_and_a_recipe_or_one_line(tmp_path):
                         if key == "model" or key in {f.name for f in fields(PRESETS[preset])} or key in RECIPE_KEYS:
                             chosen, how = cli.resolve(replace(settings, model={"preset": preset, **settings.model}))
                             how.step_weights()
-                            assert how.lr_at(0.5) > 0 or how.lr < 1e-300
+                            assert learning_rate(how, 0.5) > 0 or how.lr < 1e-300
                             assert from_dict(to_dict(chosen), "again") == chosen
                 refused += bool(said)
                 total += 1

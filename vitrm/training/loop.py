@@ -31,15 +31,16 @@ from vitrm.system.memory import OutOfMemory, shortage_explained
 from vitrm.training import state as training_state
 from vitrm.training.augment import TrainingBatches
 from vitrm.training.evaluate import DepthAccuracy, accuracy_by_depth
+from vitrm.training.optimizers import learning_rate
 from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import World, losses_explained
+from vitrm.training.preparation import fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.progress import Reporter, Ticker
 from vitrm.training.recipe import Recipe
 from vitrm.training.run_config import SEEDS
 from vitrm.training.run_folder.access import alone_in, take_over
 from vitrm.training.run_folder.files import RunFiles
-from vitrm.training.setup import fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.state import STATE_FILE, RunProgress
 from vitrm.training.supervision import BatchResult
 
@@ -303,7 +304,7 @@ class TrainingRun:
             done = (epoch * self.batches + i + 1) / (recipe.epochs * self.batches)
             free_steps = int(rng.integers(recipe.free_steps_at(done) + 1))
             torch.manual_seed((int(rng.integers(2**63)) + self.world.rank) % 2**63)  # of the dropout
-            return self.learner.train_step(batch, recipe.lr_at(done), free_steps, self.batch_share)
+            return self.learner.train_step(batch, learning_rate(recipe, done), free_steps, self.batch_share)
 
     def _end_epoch(self) -> None:
         """Validates, keeps the weights if they are the best so far, and opens the next epoch."""
@@ -328,7 +329,7 @@ class TrainingRun:
             "halt": halt,
             "validation_halt": validated.halt,
             "steps": steps,
-            "lr": self.recipe.lr_at((progress.epoch + 1) / self.recipe.epochs),
+            "lr": learning_rate(self.recipe, (progress.epoch + 1) / self.recipe.epochs),
             "images_per_s": self.batches * self.batch_size / max(progress.seconds, 1e-9),
             "seconds": progress.seconds,
         }

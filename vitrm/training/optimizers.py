@@ -1,10 +1,11 @@
-"""The optimizers of a training run: AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
+"""The optimizers of a training run, and their learning rate: AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
 
 Weight decay acts as vitrm.training.recipe says.  Each group's learning rate is `lr_share` of the run's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,6 +41,15 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
         group = {"params": matrices, "lr_share": recipe.muon_lr / recipe.lr}
         made.append(Muon([group], lr=recipe.muon_lr, momentum=recipe.muon_momentum, weight_decay=recipe.weight_decay))
     return made
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """AdamW's after the share `progress` ∈ [0, 1] of the batches: linear warm-up, then as the recipe's `schedule` says."""
+    if progress < recipe.warmup:
+        return recipe.lr * progress / recipe.warmup
+    done = min((progress - recipe.warmup) / (1 - recipe.warmup), 1.0)
+    height = 1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return recipe.final_lr + (recipe.lr - recipe.final_lr) * height
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

@@ -17,7 +17,6 @@ Imports neither torch nor numpy.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -162,15 +161,6 @@ class Recipe:
         if progress >= self.free_ramp:
             return self.free_steps
         return int((self.free_steps + 1) * progress / self.free_ramp)
-
-    def lr_at(self, progress: float) -> float:
-        """The learning rate after the share `progress` ∈ [0, 1] of the batches: linear warm-up, then as `schedule` says."""
-        if progress < self.warmup:
-            return self.lr * progress / self.warmup
-        done = (progress - self.warmup) / (1 - self.warmup)
-        if self.schedule == "linear":
-            return self.final_lr + (self.lr - self.final_lr) * (1 - min(done, 1.0))
-        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
 RECIPES: dict[str, Recipe] = {

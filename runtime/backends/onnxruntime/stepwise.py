@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.interface import CarriedTensors, check_tensors
-from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.onnx_file import inspect
 from vitrm.runtime.backends.onnxruntime.binding import BoundGraph, BoundTensor, on_host
 from vitrm.runtime.backends.onnxruntime.providers import create, load_onnxruntime

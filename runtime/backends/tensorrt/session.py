@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitrm.errors import UserError
 from vitrm.model_size import MAX_STEPS
-from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
+from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.artifact.sidecar import Sidecar, weights_path
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, PlanExecutor
 from vitrm.runtime.backends.tensorrt.plan import Plan, choose_profile

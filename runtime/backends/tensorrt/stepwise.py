@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.interface import CarriedTensors
-from vitrm.runtime.artifact.metadata import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.sidecar import weights_path
 from vitrm.runtime.backends.tensorrt.cuda import CudaGraph
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, capture_or_none

@@ -14,17 +14,17 @@ import torch
 
 from vitrm.export.graph.fragments import trace_vitrm
 from vitrm.export.graph.layouts import Recursion, loop, unrolled
-from vitrm.runtime.artifact.metadata import (
+from vitrm.runtime.artifact.graph_names import (
     HALT_PROB,
     HALT_THRESHOLD,
     LOGITS,
-    MAX_STEPS,
     PIXELS,
     STEP_HALT_PROB,
     STEP_LOGITS,
     STEPS,
     STEPS_USED,
 )
+from vitrm.runtime.artifact.metadata import MAX_STEPS
 
 pytestmark = pytest.mark.slow
 

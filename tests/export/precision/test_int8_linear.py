@@ -15,8 +15,8 @@ from small_models import SMALL, small
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate, load_calibration
+from vitrm.calib.int8_weights import quantize_weight
 from vitrm.calib.quant_params import quant_table
-from vitrm.calib.quantize import quantize_weight
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
@@ -29,7 +29,7 @@ from vitrm.export.precision import scales
 from vitrm.export.precision.conversion import int8_fragments
 from vitrm.export.verify import check_integer_sums
 from vitrm.runtime.artifact.metadata import Metadata
-from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.artifact.saturation_check import integer_products
 
 pytestmark = pytest.mark.slow
 

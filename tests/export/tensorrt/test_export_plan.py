@@ -21,7 +21,8 @@ from vitrm.export import export, images
 from vitrm.export.graph.layouts import unrolled
 from vitrm.export.tensorrt.build import BuildResult, build_engine
 from vitrm.export.tensorrt.options import PlanOptions
-from vitrm.runtime.artifact.metadata import PARTS, Metadata
+from vitrm.runtime.artifact.graph_names import PARTS
+from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path
 from vitrm.runtime.halting.store import store_threshold
 

@@ -17,7 +17,8 @@ from small_models import digest_of, with_props
 import vitrm.runtime
 from vitrm.errors import UserError
 from vitrm.export.targets import triton
-from vitrm.runtime.artifact import onnx_file, wire
+from vitrm.runtime.artifact import onnx_file
+from vitrm.runtime.artifact import protobuf_wire as wire
 from vitrm.runtime.artifact.metadata import DIGEST
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vitrm.errors import UserError
+from vitrm.training.optimizers import learning_rate
 from vitrm.training.recipe import RECIPES, Recipe, default_recipe, from_dict, recipe
 from vitrm.training.run_config import RunConfig, read
 
@@ -36,10 +37,10 @@ def test_the_default_recipe_of_a_preset(preset, kind, expected):
 
 def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
     paper = recipe("paper")
-    assert paper.lr_at(0.015) == pytest.approx(1.5e-4)
-    assert paper.lr_at(0.03) == pytest.approx(3e-4)
-    assert paper.lr_at(0.515) == pytest.approx((3e-4 + 1e-6) / 2)
-    assert paper.lr_at(1.0) == pytest.approx(1e-6)
+    assert learning_rate(paper, 0.015) == pytest.approx(1.5e-4)
+    assert learning_rate(paper, 0.03) == pytest.approx(3e-4)
+    assert learning_rate(paper, 0.515) == pytest.approx((3e-4 + 1e-6) / 2)
+    assert learning_rate(paper, 1.0) == pytest.approx(1e-6)
 
 
 def test_step_weights_have_mean_one_and_grow_with_their_power():

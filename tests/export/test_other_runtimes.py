@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from small_models import clear_threshold
 
 from vitrm.export.graph.layouts import loop, unrolled
-from vitrm.runtime.artifact.metadata import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
+from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 
 STEP_LIMIT = 4
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vitrm.calib.int8_weights import LEVELS, largest_pair, quantize_weight
 from vitrm.calib.methods import Range
 from vitrm.calib.quant_params import quant_params
-from vitrm.calib.quantize import LEVELS, largest_pair, quantize_weight
 
 weights = hnp.arrays(
     np.float32,

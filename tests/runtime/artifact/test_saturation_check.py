@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_models import with_props
 
-from vitrm.runtime.artifact.saturation import integer_products
+from vitrm.runtime.artifact.saturation_check import integer_products
 from vitrm.runtime.backends.onnxruntime.session import SATURATES
 from vitrm.runtime.session import open_session
 from vitrm.runtime.system import machine
