@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vitrm.calib.calibration import calibration_images
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images, affordable, load, photo_crops
+from vitrm.data.images import to_floats
 from vitrm.errors import UserError
 from vitrm.export.verify import VERIFICATION_BATCHES, VERIFICATION_IMAGES
 
@@ -80,4 +81,4 @@ def verification_images(
 
 
 def _crops(count: int, size: int) -> NDArray[np.float32]:
-    return photo_crops(count, size).astype(np.float32) / np.float32(255)
+    return to_floats(photo_crops(count, size))
