@@ -26,7 +26,7 @@ from vitrm.system.files import atomic_path
 
 @dataclass(frozen=True)
 class StateError:
-    """Signal-to-noise ratios in decibels after step 1, 2, …"""
+    """Signal-to-noise ratios in decibels, one for each step."""
 
     y: tuple[float, ...]
     z: tuple[float, ...]

@@ -85,8 +85,10 @@ def export(
         data_dir: the folder of the data set.
         plan: GPUs, batch sizes and flags of a TensorRT plan; with "stepwise" it makes a folder of plans.
         progress: called with the name of each stage that begins.
+
     Returns:
         The artifact's path, sizes and metadata, and the evidence for it.
+
     Raises:
         UserError: for impossible settings, a failed verification or an unwritable `path`; all is then as it was before.
     """

@@ -356,7 +356,7 @@ def checked(name: str, value: Any, rule: Rule) -> Any:
 
 
 def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """ ": did you mean …?" with the one of `known` that is spelled like `word`; empty where none is."""
+    """The end of a message, ": did you mean …?", with the one of `known` spelled like `word`; empty where none is."""
     from difflib import get_close_matches  # only for errors
 
     similar = (

@@ -13,7 +13,7 @@ import vitrm.runtime
 from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate
 from vitrm.data import load
-from vitrm.runtime.artifact.sidecar import Engine, Sidecar, sidecar_path, this_system, write_sidecar
+from vitrm.runtime.artifact.sidecar import BuildRecord, Sidecar, sidecar_path, this_system, write_sidecar
 from vitrm.system.files import sha256_of
 
 from . import children
@@ -111,7 +111,7 @@ def _plan(folder: Path) -> None:
     """A side-car with a file of noise for a plan: the side-car is read, and the plan hashed, before any GPU is asked for."""
     plan = folder / "noise.plan"
     plan.write_bytes(np.random.default_rng(0).bytes(5000))
-    engine = Engine(
+    engine = BuildRecord(
         flavour="full",
         version="10.3.0.26",
         gpus=["sm87"],

@@ -183,7 +183,6 @@ def stepwise(recursion: Recursion) -> dict[str, ir.Model]:
 
     Each graph carries the weights it uses; layer 1's projection is in two of them.
     """
-
     embed = Assembly()
     pixels = _pixels(embed, recursion.config)
     embedded, state = recursion.embed(embed, pixels)

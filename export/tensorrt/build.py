@@ -21,7 +21,7 @@ from vitrm.export.tensorrt.toolchain import Toolchain, toolchain
 from vitrm.runtime.artifact.metadata import PARTS, Metadata
 from vitrm.runtime.artifact.onnx_file import OnnxFile, inspect
 from vitrm.runtime.artifact.sidecar import (
-    Engine,
+    BuildRecord,
     Sidecar,
     sidecar_path,
     this_system,
@@ -43,7 +43,7 @@ class BuildResult:
     seconds: float
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> BuildRecord:
         """The description of the plan, or of the step's."""
         return list(self.sidecars.values())[min(1, len(self.sidecars) - 1)].engine
 
@@ -123,7 +123,7 @@ class _Build:
         self.layers += run_builder(
             onnx, plan, self.target, tools, options, lambda text: self.on_stage(f"{stage}: {text}")
         )
-        engine = Engine(
+        engine = BuildRecord(
             flavour=tools.api.flavour,
             version=tools.api.version,
             gpus=tools.gpus,

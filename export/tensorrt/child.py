@@ -1,4 +1,4 @@
-"""The process that builds one plan: python -m vitrm.export.tensorrt.child < request.json
+"""The process that builds one plan: `python -m vitrm.export.tensorrt.child < request.json`.
 
 A process of its own, because TensorRT's builder can crash (SIGSEGV) or be killed for its memory, and then takes its
 process along; here that is one message of the command that started it (vitrm.export.tensorrt.build).  It reads a `BuildRequest` as

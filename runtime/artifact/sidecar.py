@@ -39,7 +39,7 @@ _MAX_BATCH = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class BuildRecord:
     """Record of a build: what a plan was built with, and for."""
 
     flavour: str  # full (TensorRT) or rtx (TensorRT for RTX)
@@ -60,7 +60,7 @@ class Sidecar:
     """The whole of it."""
 
     metadata: Metadata
-    engine: Engine
+    engine: BuildRecord
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values: the metadata's fields, `engine` and the digest of both."""
@@ -108,14 +108,14 @@ def read_sidecar(plan: Path) -> Sidecar:
             "opened: copy both files again, or build the plan again"
         )
     engine = values.pop("engine", None)
-    fields = {f.name for f in dataclasses.fields(Engine)}
+    fields = {f.name for f in dataclasses.fields(BuildRecord)}
     if not isinstance(engine, dict) or set(engine) != fields:
         found = sorted(engine) if isinstance(engine, dict) else type(engine).__name__
         raise UserError(f"{path}: its engine section is {found}, expected {sorted(fields)}: build the plan again")
     metadata = Metadata.from_dict(values, str(path))
     if told is None and metadata.format >= DIGEST_SINCE:
         raise UserError(f"{path} lacks its {_DIGEST}: copy both files again, or build the plan again")
-    sidecar = Sidecar(metadata, Engine(**engine))
+    sidecar = Sidecar(metadata, BuildRecord(**engine))
     if not _plausible(sidecar.engine):
         raise UserError(
             f"{path}: its engine section has values of other kinds than this version writes: build it again"
@@ -155,7 +155,7 @@ def read_weights(plan: Path, metadata: Metadata) -> Path:
     return path
 
 
-def _plausible(engine: Engine) -> bool:
+def _plausible(engine: BuildRecord) -> bool:
     """Tells whether the values are of the kinds, and within the bounds, that are read below."""
     lists = (engine.gpus, engine.flags, engine.profiles)
     texts = (engine.version, engine.system, engine.sha256, engine.source, engine.gpu_name or "")
@@ -182,7 +182,7 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def needs(engine: Engine) -> str:
+def needs(engine: BuildRecord) -> str:
     """Says what the plan runs on."""
     gpu = " or ".join(engine.gpus)
     if AMPERE_PLUS in engine.flags:
@@ -235,13 +235,13 @@ def check_here(sidecar: Sidecar, plan: Path, gpus: Gpus) -> TensorRT:
     raise UserError(f"{message}: build it for this machine: {rebuild(sidecar, plan, gpu.sm)}")
 
 
-def _fits(engine: Engine, sm: str) -> bool:
+def _fits(engine: BuildRecord, sm: str) -> bool:
     if AMPERE_PLUS in engine.flags and engine.flavour == FULL:
         return int(sm[2:]) >= 80
     return sm in engine.gpus
 
 
-def _version_fits(engine: Engine, version: str) -> bool:
+def _version_fits(engine: BuildRecord, version: str) -> bool:
     if version == engine.version:
         return True
     built, found = version_tuple(engine.version), version_tuple(version)

@@ -22,12 +22,12 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 def neutral(text: str) -> str:
-    """`text` with every control character but tab and newline as an escape: ESC as \\x1b."""
+    """`text` with every control character but tab and newline as the escape that Python writes."""
     return _CONTROLS.sub(_escaped, text)
 
 
 def neutral_line(text: str) -> str:
-    """`neutral`, and on one line: a newline comes out as \\n."""
+    """`neutral`, and on one line: a newline comes out as an escape, too."""
     return neutral(text).replace("\n", "\\n")
 
 

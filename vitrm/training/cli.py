@@ -354,7 +354,6 @@ def sweep_all(
     axes: Sequence[Axis], wanted: Sequence[Cell], out: Path, train_one: Callable[..., TrainingResult], world: World
 ) -> None:
     """Runs the cells one after the other and says their results."""
-
     from vitrm.training.run_folder.access import alone_in
 
     def cell(one: Cell, folder: Path) -> SweepRow:

@@ -77,7 +77,7 @@ def load_tensorrt(flavour: str | None = None) -> TensorRT:
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
-    """ "10.3.0.26" as numbers; a part that is none ends it."""
+    """The numbers of a version like 10.3.0.26; a part that is none ends them."""
     numbers = []
     for part in version.split("."):
         if not part.isdigit():

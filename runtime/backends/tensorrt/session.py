@@ -139,6 +139,8 @@ def check_steps_used(steps_used: NDArray[np.int64], steps: int, *, fixed: bool, 
 
 
 def concatenate(results: list[Result]) -> Result:
+    """One result for the images of all `results`, in their order."""
+
     def join(name: str) -> Any:
         parts = [getattr(r, name) for r in results]
         return None if parts[0] is None else np.concatenate(parts)

@@ -55,10 +55,10 @@ def lines(found: Robustness) -> list[tuple[str, list[str], str]]:
     """
     clean = [cell for pair in zip(_cells(found, found.clean), _blank(found), strict=True) for cell in pair]
     made = [("none (clean)", clean, KEPT)]
-    for one in found.corruptions:
-        made.append(
-            (words(one) + _MARKS[one.budget or KEPT], _pairs(found, one.mean, one.severities[-1]), one.budget or KEPT)
-        )
+    made.extend(
+        (words(one) + _MARKS[one.budget or KEPT], _pairs(found, one.mean, one.severities[-1]), one.budget or KEPT)
+        for one in found.corruptions
+    )
     made.append(("mean", _pairs(found, found.mean, found.at(_WORST)), KEPT))
     return made
 

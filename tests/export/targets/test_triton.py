@@ -27,7 +27,7 @@ from vitrm.errors import UserError
 from vitrm.export import cli, export, pipeline
 from vitrm.export.targets import triton
 from vitrm.runtime.artifact.metadata import Metadata
-from vitrm.runtime.artifact.sidecar import Engine, Sidecar, sidecar_path
+from vitrm.runtime.artifact.sidecar import BuildRecord, Sidecar, sidecar_path
 from vitrm.system.files import sha256_of
 
 SERVER = "VITRM_TRITONSERVER"  # the command that starts tritonserver, where one is at hand
@@ -166,7 +166,7 @@ def engine_of(plan: Path, metadata: Metadata, **changes) -> None:
         "sha256": sha256_of(plan),
         "bytes": plan.stat().st_size,
     }
-    sidecar = Sidecar(metadata, Engine(**{**values, **changes}))
+    sidecar = Sidecar(metadata, BuildRecord(**{**values, **changes}))
     sidecar_path(plan).write_text(json.dumps(sidecar.to_dict()))
 
 

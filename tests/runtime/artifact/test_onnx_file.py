@@ -21,7 +21,7 @@ from vitrm.runtime.artifact import onnx_file, wire
 from vitrm.runtime.artifact.metadata import DIGEST
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import (
-    Engine,
+    BuildRecord,
     Sidecar,
     read_sidecar,
     read_weights,
@@ -101,8 +101,8 @@ def test_a_flipped_bit_in_a_side_car_is_refused_or_changes_nothing(artifact: Pat
     assert refused > 200  # some are in white space
 
 
-def engine_of(plan: Path) -> Engine:
-    return Engine(
+def engine_of(plan: Path) -> BuildRecord:
+    return BuildRecord(
         flavour="full", version="10.3.0", gpus=["sm87"], gpu_name=None, system="Linux aarch64", profiles=[[1, 1, 1]], flags=[],
         workspace_mib=None, source="run", sha256=onnx_file.hashlib.sha256(plan.read_bytes()).hexdigest(), bytes=plan.stat().st_size,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.training.parallel.sync_batch_norm import sync_batch_norms, sync_batch_norms_on_gpus
 
 T = TypeVar("T")
@@ -238,4 +238,4 @@ def join(device: torch.device) -> World:
         return TorchrunWorld(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"the other processes cannot be reached at {where} ({str(error).splitlines()[0]})") from None
+        raise UserError(f"the other processes cannot be reached at {where} ({first_line(error)})") from None
