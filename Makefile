@@ -39,11 +39,14 @@ demo: $(DEMO_STAMP)
 	$(BIN)/vitrm-bench $(DEMO)/nano-6.onnx --batch 1,32 --report $(DEMO)/report.html --json $(DEMO)/bench.json
 	@echo "report: $(DEMO)/report.html"
 
+# A process for each core, up to four, each with one thread; tests of one file stay together, as they share what they export.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20 -n auto --maxprocesses 4 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest -q --durations=20
+	$(PYTEST)
 
 test-fast: install
-	$(BIN)/python -m pytest -q --durations=20 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Not among them: what needs OpenVINO, TensorRT, Triton's client or optimum, which are extras with bounds of their own.
 test-lowest:

@@ -217,4 +217,4 @@ def test_files_are_told_by_what_they_import() -> None:
     assert uses_tensorrt("from vitrm.runtime.backends.tensorrt.api import load_tensorrt")
     assert uses_tensorrt("from vitrm.runtime.backends.tensorrt import api as tensorrt_api")
     assert uses_tensorrt("import tensorrt_rtx as trt")
-    assert not uses_tensorrt("import numpy\nfrom vitrm.runtime.artifact.metadata import PIXELS")
+    assert not uses_tensorrt("import numpy\nfrom vitrm.runtime.artifact.graph_names import PIXELS")
