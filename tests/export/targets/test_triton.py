@@ -37,7 +37,8 @@ SERVER = "VITRM_TRITONSERVER"  # the command that starts tritonserver, where one
 def schema():
     """Triton's ModelConfig.  Loaded by file: the package around it wants gRPC, the schema does not."""
     found = importlib.util.find_spec("tritonclient")
-    assert found is not None, "pip install tritonclient"
+    if found is None:
+        pytest.skip("needs Triton's client: pip install tritonclient")
     assert found.submodule_search_locations is not None
     path = Path(found.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)

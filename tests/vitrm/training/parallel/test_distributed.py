@@ -51,7 +51,9 @@ def _assert_same(folder: Path, other: Path) -> None:
         for key, tensor in expected.items():
             # A key's bias cancels in the softmax: its gradient is rounding, and AdamW scales that up.
             if tensor.is_floating_point() and not key.endswith((".k.bias", ".k.bias.exp_avg", ".k.bias.exp_avg_sq")):
-                scale = max(float(tensor.abs().max()), 1e-3)
+                scale = max(
+                    float(tensor.abs().max()), 1e-2
+                )  # what is small throughout is a difference of larger numbers
                 assert float((weights[key] - tensor).abs().max()) < 3e-4 * scale, (name, key)
 
 
