@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import vitrm  # before tests/ is on the path, which has a folder of that name
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -29,6 +29,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+import vitrm  # noqa: F401 (before tests/ is on the path, which has a folder of that name)
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
