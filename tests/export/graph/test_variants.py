@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 import torch
 from int8_by_hand import simulated
-from small_models import make_checkpoint
 
 import vitrm.runtime
+from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import calibrate
 from vitrm.calib.sites import ROLES
 from vitrm.data import load
 from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.options import PlanOptions
+from vitrm.training.cli import main
 
 pytestmark = pytest.mark.slow
 
 STEPS = 3
-# Random models, drawn otherwise by every version of torch, come near the limit of verification, which is for trained ones: the
-# worst of a few images is better than that of 64.
-FEW = slice(0, 12)
 GRAPHS = ("unrolled", "loop", "stepwise")
 VARIANTS = {
     "cross": {"mixing": "cross", "n": 2},
@@ -39,8 +37,18 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
-def checkpoint(request):
-    return make_checkpoint("tiny", **request.param)
+def checkpoint(request, tmp_path_factory):
+    """Trained, for seconds: int8's noise in a random model of this kind goes beyond what verification lets through."""
+    out = tmp_path_factory.mktemp("runs") / "variant"
+    settings = {**request.param, "epochs": 8, "batch_size": 64}
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", _word(value))]
+    fixed = ["--data", "digits", "--model", "tiny", "--recipe", "fast", "--device", "cpu", "--threads", "1"]
+    assert main([*fixed, *flags, "--out", str(out)]) == 0
+    return checkpoints.load(out)
+
+
+def _word(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +64,7 @@ def made(checkpoint, calibration, tmp_path_factory):
         for graph in GRAPHS:
             name = f"{graph}-{precision}-{target}" + ("" if graph == "stepwise" else ".onnx")
             int8 = {"target": target, "calibration": calibration} if target else {}
-            few = load("digits", "validation").floats(FEW)
-            found = export(checkpoint, folder / name, steps=STEPS, graph=graph, precision=precision, images=few, **int8)
+            found = export(checkpoint, folder / name, steps=STEPS, graph=graph, precision=precision, **int8)
             files[graph, precision, target] = found.path
     return files
 
@@ -100,7 +107,9 @@ def test_int8_rounds_where_it_should(made, checkpoint, calibration, images, grap
     rounding = np.abs(expected - exact).max(1)
     assert rounding.max() > 1e-2, "int8 must leave a trace"
     difference = np.abs(found - expected).max(1)
-    assert np.median(difference) < (0.15 if target == "cpu" else 1) * rounding.mean()
+    # Around its matmuls int8 for TensorRT is float16, which rounds too, as far as fp16 files may differ.
+    limit = 0.15 * rounding.mean() if target == "cpu" else rounding.mean() + 0.02 * np.abs(exact).max()
+    assert np.median(difference) < limit
 
 
 def test_every_linear_layer_of_the_block_is_calibrated_in_each_role(checkpoint, calibration):

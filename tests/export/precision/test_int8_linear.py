@@ -89,7 +89,8 @@ def test_the_tensorrt_graph_does_too_with_float16_around(made, checkpoint, calib
     expected = simulated(checkpoint, calibration, digits[:40], "tensorrt", shared=graph != "unrolled")
     with torch.no_grad():
         exact = model(torch.from_numpy(digits[:40]), STEPS).logits.numpy()
-    assert np.abs(result.logits - expected).mean() < np.abs(expected - exact).mean()
+    # What float16 rounds comes on top, as far as fp16 files may differ.
+    assert np.abs(result.logits - expected).mean() < np.abs(expected - exact).mean() + 0.02 * np.abs(exact).max()
     assert (result.logits.argmax(1) == exact.argmax(1)).mean() > 0.9
 
 
