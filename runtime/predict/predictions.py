@@ -20,7 +20,7 @@ from vitrm.runtime.session import Session
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture."""
+    """A model's answer for one picture."""
 
     path: Path
     labels: tuple[str, ...]  # the most probable classes, the first one first

@@ -37,7 +37,7 @@ def _of(source: str, scratch: Path) -> list[Path]:
         return [_received(scratch)]
     if os.path.isdir(source):
         suffixes = readable_suffixes()
-        files = [file for file in sorted(files_below(Path(source))) if file.suffix.lower() in suffixes]
+        files = [file for file in files_below(Path(source)) if file.suffix.lower() in suffixes]
         if not files:
             raise UserError(f"{source} holds no pictures: expected files ending in {', '.join(sorted(suffixes))}")
         return files

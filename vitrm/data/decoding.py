@@ -10,6 +10,7 @@ Then `fit_square`: the shorter side to the model's size, bicubic, the center of 
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,7 @@ def _as_seen(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
+@functools.cache
 def _known_formats() -> set[str]:
     from PIL import Image
 
@@ -111,6 +113,7 @@ def _known_formats() -> set[str]:
     return set(Image.OPEN)
 
 
+@functools.cache  # a package that is missing is looked for anew by every import
 def _opens_heif() -> bool:
     try:
         import pillow_heif

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,12 +64,10 @@ def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False
             f"{root} has no test folder: the final accuracy is that on {own['test'].name}, and a tenth of {classes_of.name} "
             "selects the weights"
         )
-    if split in own:
-        images = _read(root, own[split], classes_of, split, size, skip_damaged)
-        images = replace(images, notes=(*notes, *images.notes))
-        return train_or_validation(images, split) if split == "train" and "validation" not in own else images
-    images = _read(root, classes_of, classes_of, split, size, skip_damaged)
-    return train_or_validation(replace(images, notes=(*notes, *images.notes)), split)
+    of_part = own.get(split, classes_of)
+    images = _read(root, of_part, classes_of, split, size, skip_damaged)
+    images = replace(images, notes=(*notes, *images.notes))
+    return train_or_validation(images, split) if of_part == classes_of and "validation" not in own else images
 
 
 def _own_splits(root: Path) -> dict[str, Path]:
@@ -123,8 +120,7 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
         raise UserError(f"{of_part} has classes that {classes_of} has not: {_listed(extra)}")
     found, absent = _Found(), list[str]()
     for label, name in enumerate(names):
-        _collect(of_part / name, label, found)
-        count = [its for _, its in found.files].count(label)
+        count = _collect(of_part / name, label, found)
         if of_part == classes_of and count < 3:
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
@@ -162,18 +158,21 @@ def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[in
     return pixels, labels, damaged
 
 
-def _collect(folder: Path, label: int, found: _Found) -> None:
-    suffixes = readable_suffixes()
-    for file in sorted(files_below(folder)):
+def _collect(folder: Path, label: int, found: _Found) -> int:
+    """Adds what is in the folder of a class; returns how many images that is."""
+    suffixes, before = readable_suffixes(), len(found.files)
+    for file in files_below(folder):
         suffix = file.suffix.lower()
         if suffix in suffixes:
             found.files.append((file, label))
         else:
             found.others[suffix or "no ending"] += 1
+    return len(found.files) - before
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> list[Path]:
     """The files below `folder`, in order, without what is not meant for people; links to folders are followed."""
+    found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
@@ -182,11 +181,17 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if _for_people(name))
-        yield from (Path(place, name) for name in sorted(files) if _for_people(name))
+        found += (Path(place, name) for name in files if _for_people(name))
+    return sorted(found)
 
 
 def _folders(place: Path) -> list[Path]:
-    return sorted(p for p in place.iterdir() if _for_people(p.name) and p.is_dir()) if place.is_dir() else []
+    if not place.is_dir():
+        return []
+    with os.scandir(
+        place
+    ) as entries:  # which tells folders from the thousands of files beside them without a look at each
+        return sorted(place / entry.name for entry in entries if _for_people(entry.name) and entry.is_dir())
 
 
 def _for_people(name: str) -> bool:
