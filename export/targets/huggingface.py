@@ -33,7 +33,7 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
     It has no ViTRM, and needs none to run an ONNX file: a ViT's config says all that counts, images in and classes out.
     """
     m = metadata
-    names = m.classes or [str(i) for i in range(int(m.model["classes"]))]
+    names = m.class_names
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",

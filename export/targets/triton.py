@@ -219,7 +219,7 @@ def labels_text(metadata: Metadata) -> str:
 
     Raises `UserError` for a name that a line cannot hold.
     """
-    names = metadata.classes or [str(i) for i in range(int(metadata.model["classes"]))]
+    names = metadata.class_names
     for label, name in enumerate(names):
         if any(unicodedata.category(c) in _UNPRINTABLE for c in name):
             raise UserError(

@@ -114,6 +114,11 @@ class Metadata:
         return cls(**values)
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of all classes, by label: their numbers where it has no names."""
+        return list(self.classes) or [str(i) for i in range(int(self.model["classes"]))]
+
+    @property
     def image_size(self) -> int:
         """Height and width of the input, pixels."""
         return int(self.model["image_size"])

@@ -89,7 +89,7 @@ def load_sample(
 
 
 def _check_classes(images: datasets.Images, metadata: Metadata, where: str) -> None:
-    known = tuple(metadata.classes) or tuple(str(i) for i in range(int(metadata.model["classes"])))
+    known = tuple(metadata.class_names)
     if len(images.classes) != len(known) or (metadata.classes and set(images.classes) != set(known)):
         raise UserError(
             f"data set {images.name} has {len(images.classes)} classes ({_few(images.classes)}), but {where} was trained on "

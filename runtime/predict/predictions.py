@@ -68,7 +68,7 @@ def predict(
     Raises:
         UserError: for a depth or threshold that the artifact cannot have.
     """
-    size, names = session.metadata.image_size, _names(session)
+    size, names = session.metadata.image_size, session.metadata.class_names
     left = map(Path, paths)
     while chunk := list(islice(left, batch)):
         images: list[NDArray[np.float32]] = []
@@ -95,11 +95,6 @@ def predict(
                 steps_used=None if result.steps_used is None else int(result.steps_used[row]),
             )
             row += 1
-
-
-def _names(session: Session) -> list[str]:
-    m = session.metadata
-    return list(m.classes) or [str(i) for i in range(int(m.model["classes"]))]
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
