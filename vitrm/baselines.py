@@ -25,6 +25,9 @@ from vitrm.baseline_configs import (
 )
 from vitrm.model import Layer, initialize
 
+# The layers that know classes, in all kinds of models, by the beginning of their weights' names.
+CLASSIFIERS = ("classifier.", "net.fc.", "net.head.", "net.classifier.")
+
 
 class Baseline(nn.Module):
     """A network behind the normalization of its config; forward gives logits [B, classes]."""

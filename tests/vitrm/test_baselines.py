@@ -11,11 +11,10 @@ from torchvision import models
 
 from vitrm.airbench import ConvGroup
 from vitrm.baseline_configs import ViTConfig
-from vitrm.baselines import BasicBlock
+from vitrm.baselines import CLASSIFIERS, BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.preparation import CLASSIFIERS
 
 
 def test_vit_equals_torchvisions():

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrm.baselines import CLASSIFIERS
 from vitrm.training.recipe import Recipe
 
 # A level rather than a slope, or a table of classes: not what Muon is for, whatever their shape.
 _EMBEDDINGS = ("pos", "y0", "z0", "cls", "up_y")
-_HEADS = ("classifier.", "halt.", "net.fc.", "net.head.")
+_HEADS = (*CLASSIFIERS, "halt.")
 # Newton–Schulz with these coefficients (Jordan, 2024) brings singular values near 1 in five steps: into about [0.7, 1.2].
 _NEWTON_SCHULZ, _ROUNDS = (3.4445, -4.7750, 2.0315), 5
 

@@ -11,7 +11,7 @@ import torch
 
 from vitrm import checkpoint
 from vitrm.airbench import Whitening
-from vitrm.baselines import Baseline
+from vitrm.baselines import CLASSIFIERS, Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalization
@@ -25,12 +25,6 @@ from vitrm.training.parallel.distributed import World
 from vitrm.training.recipe import Recipe
 from vitrm.training.supervision import Learner
 
-CLASSIFIERS = (
-    "classifier.",
-    "net.fc.",
-    "net.head.",
-    "net.classifier.",
-)  # layers that know classes, in all kinds of models
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from small_learners import make_batch, make_learner
 
+from vitrm.baselines import CLASSIFIERS
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
 from vitrm.training.ema import EMA, decay_at
@@ -159,3 +160,17 @@ def test_a_baseline_learns_with_the_same_recipe():
     )
     losses = [float(learner.train_step(make_batch(), 1e-2).losses[0]) for _ in range(15)]
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["nano-v2", "resnet20", "mobilenetv2-cifar", "cct-7-3x1"])
+def test_muon_is_for_hidden_matrices_and_for_no_classifier(name):
+    model = build_model(preset(name))
+    adamw, muon = make_optimizers(model, recipe("nano-v2"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    of_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    of_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert of_muon | of_adamw == set(names.values())
+    assert not of_muon & of_adamw
+    assert all(p.ndim > 1 for group in muon.param_groups for p in group["params"])
+    assert not any(n.startswith(CLASSIFIERS) for n in of_muon)
+    assert any(n.startswith(CLASSIFIERS) for n in of_adamw)
