@@ -18,7 +18,7 @@ _UNCERTAIN = 12
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """One model's answer to one image."""
 
     verdict: str  # right or wrong; empty without a label
@@ -32,7 +32,7 @@ class Tile:
     image: str  # a data: address
     alt: str
     truth: str  # its class; empty without a label
-    answers: tuple[Answer, ...]
+    answers: tuple[ShownAnswer, ...]
     number: int  # its position in the data set
 
 
@@ -99,14 +99,14 @@ def _tile(case: CaseEvidence, i: int) -> Tile:
     )
 
 
-def _answer(who: str, case: CaseEvidence, predictions: Predictions, i: int, label: int | None) -> Answer:
+def _answer(who: str, case: CaseEvidence, predictions: Predictions, i: int, label: int | None) -> ShownAnswer:
     top = int(predictions.top1[i])
     if top == NO_ANSWER:
-        return Answer("wrong", f"{who}: not finite")
+        return ShownAnswer("wrong", f"{who}: not finite")
     verdict = "" if label is None else "right" if top == label else "wrong"
     mark = {"right": "✓ ", "wrong": "✗ ", "": ""}[verdict]
     share = float(predictions.probabilities[i, top])
-    return Answer(verdict, f"{mark}{who}: {_class(case, top)} ({share * 100:.0f} %)")
+    return ShownAnswer(verdict, f"{mark}{who}: {_class(case, top)} ({share * 100:.0f} %)")
 
 
 def _class(case: CaseEvidence, label: int) -> str:
