@@ -13,6 +13,7 @@ import torch
 from vitrm import data as datasets
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import ModelConfig, preset
+from vitrm.conv_group import ShiftBatchNorm
 from vitrm.model import ViTRM, WhitenedTokenizer
 
 STEPS = 3
@@ -49,9 +50,10 @@ def make_checkpoint(name: str, seed: int = 0, **changes: object) -> Checkpoint:
 def _see_digits(tokenizer: WhitenedTokenizer) -> None:
     """What training finds before its first update, and its batch norms in the first: else activations grow with depth."""
     images = torch.from_numpy(datasets.load("digits", "train").floats()) * 2 - 1
-    tokenizer.whiten(images)
-    for norm in tokenizer.norms:
-        norm.momentum = 1.0
+    tokenizer.whitening.whiten(images)
+    for module in tokenizer.modules():
+        if isinstance(module, ShiftBatchNorm):
+            module.momentum = 1.0
     tokenizer.train()(images)
     tokenizer.eval()
 

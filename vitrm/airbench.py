@@ -11,57 +11,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.baseline_configs import AirbenchConfig
-from vitrm.model import ShiftBatchNorm
-from vitrm.whitening import whitening_filters
+from vitrm.conv_group import ConvGroup
+from vitrm.whitening import Whitening
 
 LOGIT_SCALE = 1 / 9  # the logits of the untrained head are too large to start from
-
-
-class Whitening(nn.Module):
-    """A convolution of the whole image whose weight is not trained: a buffer, saved and exported with the model.
-
-    As built it passes every pixel of a patch on, and its negative.  `whiten` replaces that by what makes the patches of
-    the training images white: before the model's weights are averaged (`vitrm.training.ema`) or copied.
-    """
-
-    weight: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        directions = torch.eye(3 * size**2).view(-1, 3, size, size)
-        self.register_buffer("weight", torch.cat([directions, -directions]))
-        self.bias = nn.Parameter(torch.zeros(len(self.weight)))
-
-    def whiten(self, images: Tensor) -> None:
-        """Sets the weight for normalized images [n, 3, H, W]."""
-        self.weight.copy_(whitening_filters(images, self.weight.shape[-1]))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] → [B, 2 · 3 · P², H − P + 1, W − P + 1]."""
-        return F.conv2d(images, self.weight, self.bias)
-
-
-class ConvGroup(nn.Module):
-    """Two convolutions, with a pooling to half the size after the first; [B, before, H, W] → [B, after, H / 2, W / 2]."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.conv1 = _dirac(nn.Conv2d(before, after, 3, padding=1, bias=False))
-        self.norm1 = ShiftBatchNorm(after)
-        self.conv2 = _dirac(nn.Conv2d(after, after, 3, padding=1, bias=False))
-        self.norm2 = ShiftBatchNorm(after)
-
-    def forward(self, h: Tensor) -> Tensor:
-        h = self.conv1(h)
-        # In training a quarter of the values is left to normalize.  Without training both orders give the same, as the
-        # norm keeps the order of values.
-        h = self.norm1(F.max_pool2d(h, 2)) if self.training else F.max_pool2d(self.norm1(h), 2)
-        return F.gelu(self.norm2(self.conv2(F.gelu(h))))
 
 
 class Airbench(nn.Module):
@@ -79,9 +36,3 @@ class Airbench(nn.Module):
             h = group(h)
         h = F.max_pool2d(h, h.shape[-1]).flatten(1)
         return self.head(h) * LOGIT_SCALE
-
-
-def _dirac(conv: nn.Conv2d) -> nn.Conv2d:
-    """Makes the first filters pass one channel each on, unchanged; the others stay random."""
-    nn.init.dirac_(conv.weight[: conv.in_channels])
-    return conv

@@ -46,8 +46,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
+from vitrm.conv_group import ConvGroup, ShiftBatchNorm, dirac
 from vitrm.model_size import NEVER
-from vitrm.whitening import whitening_filters
+from vitrm.whitening import Whitening
 
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
 Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`
@@ -312,15 +313,6 @@ class ConvTokenizer(nn.Module):
         return images.flatten(2).transpose(1, 2)
 
 
-class ShiftBatchNorm(nn.BatchNorm2d):
-    """Batch norm with a learned bias and a scale of 1: what it passes on keeps its order, so it commutes with max-pooling."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        del self._parameters["weight"]
-        self.register_buffer("weight", torch.ones(width), persistent=False)
-
-
 class WhitenedTokenizer(nn.Module):
     """Convolutions that begin with whitened 2 × 2 patches (after airbench: Jordan, 2024).
 
@@ -328,46 +320,24 @@ class WhitenedTokenizer(nn.Module):
         for each width w of `stage_widths`:  conv 3 × 3 to w, max-pool 2 × 2, norm, GELU;  conv 3 × 3, norm, GELU
         conv 3 × 3 to D, norm, GELU
 
-    The first convolution's filters are the eigenvectors of the training images' 2 × 2 patches, each scaled to unit variance,
-    and their negatives: `whiten` computes them, and they stay.  The others begin as identities (dirac), norms have no
-    scale: training then takes few epochs to see.
+    The first convolution's filters come from the training images and stay.  The others begin as identities (dirac), norms
+    have no scale: training then takes few epochs to see.
     """
-
-    filters: Tensor
 
     def __init__(self, config: ViTRMConfig) -> None:
         super().__init__()
-        # A 3 × 3 filter with zeros where a 2 × 2 one has none: a common convolution that keeps the image's size.
-        self.register_buffer("filters", torch.zeros(WHITENED, 3, 3, 3))
-        self.shift = nn.Parameter(torch.zeros(WHITENED))
-        widths = [WHITENED, *(w for w in config.stage_widths for _ in range(2)), config.dim]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(ShiftBatchNorm(w) for w in widths[1:])
-        for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.dirac_(conv.weight[: conv.in_channels].detach())
-        rows = torch.eye(WHITENED // 2).view(-1, 3, 2, 2)  # until there are images: the pixels themselves
-        self.filters[:, :, :2, :2] = torch.cat([rows, -rows])
-
-    @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Sets the filters for normalized images [n, 3, H, W]."""
-        self.filters[:, :, :2, :2] = whitening_filters(images, 2)
+        self.whitening = Whitening(2, padded=True)
+        widths = [WHITENED, *config.stage_widths]
+        self.groups = nn.ModuleList(ConvGroup(a, b) for a, b in pairwise(widths))
+        self.conv = dirac(nn.Conv2d(widths[-1], config.dim, 3, padding=1, bias=False))
+        self.norm = ShiftBatchNorm(config.dim)
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)  # several times as fast on a CPU
-        h = F.gelu(F.conv2d(images, self.filters, self.shift, padding=1))
-        last = len(self.convs) - 1
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            h = conv(h)
-            pooled = i % 2 == 0 and i < last
-            if not self.training:
-                h = norm(h)  # here it becomes one with the convolution in an exported graph
-            if pooled:
-                h = F.max_pool2d(h, 2)
-            if self.training:
-                h = norm(h)  # the same, of a quarter of the values
-            h = F.gelu(h)
+        h = F.gelu(self.whitening(images))
+        for group in self.groups:
+            h = group(h)
+        h = F.gelu(self.norm(self.conv(h)))
         return h.flatten(2).transpose(1, 2)
 
 

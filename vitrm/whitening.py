@@ -1,10 +1,10 @@
-"""The filters that make small patches of images white: uncorrelated, and of unit variance in every direction."""
+"""The convolution that makes small patches of images white: uncorrelated, and of unit variance in every direction."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 NOISE = 5e-4  # variance that noise has in every direction
 
@@ -24,3 +24,39 @@ def whitening_filters(images: Tensor, size: int) -> Tensor:
     # An eigenvector's sign is anybody's: here its largest entry is positive, on every machine.
     rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     return torch.cat([rows, -rows]).float().view(-1, 3, size, size)
+
+
+class Whitening(nn.Module):
+    """A convolution of the whole image whose weight is not trained: a buffer, saved and exported with the model.
+
+    As built it passes every pixel of a patch on, and its negative.  `whiten` replaces that by what makes the patches of
+    the training images white: before the model's weights are averaged (`vitrm.training.ema`) or copied.
+
+    `padded` keeps the image's size, for patches of 2 × 2: their filters fill a corner of 3 × 3 ones, which a common
+    convolution with a padding of 1 takes.
+    """
+
+    weight: Tensor
+
+    def __init__(self, size: int, *, padded: bool = False) -> None:
+        super().__init__()
+        assert size == 2 or not padded, "only 2 × 2 patches can keep the image's size"
+        self.size = size
+        self.padding = 1 if padded else 0
+        directions = torch.eye(3 * size**2).view(-1, 3, size, size)
+        self.register_buffer("weight", torch.zeros(2 * len(directions), 3, size + self.padding, size + self.padding))
+        self.filters.copy_(torch.cat([directions, -directions]))
+        self.bias = nn.Parameter(torch.zeros(len(self.weight)))
+
+    @property
+    def filters(self) -> Tensor:
+        """[2 · 3 · size², 3, size, size]: the weight without its zeros, a view."""
+        return self.weight[:, :, : self.size, : self.size]
+
+    def whiten(self, images: Tensor) -> None:
+        """Sets the weight for normalized images [n, 3, H, W]."""
+        self.filters.copy_(whitening_filters(images, self.size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images [B, 3, H, W] → [B, 2 · 3 · P², H, W] if padded, else [B, 2 · 3 · P², H − P + 1, W − P + 1]."""
+        return F.conv2d(images, self.weight, self.bias, padding=self.padding)

@@ -9,11 +9,11 @@ from small_learners import make_batch, make_learner
 from small_models import small
 from torchvision import models
 
-from vitrm.airbench import ConvGroup
 from vitrm.baseline_configs import ViTConfig
 from vitrm.baselines import CLASSIFIERS, BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
+from vitrm.conv_group import ConvGroup
 from vitrm.training.parallel.cpu_workers import Workers
 
 

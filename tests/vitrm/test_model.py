@@ -55,21 +55,21 @@ def test_gradients_equal_the_equations(changes):
 
 def test_whitened_patches_are_white():
     """The first filters' answers to the images they come from: variance 1, no two alike; and their negatives."""
-    tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
+    whitening = make(**CONFIGS["whitened tokenizer"]).tokenizer.whitening
     # Neighbors alike, as in photos; of so much contrast that the noise which whitening allows for is nothing beside it.
     torch.manual_seed(0)
     images = 100 * F.avg_pool2d(torch.randn(200, 3, 35, 35), 4, stride=1)
-    tokenizer.whiten(images)
-    patches = F.conv2d(images, tokenizer.filters[:, :, :2, :2]).transpose(0, 1).flatten(1)
+    whitening.whiten(images)
+    patches = F.conv2d(images, whitening.filters).transpose(0, 1).flatten(1)
     torch.testing.assert_close(patches[:12] @ patches[:12].T / patches.shape[1], torch.eye(12), atol=1e-2, rtol=0)
     torch.testing.assert_close(patches[12:], -patches[:12])
 
 
 def test_colors_that_gray_images_lack_have_no_filter():
-    tokenizer = make(**CONFIGS["whitened tokenizer"]).tokenizer
+    whitening = make(**CONFIGS["whitened tokenizer"]).tokenizer.whitening
     gray = torch.randn(50, 1, 32, 32).expand(-1, 3, -1, -1)
-    tokenizer.whiten(gray)
-    assert [bool(f.any()) for f in tokenizer.filters[:12]] == [True] * 4 + [False] * 8
+    whitening.whiten(gray)
+    assert [bool(f.any()) for f in whitening.filters[:12]] == [True] * 4 + [False] * 8
 
 
 @pytest.mark.parametrize("conv_layers", [2, 3])

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from vitrm import checkpoint
-from vitrm.airbench import Whitening
 from vitrm.baselines import CLASSIFIERS, Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalization
 from vitrm.errors import UserError
 from vitrm.fields import shown
-from vitrm.model import ViTRM, WhitenedTokenizer
+from vitrm.model import ViTRM
 from vitrm.system.memory import shortage_explained
 from vitrm.training.distillation import Teacher, check_teacher
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
 from vitrm.training.recipe import Recipe
 from vitrm.training.supervision import Learner
+from vitrm.whitening import Whitening
 
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 
@@ -92,7 +92,7 @@ def new_learner(
 def whiten(model: ViTRM | Baseline, images: Images) -> None:
     """Sets the filters of `model` that whiten, where it has any, for the training images."""
     for module in model.modules():
-        if isinstance(module, (WhitenedTokenizer, Whitening)):
+        if isinstance(module, Whitening):
             some = torch.from_numpy(images.pixels[:WHITENING_IMAGES]).to(model.mean.device)
             module.whiten((some.float() / 255 - model.mean) / model.std)
 
