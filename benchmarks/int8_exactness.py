@@ -1,6 +1,6 @@
 """Does an int8 file give the same answers on every CPU?  And what does int8 cost in accuracy?
 
-    python benchmarks/int8_exactness.py [RUN] [--steps 6] [--data-dir DIR] [--limit 10000]
+    python benchmarks/int8_exactness.py [RUN] [--steps 6] [--data-dir DIR] [--limit 10000] [--emulated "qemu-x86_64 -cpu EPYC-Rome"]
 
 Exports RUN in int8, unrolled and as a loop, and answers the test images with each file and with PyTorch in float32.  The
 files for a CPU run in ONNX Runtime, beside a copy whose weights are unsigned, which ONNX Runtime multiplies in 32 bits on any
@@ -8,13 +8,19 @@ processor: where a file's own sums are exact, its copy gives the same logits to 
 OpenVINO, where that is installed.
 
 Writes benchmarks/records/int8_exactness-RUN-CPU.json, with every image's answer as a digit string, and compares it with the
-records of other processors: flips are images that another processor answered otherwise.
+records of other processors: flips are images that another processor answered otherwise.  Each record comes from files of its
+own, whose calibration is its processor's too.  --emulated has another processor, a command to start Python with, answer the
+same images with the very same files: QEMU's EPYC-Rome has AVX2 and neither VNNI nor AVX-512, and adds in 16 bits as such
+processors do.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import shlex
+import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from record import RECORDS, made, processor
 
@@ -37,6 +44,7 @@ from vitrm.system.files import read_json, write_json
 
 GRAPHS = ("unrolled", "loop")
 TARGETS = ("cpu", "tensorrt")
+ANSWERS = Path(__file__).with_name("answers.py")
 
 
 def main() -> None:
@@ -45,6 +53,9 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=6)
     p.add_argument("--data-dir")
     p.add_argument("--limit", type=int, default=10_000)
+    p.add_argument(
+        "--emulated", type=shlex.split, metavar="COMMAND", help="the same files on an emulated processor, too"
+    )
     args = p.parse_args()
     checkpoint = checkpoints.load(args.run)
     test = load(str(checkpoint.data["name"]), "test", data_dir=args.data_dir, size=checkpoint.model.image_size)
@@ -55,7 +66,10 @@ def main() -> None:
     record = made("int8 files: the same answers on every CPU, and what int8 costs", packages)
     record |= {"run": name, "steps": args.steps, "images": len(pixels)}
     record |= {"float32_accuracy": float((exact.top1 == labels).mean()), "rows": []}
+    if args.emulated:
+        record["emulated"] = shlex.join(args.emulated)
     with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "pixels.npy", pixels)
         calibration = Path(folder) / "ranges.json"
         for target, graph in itertools.product(TARGETS, GRAPHS):
             if target == "tensorrt" and find_spec("openvino") is None:
@@ -81,12 +95,35 @@ def main() -> None:
                 else None,
                 "answers": "".join(map(str, found.top1)) if checkpoint.model.classes <= 10 else found.top1.tolist(),
             }
+            if args.emulated and target == "cpu":
+                row["emulated"] = compared(found.logits, emulated(args.emulated, path, Path(folder)), labels)
             record["rows"].append(row)
             print({k: v for k, v in row.items() if k != "answers"}, flush=True)
     path = RECORDS / f"int8_exactness-{name}-{processor(record)}.json"
     write_json(path, record)
     for other in sorted(set(RECORDS.glob(f"int8_exactness-{name}-*.json")) - {path}):
         print(f"flips against {other.name}: {flips(record, read_json(other, 'record'))}")
+
+
+def emulated(command: list[str], path: Path, folder: Path) -> NDArray[np.float32]:
+    """The logits [N, classes] of the file at `path` on the processor that `command` starts Python on, for the folder's pixels."""
+    logits = folder / "logits.npy"
+    subprocess.run([*command, sys.executable, ANSWERS, path, folder / "pixels.npy", logits], check=True)
+    return np.load(logits)
+
+
+def compared(ours: NDArray[np.float32], theirs: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Two processors' logits of one file: how many answers differ, and by how many logits the first one led in those images."""
+    differing = ours.argmax(1) != theirs.argmax(1)
+    best = np.sort(ours, axis=1)
+    leads = best[:, -1] - best[:, -2]
+    return {
+        "accuracy": float((theirs.argmax(1) == labels).mean()),
+        "flips": int(differing.sum()),
+        "largest_lead_among_them": float(leads[differing].max(initial=0.0)),
+        "median_lead_of_all": float(np.median(leads)),
+        "largest_difference": float(np.abs(ours - theirs).max()),
+    }
 
 
 def widened(path: Path) -> Path:

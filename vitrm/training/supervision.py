@@ -171,7 +171,7 @@ class Learner:
         self.bf16 = bf16
         self.ema = EMA(model, recipe.ema_decay)
         self.updates = 0  # optimizer updates made so far
-        self.optimizers = make_optimizers(model, recipe)
+        self.optimizers = make_optimizers(model, recipe, workers)
         # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
         joint = recipe.supervision == "joint" and not recipe.free_steps
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)

@@ -1,0 +1,20 @@
+"""Answers images with an artifact and saves the logits: `int8_exactness.py` starts it on an emulated processor.
+
+    python benchmarks/answers.py FILE PIXELS.npy LOGITS.npy
+
+Pixels are uint8 [N, 3, H, W], logits float32 [N, classes].  Imports no torch, which an emulated processor loads for minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import vitrm.runtime
+from vitrm.runtime.bench.accuracy import predict
+
+if __name__ == "__main__":
+    file, pixels, logits = map(Path, sys.argv[1:])
+    np.save(logits, predict(vitrm.runtime.open(file, threads=1), np.load(pixels)).logits)
