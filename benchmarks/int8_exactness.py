@@ -99,10 +99,13 @@ def main() -> None:
                 row["emulated"] = compared(found.logits, emulated(args.emulated, path, Path(folder)), labels)
             record["rows"].append(row)
             print({k: v for k, v in row.items() if k != "answers"}, flush=True)
-    path = RECORDS / f"int8_exactness-{name}-{processor(record)}.json"
+    limited = f"-{len(pixels)}-images" if len(pixels) < len(test) else ""
+    path = RECORDS / f"int8_exactness-{name}-{processor(record)}{limited}.json"
     write_json(path, record)
     for other in sorted(set(RECORDS.glob(f"int8_exactness-{name}-*.json")) - {path}):
-        print(f"flips against {other.name}: {flips(record, read_json(other, 'record'))}")
+        theirs = read_json(other, "record")
+        if theirs["images"] == record["images"]:
+            print(f"flips against {other.name}: {flips(record, theirs)}")
 
 
 def emulated(command: list[str], path: Path, folder: Path) -> NDArray[np.float32]:
