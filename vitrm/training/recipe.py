@@ -112,6 +112,12 @@ class Recipe:
     agreement_weight: float = real(
         0.0, 0, UNBOUNDED, "joint: weight of each step's divergence from the last step's answer"
     )
+    token_weight: float = real(
+        0.0,
+        0,
+        UNBOUNDED,
+        "weight of the classifier's loss on the image tokens' largest values, which depth does not reach",
+    )
     halt_weight: float = real(1.0, 0, UNBOUNDED, "weight of the halting loss beside the cross-entropy")
     halt_threshold: float = real(
         0.5, -1000, 1000, "sequential: a batch ends once its mean halting probability exceeds this"
@@ -197,7 +203,7 @@ RECIPES["paper+"] = dataclasses.replace(
     free_ramp=0.6,
 )
 RECIPES["nano-v2"] = Recipe(
-    epochs=16,
+    epochs=32,
     lr=1e-3,
     schedule="linear",
     optimizer="muon",
@@ -205,13 +211,13 @@ RECIPES["nano-v2"] = Recipe(
     weight_decay=0.02,
     clip_norm=0.0,
     patience=0,
-    crop_padding=3,
+    crop_padding=2,
     crop_fill="reflect",
     flip="alternate",
     randaugment_ops=0,
     mixup_alpha=0.0,
     cutmix_alpha=0.0,
-    cutout=8,
+    cutout=6,
     label_smoothing=0.1,
     supervision="joint",
     n_sup=2,
@@ -219,6 +225,7 @@ RECIPES["nano-v2"] = Recipe(
     free_ramp=0.6,
     step_weight_power=1.0,
     agreement_weight=0.5,
+    token_weight=1.0,
 )
 TEACHER_KEYS = ("distill_weight", "distill_temperature", "teacher_steps")  # fields that say nothing without a teacher
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with

@@ -11,6 +11,13 @@ joint: all n_sup steps are unrolled, their losses averaged (weighted by `step_we
     update takes the gradient through all of them.  With `agreement_weight` w > 0 each step but the last also learns
     what the last one answers: w · KL(softmax(last) ‖ softmax(step)), without gradient through the last.
 
+With `token_weight` w > 0 the classifier also answers from the image tokens alone, by the largest value of each feature:
+
+    + w · CE(W_c max_i x_i + b_c, target)
+
+That is a short way from the loss to the tokenizer, past attention that at first looks everywhere alike.  Nothing of it is
+in the model: no parameter, no operation.
+
 With `free_steps` r > 0 the supervised steps start at a random depth 0 … r, reached without gradient.
 """
 
@@ -121,8 +128,12 @@ class StepFunctions:
                 loss = loss + recipe.agreement_weight * divergence(logits.float(), final)
             total = total + weight * loss
             losses.append(loss)
+        total = total / len(losses)
+        if recipe.token_weight:
+            logits = model.classifier(x.amax(1)).float()
+            total = total + recipe.token_weight * classification_loss(logits, batch.target, targets)
         halt = halt_logit.detach().float().sigmoid().mean()
-        return PartResult(total / len(losses), losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
+        return PartResult(total, losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
 
 
 def step_loss(

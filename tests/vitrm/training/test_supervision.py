@@ -74,6 +74,24 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
 
 
 @pytest.mark.parametrize("supervision", ["joint", "sequential"])
+def test_the_classifier_answers_from_the_tokens_too(supervision):
+    """What `token_weight` adds to every gradient is its loss's, computed on its own."""
+    batch, gradients = make_batch(), []
+    for weight in (0.0, 0.7):
+        learner = _learner(supervision=supervision, n_sup=1, clip_norm=0.0, token_weight=weight)
+        twin = build_model(CONFIG)
+        twin.load_state_dict(learner.model.state_dict())
+        learner.train_step(batch, 1e-4)
+        gradients.append([p.grad for p in learner.model.parameters()])
+    x = twin.tokens(batch.images)
+    (0.7 * F.cross_entropy(twin.classifier(x.max(1).values), batch.label)).backward()
+    assert twin.pos.grad.abs().max() > 0
+    for without, added, parameter in zip(*gradients, twin.parameters(), strict=True):
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(added, without + own)
+
+
+@pytest.mark.parametrize("supervision", ["joint", "sequential"])
 def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
     with_free, without = (_learner(supervision=supervision, n_sup=1) for _ in range(2))
     deep = with_free.train_step(make_batch(), 1e-4, free_steps=2)
