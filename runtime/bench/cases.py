@@ -26,7 +26,7 @@ from vitrm.runtime.bench.latency import Timing
 from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import OK
-from vitrm.runtime.halting.choose import HaltingChoice, choose, run_every_step
+from vitrm.runtime.halting.choose import HaltingChoice, check_enough, choose, run_every_step
 from vitrm.runtime.halting.store import check_storable
 from vitrm.runtime.session import Session, open_session
 
@@ -183,6 +183,7 @@ def _choose_threshold(
         limit=options.limit,
         split="validation",
     )
+    check_enough(len(sample), sample.name, max_drop)  # before minutes of running
     trajectory = run_every_step(session, sample, steps, progress=lambda fraction: report(stage, fraction))
     return choose(opened.name, sample, trajectory, max_drop)
 

@@ -401,8 +401,8 @@ def _thresholds(text: str) -> tuple[float, ...]:
 
 def _points(text: str) -> float:
     value = float(text)
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of percentage points")
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of percentage points above 0")
     return value
 
 

@@ -17,7 +17,7 @@ from vitrm.runtime.bench.latency import Latency
 from vitrm.runtime.bench.robustness.measure import Robustness
 from vitrm.runtime.halting.choose import HaltingChoice
 
-FORMAT = 2  # 1 spelled the kind of a row "artefact"
+FORMAT = 3  # 1 spelled the kind of a row "artefact"; up to 2 a halting point had a drop_bound, not the images lost and gained
 OK = "ok"
 
 

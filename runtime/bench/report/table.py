@@ -215,9 +215,10 @@ def halting(choice: HaltingChoice) -> str:
     """Says a choice of threshold in one line."""
     chosen, full = choice.chosen, choice.full
     what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
+    loss = f", {chosen.lost} lost and {chosen.gained} gained: at most {choice.drop_bound * 100:.2f} given up with 95 % confidence"
     return (
         f"halting: {choice.name} now has {what}, chosen on {choice.images} validation images of {choice.data} (not more than "
-        f"{choice.budget * 100:g} points given up): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
+        f"{choice.budget * 100:g} points given up{loss if chosen.threshold < 1 else ''}): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
         f"{percent(full.accuracy)} after {choice.steps}; calibration error of halt_prob {percent(choice.reliability.ece, 1)}"
     )
 
