@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.text_table import TextRow, TextTable
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral_line
+from vitrm.system.text_table import TextRow, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
