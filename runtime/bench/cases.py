@@ -274,7 +274,13 @@ def load_samples(cases: list[Case], options: BenchOptions, notes: list[str]) -> 
         key = (options.data or m.data.get("name"), m.image_size, tuple(m.classes))
         if key not in loaded:
             loaded[key] = load_sample(
-                m, case.session.name, data=options.data, data_dir=options.data_dir, limit=options.limit
+                m,
+                case.session.name,
+                data=options.data,
+                data_dir=options.data_dir,
+                limit=options.limit,
+                # A threshold is chosen on the validation part: the figures must not be of the same images.
+                whole=options.max_drop is None,
             )
             if note := loaded[key].note:
                 notes.append(note)
