@@ -316,6 +316,11 @@ def choice(default: Any, *others: Any, help: str, **more: str) -> Any:
     return _field(default, Choice((default, *others)), help, more)
 
 
+def choices_or_none(*values: str, help: str, **more: str) -> Any:
+    """A field of one or several of some words, or None, which is its default."""
+    return _field(None, OrNone(Several(Choice(values))), help, more)
+
+
 def flag(default: bool, help: str, **more: str) -> Any:
     """A field that is true or false."""
     return _field(default, Flag(), help, more)

@@ -119,6 +119,12 @@ def accuracy(predictions: Predictions, labels: NDArray[np.int64]) -> Accuracy:
     return Accuracy(right / len(labels), low, high)
 
 
+def in_top5(predictions: Predictions, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tells which of `labels` [N] are among an image's five likeliest; none where a logit is not finite."""
+    likeliest = np.argsort(-predictions.logits, axis=1, kind="stable")[:, :5]
+    return np.asarray((likeliest == labels[:, None]).any(1) & (predictions.top1 != NO_ANSWER))
+
+
 def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for `right` of `count` (95 % by default): it stays in [0, 1], also at 100 %."""
     share = right / count

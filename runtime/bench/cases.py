@@ -26,7 +26,7 @@ from vitrm.runtime.bench.latency import Timing
 from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import OK
-from vitrm.runtime.halting.choose import HaltingChoice, choose, run_every_step
+from vitrm.runtime.halting.choose import HaltingChoice, check_enough, choose, run_every_step
 from vitrm.runtime.halting.store import check_storable
 from vitrm.runtime.session import Session, open_session
 
@@ -183,6 +183,7 @@ def _choose_threshold(
         limit=options.limit,
         split="validation",
     )
+    check_enough(len(sample), sample.name, max_drop)  # before minutes of running
     trajectory = run_every_step(session, sample, steps, progress=lambda fraction: report(stage, fraction))
     return choose(opened.name, sample, trajectory, max_drop)
 
@@ -273,7 +274,13 @@ def load_samples(cases: list[Case], options: BenchOptions, notes: list[str]) -> 
         key = (options.data or m.data.get("name"), m.image_size, tuple(m.classes))
         if key not in loaded:
             loaded[key] = load_sample(
-                m, case.session.name, data=options.data, data_dir=options.data_dir, limit=options.limit
+                m,
+                case.session.name,
+                data=options.data,
+                data_dir=options.data_dir,
+                limit=options.limit,
+                # A threshold is chosen on the validation part: the figures must not be of the same images.
+                whole=options.max_drop is None,
             )
             if note := loaded[key].note:
                 notes.append(note)

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_images(group: Group) -> None:
     group.add_argument(
-        "--data", help="digits, cifar10, cifar100 or a folder of images by class (default: the artifact's)"
+        "--data",
+        help="digits, cifar10, cifar100 or a folder of images by class (default: the artifact's); of a new folder all images, "
+        "or its test part where it has one; it may have some of the classes only",
     )
     group.add_argument("--data-dir", metavar="DIR", help="where CIFAR's files are (default: $VITRM_DATA, else data)")
     group.add_argument("--limit", type=_positive, metavar="N", help="use at most N test images (default: all)")
@@ -271,6 +273,7 @@ def _is_plan(path: Path) -> bool:
 
 
 def _print(result: BenchResult) -> None:
+    from vitrm.runtime.bench.report.by_class import plain_by_class, print_by_class
     from vitrm.runtime.bench.report.table import plain_text, print_result
     from vitrm.runtime.bench.robustness.table import plain_corruptions, print_corruptions
 
@@ -279,10 +282,13 @@ def _print(result: BenchResult) -> None:
         screen = console(width=None if sys.stdout.isatty() else 180)
     except ImportError:
         say(plain_text(result))
+        if result.by_class:
+            say("\n" + plain_by_class(result))
         if result.corruptions:
             say("\n" + plain_corruptions(result.corruptions))
     else:
         print_result(result, screen)
+        print_by_class(result, screen)
         print_corruptions(result.corruptions, screen)
 
 
@@ -401,8 +407,8 @@ def _thresholds(text: str) -> tuple[float, ...]:
 
 def _points(text: str) -> float:
     value = float(text)
-    if not 0 <= value < 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of percentage points")
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of percentage points above 0")
     return value
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vitrm.runtime.bench.accuracy import accuracy, compare
+from vitrm.classification import Classification, classify
+from vitrm.classification_text import never_recognized
+from vitrm.runtime.bench.accuracy import Predictions, accuracy, compare, in_top5
 from vitrm.runtime.bench.cases import Case, OpenBench
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.bench.latency import ROUNDS, speedup, summarize
 from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.robustness.measure import Robustness
-from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve, Evidence, Flips
+from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, ClassResults, DepthCurve, Evidence, Flips
 from vitrm.runtime.halting.choose import reliability
 from vitrm.runtime.system import machine
 from vitrm.runtime.system.power import Clocks
@@ -57,9 +60,10 @@ def collect(
         *(["torch"] if opened.compared else []),
         *(_PEER_PACKAGES if options.peers else []),
     ]
+    by_class = _by_class(cases, samples)
     return BenchResult(
         rows=_rows(opened, options.batches),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *_never_recognized(by_class)])),
         data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
         machine=_describe_machine(busy_cpus, root),
         versions=machine.versions(packages),
@@ -71,6 +75,7 @@ def collect(
         power=power,
         started=started,
         halting=tuple(opened.choices.values()),
+        by_class=by_class,
         corruptions=corruptions,
         evidence=Evidence(
             cases=tuple(
@@ -79,6 +84,29 @@ def collect(
             depth_curves=depth_curves,
         ),
     )
+
+
+def _by_class(cases: Sequence[Case], samples: Mapping[str, Sample]) -> tuple[ClassResults, ...]:
+    found = []
+    for case in cases:
+        sample, answers = samples[case.group], case.predictions
+        if case.kind == "artifact" and answers is not None and sample.labels is not None:
+            result = _classification(answers, sample, sample.labels)
+            found.append(ClassResults(name=case.name, data=sample.name, result=result))
+    return tuple(found)
+
+
+def _classification(answers: Predictions, sample: Sample, labels: NDArray[np.int64]) -> Classification:
+    return classify(labels, answers.top1, sample.classes, in_top5(answers, labels))
+
+
+def _never_recognized(found: Sequence[ClassResults]) -> list[str]:
+    """Says which rare classes artifacts never recognize, each sentence once with the artifacts it is true of."""
+    names: dict[str, list[str]] = {}
+    for one in found:
+        for line in never_recognized(one.result, way_out="train on more images of it, or with --balance sampling"):
+            names.setdefault(line, []).append(one.name)
+    return [f"{', '.join(those)}: {line}" for line, those in names.items()]
 
 
 def _describe(sample: Sample) -> dict[str, Any]:
@@ -178,7 +206,13 @@ def _answer_figures(case: Case, reference: Case | None, sample: Sample) -> dict[
     values: dict[str, Any] = {"images": len(sample)}
     if sample.labels is not None:
         found = accuracy(predictions, sample.labels)
-        values |= {"accuracy": found.value, "accuracy_interval": (found.low, found.high)}
+        by_class = _classification(predictions, sample, sample.labels)
+        values |= {
+            "accuracy": found.value,
+            "accuracy_interval": (found.low, found.high),
+            "top5_accuracy": by_class.top5_accuracy,
+            "balanced_accuracy": by_class.balanced_accuracy,
+        }
         if predictions.halt_prob is not None and np.isfinite(predictions.halt_prob).all():
             values["halt_ece"] = reliability(predictions.halt_prob, predictions.top1 == sample.labels).ece
     if predictions.steps_used is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Sample:
     index: NDArray[np.int64]  # [n]: positions in the whole part
     classes: tuple[str, ...]  # names, by label
     name: str  # of the data set
-    split: str  # "test", or "" for images that belong to none
+    split: str  # "test", or "" for images that belong to none, such as all of a folder
     total: int  # images in the whole part
     note: str | None = (
         None  # why these are not the artifact's own test images, and what to do; or what is odd about them
@@ -54,9 +55,11 @@ def load_sample(
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     split: str = "test",
+    whole: bool = False,
 ) -> Sample:
     """The `split` images of `data` (default: the data set named in `metadata`), at most `limit` of them.
 
+    With `whole`, of a folder that the artifact was not trained on all images, of whichever of its classes.
     Without `data`, a data set that is not there is replaced by photographs, and the sample's note says so.
     Raises `UserError` if `data` cannot be loaded or has other classes than the artifact `where` knows.
     """
@@ -64,8 +67,11 @@ def load_sample(
     try:
         if not isinstance(name, str):
             raise UserError(f"{where} does not say what it was trained on: name a data set with --data")
-        images = datasets.load(name, split, data_dir=data_dir, size=metadata.image_size)
-        _check_classes(images, metadata, where)
+        if whole and os.path.isdir(name) and name not in datasets.DATASETS and not _same_folder(name, metadata):
+            images = _new_folder(Path(name), metadata, where)
+        else:
+            images = datasets.load(name, split, data_dir=data_dir, size=metadata.image_size)
+            images = _in_order(images, metadata, where)
     except (UserError, ImportError) as error:
         if data is not None:
             if isinstance(error, UserError):
@@ -86,6 +92,31 @@ def load_sample(
         chosen = np.sort(sample.order()[:limit])
         sample = replace(sample, pixels=images.pixels[chosen], labels=images.labels[chosen], index=chosen)
     return sample
+
+
+def _same_folder(name: str, metadata: Metadata) -> bool:
+    """Tells whether `name` is the folder that the artifact was trained on."""
+    trained = metadata.data.get("name")
+    return isinstance(trained, str) and os.path.realpath(trained) == os.path.realpath(name)
+
+
+def _new_folder(folder: Path, metadata: Metadata, where: str) -> datasets.Images:
+    """All images of a folder; of one that the artifact was trained on elsewhere, before it moved, the test part alone."""
+    images = datasets.read_all(folder, metadata.image_size, metadata.class_names, where)
+    if images.split or metadata.data.get("train_id") != datasets.part(images, "train", 0.2).id:
+        return images
+    note = f"{folder} holds the images that it was trained on: accuracy is that on the test part"
+    images = datasets.part(images, "test", 0.2)
+    return replace(images, notes=(*images.notes, note))
+
+
+def _in_order(images: datasets.Images, metadata: Metadata, where: str) -> datasets.Images:
+    """The images with the artifact's labels.  Raises `UserError` where the data set has other classes."""
+    _check_classes(images, metadata, where)
+    if not metadata.classes or images.classes == tuple(metadata.classes):
+        return images
+    labels = np.array([metadata.classes.index(name) for name in images.classes])[images.labels]
+    return replace(images, labels=labels, classes=tuple(metadata.classes))
 
 
 def _check_classes(images: datasets.Images, metadata: Metadata, where: str) -> None:

@@ -23,7 +23,7 @@ class BenchOptions:
     batches: Sequence[int] = (1, 32)  # images per run; each artifact is measured at every one
     steps: Sequence[int] = ()  # depths of loop and stepwise artifacts; none: each artifact's own
     halt_thresholds: Sequence[float] = ()  # thresholds to measure them at, with every depth; none: the artifact's own
-    max_drop: float | None = None  # accuracy in [0, 1) that a threshold may give up; None: no threshold is chosen
+    max_drop: float | None = None  # accuracy in (0, 1) that a threshold may give up; None: no threshold is chosen
     depths: bool = False  # measure accuracy after every step, for the report
     corruption_images: int | None = None  # most images that corrupted copies are made of; None: no corruptions
     # Beside what
@@ -69,8 +69,11 @@ class BenchOptions:
             raise UserError(
                 "a threshold is written into files that were verified alone: leave out verify=False (--no-verify)"
             )
-        if not 0 <= self.max_drop < 1:
-            raise UserError(f"max_drop is {self.max_drop}, expected a share of accuracy in [0, 1)")
+        if not 0 < self.max_drop < 1:
+            raise UserError(
+                f"max_drop is {self.max_drop}, expected a share of accuracy between 0 and 1: that nothing at all is given up cannot be "
+                "shown on any number of images"
+            )
 
 
 def _whole(value: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.classification import Classification
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Comparison, Predictions
 from vitrm.runtime.bench.images import Sample
@@ -17,7 +18,7 @@ from vitrm.runtime.bench.latency import Latency
 from vitrm.runtime.bench.robustness.measure import Robustness
 from vitrm.runtime.halting.choose import HaltingChoice
 
-FORMAT = 2  # 1 spelled the kind of a row "artefact"
+FORMAT = 3  # 1 spelled the kind of a row "artefact"; up to 2 a halting point had a drop_bound, not the images lost and gained
 OK = "ok"
 
 
@@ -55,6 +56,8 @@ class BenchRow:
     images: int | None = None  # images that accuracy and agreement were measured on
     accuracy: float | None = None  # top-1, in [0, 1]; None without labels
     accuracy_interval: tuple[float, float] | None = None  # Wilson, 95 %
+    top5_accuracy: float | None = None  # in [0, 1]; None without labels, or for few classes
+    balanced_accuracy: float | None = None  # mean recall of the classes, in [0, 1]
     agreement: float | None = None  # share of images with the eager model's top-1 answer, in [0, 1]
     flips: Flips | None = None
     max_logit_difference: float | None = None  # largest |Δlogit| from eager; None also where one is not finite
@@ -73,6 +76,19 @@ class BenchRow:
     @property
     def ok(self) -> bool:
         return self.status == OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassResults:
+    """An artifact's results by class."""
+
+    name: str  # the artifact's, with its setting where it is measured at several
+    data: str
+    result: Classification
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON-ready values."""
+        return {"name": self.name, "data": self.data, **self.result.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +143,7 @@ class BenchResult:
     started: str  # ISO 8601, UTC
     command: str | None = None  # the command line, where one asked
     halting: tuple[HaltingChoice, ...] = ()  # thresholds chosen, where asked for
+    by_class: tuple[ClassResults, ...] = ()  # of every artifact with labelled images
     corruptions: tuple[Robustness, ...] = ()  # what corrupted images do to each artifact, where asked for
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
@@ -141,6 +158,7 @@ class BenchResult:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "evidence"}
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]
+        values["by_class"] = [c.to_dict() for c in self.by_class]
         values["corruptions"] = [dataclasses.asdict(c) for c in self.corruptions]
         ready = _plain({"format": FORMAT, **values})
         assert isinstance(ready, dict)

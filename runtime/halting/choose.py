@@ -5,13 +5,17 @@ what every step said, and can then tell for any threshold what halting would hav
 steps.  The threshold is chosen on the validation part; the test part is for saying how that turned out.
 
 The choice allows for chance.  The cheapest threshold that holds on n images is the luckiest one: with nano-cifar10, 5,000
-images and 0.3 points to give up, it lost 0.18 points there and 0.65 on the test images.
+images and 0.3 points to give up, it lost 0.18 points there and 0.65 on the test images.  So thresholds are tested from the
+highest down, each with an exact test at 5 %, up to the first one that fails (a fixed sequence: Maurer, Hothorn & Lehmacher, 1995;
+Angelopoulos et al., 2021).  A threshold that exceeds the budget is then chosen in at most 5 % of cases, however many there are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +26,12 @@ from vitrm.errors import UserError
 from vitrm.model_size import NEVER
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES
 from vitrm.runtime.bench.images import Sample
+from vitrm.runtime.halting.paired_test import LEVEL, drop_bound, images_needed, p_value
 from vitrm.runtime.session import Session
 from vitrm.runtime.stepping import SteppingSession
 
 BINS = 15
 DEFAULT_BUDGET = 0.003  # of accuracy that may be given up, in [0, 1], where nobody names one
-CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
 # Fine enough that the next one changes little; near 1 the interesting ones lie closer together.
 THRESHOLDS = (*(i / 100 for i in range(5, 100)), 0.995, 0.998, 0.999)
 
@@ -47,9 +51,8 @@ class HaltingPoint:
     threshold: float
     accuracy: float  # in [0, 1]
     mean_steps: float
-    # What may be lost of full depth's accuracy: lost on these images + 1.645 standard errors of that paired difference,
-    # so that other images lose more in 1 of 20 cases.
-    drop_bound: float
+    lost: int  # images: right at full depth, wrong when halted
+    gained: int  # images: wrong at full depth, right when halted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class HaltingChoice:
     budget: float  # accuracy that may be given up, in [0, 1]
     full: HaltingPoint  # without halting
     chosen: HaltingPoint
+    drop_bound: float  # accuracy that the chosen threshold gives up at most, with 95 % confidence, in [0, 1]
     points: tuple[HaltingPoint, ...]
     by_depth: tuple[float, ...]  # accuracy after 1, 2, … steps
     reliability: Reliability  # of every step's halt_prob
@@ -91,6 +95,9 @@ class HaltingChoice:
             "accuracy": self.chosen.accuracy,
             "accuracy_without": self.full.accuracy,
             "mean_steps": self.chosen.mean_steps,
+            "lost": self.chosen.lost,
+            "gained": self.chosen.gained,
+            "drop_bound": self.drop_bound,
             "ece": self.reliability.ece,
         }
 
@@ -135,12 +142,36 @@ def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
     halted = trajectory.halt_prob > threshold
     last = np.where(halted.any(0), halted.argmax(0), len(halted) - 1)
     right = trajectory.right[last, np.arange(len(last))]
-    lost = trajectory.right[-1].astype(np.float64) - right  # 1 lost, −1 gained
+    full = trajectory.right[-1]
     return HaltingPoint(
         threshold=threshold,
         accuracy=float(right.mean()),
         mean_steps=float(last.mean()) + 1,
-        drop_bound=float(lost.mean() + CONFIDENCE * lost.std() / np.sqrt(len(lost))),
+        lost=int((full & ~right).sum()),
+        gained=int((right & ~full).sum()),
+    )
+
+
+def check_enough(images: int, data: str, budget: float) -> None:
+    """Raises `UserError` where no threshold could be shown to keep `budget` on so few `images` of `data`, not even one that loses nothing."""
+    try:
+        import scipy  # noqa: F401
+    except ImportError:
+        raise UserError("choosing a halting threshold needs SciPy: pip install scipy") from None
+    if budget <= 0:
+        raise UserError(
+            "halting that gives up 0 points cannot be shown on any number of images: name more (--max-drop 0.3)"
+        )
+    needed = images_needed(budget)
+    if images >= needed:
+        return
+    shown = math.ceil(1000 * (1 - LEVEL ** (1 / images))) / 10  # points
+    while shown < 100 and images_needed(shown / 100) > images:
+        shown = round(shown + 0.1, 1)
+    possible = f"; on {images} --max-drop {shown:g} is the least that can be shown" if shown < 100 else ""
+    raise UserError(
+        f"{images} validation images of {data} are too few to choose a halting threshold: to show that one gives up at most "
+        f"{budget * 100:g} points of accuracy takes {needed:,} of them, even if not one answer changes{possible}"
     )
 
 
@@ -149,22 +180,25 @@ def choose(
 ) -> HaltingChoice:
     """Chooses the threshold with the fewest mean steps that loses at most `budget` of full depth's accuracy.
 
-    The budget is in [0, 1], and it is kept with 95 % confidence.
+    The budget is in (0, 1), and it is kept with 95 % confidence.  Raises `UserError` for too few images to say so.
 
     Of equally cheap ones the most accurate, then the highest; never halting (1) where none keeps the budget.
     """
+    images = trajectory.right.shape[1]
+    check_enough(images, sample.name, budget)
     full = at_threshold(trajectory, 1.0)
-    points = tuple(at_threshold(trajectory, t) for t in thresholds)
-    kept = [p for p in (*points, full) if p.drop_bound <= budget + 1e-12]
+    points = tuple(at_threshold(trajectory, t) for t in sorted(thresholds))
+    kept = [full, *takewhile(lambda p: p_value(p.lost, p.gained, images, budget) <= LEVEL, reversed(points))]
     chosen = min(kept, key=lambda p: (p.mean_steps, -p.accuracy, -p.threshold))
     return HaltingChoice(
         name=name,
         data=sample.name,
-        images=len(sample),
+        images=images,
         steps=len(trajectory.right),
         budget=budget,
         full=full,
         chosen=chosen,
+        drop_bound=drop_bound(chosen.lost, chosen.gained, images) if chosen is not full else 0.0,
         points=points,
         by_depth=tuple(float(v) for v in trajectory.right.mean(1)),
         reliability=reliability(trajectory.halt_prob.ravel(), trajectory.right.ravel()),

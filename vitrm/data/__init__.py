@@ -9,9 +9,10 @@ images      a part in memory
 Free of torch at import; torchvision is loaded for CIFAR only.
 """
 
+from vitrm.data.folders import read_all
 from vitrm.data.images import Images, Normalization, affordable, normalization
 from vitrm.data.sources import DATA_DIR_VARIABLE, DATASETS, load, photo_crops
-from vitrm.data.splits import SPLITS, Splits, limited
+from vitrm.data.splits import SPLITS, Splits, limited, part
 
 __all__ = [
     "DATASETS",
@@ -24,5 +25,7 @@ __all__ = [
     "limited",
     "load",
     "normalization",
+    "part",
     "photo_crops",
+    "read_all",
 ]

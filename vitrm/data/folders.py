@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,6 +71,31 @@ def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False
     return train_or_validation(images, split) if of_part == classes_of and "validation" not in own else images
 
 
+def read_all(root: Path, size: int, classes: Sequence[str], whose: str) -> Images:
+    """All images of the folder `root`, at `size` × `size` pixels, labelled by `classes`: the folder may have some of them only.
+
+    Of a folder that its owner cut into parts it is the test part.  Raises `UserError` as `read_folder` does, and for a class
+    that is none of `classes`, which the model `whose` was trained on.
+    """
+    own = _own_splits(root)
+    of_part = own.get("test", own.get("validation", own.get("train", root)))
+    if not own:
+        _check_layout(root)
+    folders = _folders(of_part)
+    names, renamed = _printable([p.name for p in folders])
+    strange = [name for name in names if name not in classes]
+    if strange or not folders:
+        those = f"classes that {whose} was not trained on ({_listed(strange)})" if strange else "no class folders"
+        raise UserError(f"{of_part} has {those}: expected some of its {len(classes)} ({_listed(list(classes))})")
+    found = _Found()
+    for folder, name in zip(folders, names, strict=True):
+        _collect(folder, classes.index(name), found)
+    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged=False)
+    notes = _absent(of_part, labels, classes) + notes
+    split = "" if of_part in (root, own.get("train")) else "test"
+    return Images(pixels, labels, tuple(classes), str(root), split, (*notes, *renamed))
+
+
 def _own_splits(root: Path) -> dict[str, Path]:
     """The folders of the parts that the owner cut, by split.  Raises `UserError` where two are meant to be the same one."""
     found: dict[str, Path] = {}
@@ -118,15 +144,23 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
     extra = sorted({p.name for p in _folders(of_part)} - set(names))
     if extra:
         raise UserError(f"{of_part} has classes that {classes_of} has not: {_listed(extra)}")
-    found, absent = _Found(), list[str]()
+    found = _Found()
     for label, name in enumerate(names):
         count = _collect(of_part / name, label, found)
         if of_part == classes_of and count < 3:
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
             )
-        if not count:
-            absent.append(name)
+    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged)
+    notes = _absent(of_part, labels, names) + notes
+    classes, renamed = _printable(names)
+    return Images(pixels, labels, classes, str(root), split, (*notes, *renamed))
+
+
+def _images_of(
+    root: Path, of_part: Path, found: _Found, size: int, skip_damaged: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    """Decodes what was found; returns pixels, labels and notes.  Raises `UserError` for no images, and for damaged ones."""
     if not found.files:
         raise UserError(f"{of_part} has no images{_unread(found)}: add some, or remove the folder")
     check_fits(len(found.files), size, str(root))
@@ -138,12 +172,19 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
             else f"{len(damaged)} files of {of_part} (vitrm-train --skip-damaged goes on without): {_first(damaged)}"
         )
     notes = [f"{len(damaged)} damaged files left out: {_first(damaged)}"] if damaged else []
-    if absent:
-        notes.append(f"{of_part} has no images of {_listed(absent)}: figures on it say nothing about these classes")
     if found.others:
         notes.append(f"{of_part}: {_others(found)} passed over")
-    classes, renamed = _printable(names)
-    return Images(np.stack(pixels), np.asarray(labels, np.int64), classes, str(root), split, (*notes, *renamed))
+    return np.stack(pixels), np.asarray(labels, np.int64), notes
+
+
+def _absent(of_part: Path, labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Says which classes have no images, where some have none."""
+    absent = [name for label, name in enumerate(classes) if not (labels == label).any()]
+    return (
+        [f"{of_part} has no images of {_listed(absent)}: figures on it say nothing about these classes"]
+        if absent
+        else []
+    )
 
 
 def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """The images and targets of a training step."""
 
     images: Tensor  # float32 [B, 3, H, W] in [0, 1]
-    target: Tensor  # float32 [B, classes], rows sum to 1: what the cross-entropy compares with
+    target: Tensor  # float32 [B, classes]: what the cross-entropy compares with; rows sum to 1, or to the weight of their class
     label: Tensor  # int64 [B]: the un-mixed label, what the halting loss compares with
 
 
@@ -58,6 +58,10 @@ class TrainingBatches:
         self.classes = len(images.classes)
         self._pixels, self._labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
         self._flip = recipe.flips(images.name)
+        self._members = members_of(images.labels) if recipe.balance == "sampling" else []
+        self._weights = (
+            torch.from_numpy(class_weights(images.labels, self.classes)) if recipe.balance == "loss" else None
+        )
         # In the first epoch, where epochs alternate.
         self._mirrored = np.random.default_rng(seed).random(len(images)) < 0.5
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -65,19 +69,52 @@ class TrainingBatches:
     def move_to(self, device: torch.device) -> None:
         """Moves the images to where batches are made."""
         self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
+        if self._weights is not None:
+            self._weights = self._weights.to(device)
 
     def draw(self, epoch: int, i: int) -> tuple[Batch, np.random.Generator]:
         """Batch `i` of an epoch, and the generator for whatever else is random in it."""
         if epoch != self._epoch:
             # The third number keeps the streams apart: NumPy takes (seed, epoch) and (seed, epoch, 0) for the same.
-            self._order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self._labels))
+            of_epoch = np.random.default_rng((self.seed, epoch, 0))
+            if self.recipe.balance == "sampling":
+                self._order = balanced_order(self._members, len(self._labels), of_epoch)
+            else:
+                self._order = of_epoch.permutation(len(self._labels))
             self._epoch = epoch
         rng = np.random.default_rng((self.seed, epoch, 1 + i))
         rows = self._order[i * self.batch_size : (i + 1) * self.batch_size]
         index = torch.from_numpy(rows).to(self._pixels.device)
         flip = self._mirrored[rows] ^ bool(epoch % 2) if self.recipe.flip == "alternate" else self._flip
         pixels, labels = self._pixels[index], self._labels[index]
-        return augment(pixels, labels, self.classes, self.recipe, flip, rng, self.part), rng
+        return augment(pixels, labels, self.classes, self.recipe, flip, rng, self.part, self._weights), rng
+
+
+def members_of(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The indices of each class's images, for classes that have some."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """The weight of each class that makes all that have images count the same, float32 [classes]; their mean over the images is 1."""
+    counts = np.bincount(labels, minlength=classes)
+    there = counts > 0
+    return np.where(there, len(labels) / (there.sum() * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
+def balanced_order(members: list[NDArray[np.int64]], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`count` images in random order, equally many of each class (to within one); `members` are the images of each.
+
+    None of a class comes again before all of it have come.
+    """
+    quotas = np.full(len(members), count // len(members))
+    quotas[rng.permutation(len(members))[: count % len(members)]] += 1
+    drawn = [
+        np.concatenate([rng.permutation(rows) for _ in range(-(-quota // len(rows)))] or [rows[:0]])[:quota]
+        for rows, quota in zip(members, quotas, strict=True)
+    ]
+    return rng.permutation(np.concatenate(drawn))
 
 
 def augment(
@@ -88,11 +125,13 @@ def augment(
     flip: bool | NDArray[np.bool_],
     rng: np.random.Generator,
     part: slice | None = None,
+    weights: Tensor | None = None,
 ) -> Batch:
     """Augments a batch by `recipe`: pixels uint8 [B, 3, H, W], label int64 [B], both on one device.
 
     `flip`: whether images are mirrored with chance 1/2; or which ones are.
     With `part`, a slice of at least one image, only those images of the batch are computed, as they are in the whole.
+    `weights`, float32 [classes], multiply the targets of each class's images: cross-entropy then weighs them so.
     """
     rows = np.arange(len(pixels))
     whole = part is None or len(rows[part]) == len(rows)
@@ -119,6 +158,8 @@ def augment(
     target = F.one_hot(label, classes).to(torch.float32)
     if recipe.label_smoothing:
         target = target * (1 - recipe.label_smoothing) + recipe.label_smoothing / classes
+    if weights is not None:
+        target = target * weights[label][:, None]
     images, target = mix(images, target, recipe.mixup_alpha, recipe.cutmix_alpha, rng, led=not whole)
     return Batch(images, target, label if whole else label_part)
 

@@ -47,7 +47,8 @@ examples:
   torchrun --nproc-per-node 4 -m vitrm.training.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
 
 The run folder gets config.json and model.safetensors (the checkpoint: averaged weights of the best
-validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from).
+validation result), metrics.jsonl, curve.png and state.safetensors (what --resume continues from); at the end results.json,
+confusion.csv, confusion.png and mistakes.png: the test images by class.
 
 exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
 terminal); 141 done, but nobody reads the output any more.
@@ -271,8 +272,13 @@ def _say_result(result: TrainingResult) -> None:
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
-        f"test accuracy{depths}: {tested} % ({result.test_images} images)\nthe checkpoint is {result.out}"
+        f"test accuracy{depths}: {tested} % ({result.test_images} images)"
     )
+    if result.by_class is not None:
+        from vitrm.training.by_class import told
+
+        say(told(result.by_class, result.training_images, result.out))
+    say(f"the checkpoint is {result.out}")
 
 
 def _loaded(name: str) -> Checkpoint:
@@ -294,6 +300,8 @@ def run(
     world: World,
 ) -> TrainingResult:
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
+    from vitrm.training.by_class import unequal_classes
+    from vitrm.training.callbacks import loggers
     from vitrm.training.loop import train
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
@@ -309,6 +317,7 @@ def run(
         check_folder(out, False)
         return None
 
+    callbacks = loggers(execution.log or ())  # a package that is missing should not wait for the images
     earlier = world.broadcast(saved)
     if earlier is not None:
         settings = settings.over(parse({k: v for k, v in earlier.items() if v is not None}, str(out / STATE_FILE)))
@@ -324,6 +333,8 @@ def run(
         _say_start(settings, data, out, execution, world)
         for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
             say(f"note: {note}")
+        if note := unequal_classes(data.train, chosen):
+            say(f"note: {note}")
     return train(
         model,
         chosen,
@@ -335,6 +346,7 @@ def run(
         teacher=teacher,
         execution=execution,
         reporter=reporter(chosen.epochs),
+        callbacks=callbacks,
         settings=dataclasses.asdict(settings),
         world=world,
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrm.baselines import Baseline
+from vitrm.classification import classify
 from vitrm.data import Images
 from vitrm.model import ViTRM
 from vitrm.training.parallel.distributed import World
@@ -24,7 +25,10 @@ class DepthAccuracy:
     accuracy: list[float]  # share of right answers in [0, 1], per depth
     loss: list[float]  # mean cross-entropy in nats, per depth
     halt: list[float]  # mean halting probability, per depth; empty for a baseline
+    balanced: list[float]  # mean recall of the classes in [0, 1], per depth: each counts the same, however rare
     predictions: NDArray[np.int64]  # [S, n]
+    confidence: NDArray[np.float32]  # [S, n]: the probability of the answer
+    in_top5: NDArray[np.bool_]  # [S, n]: whether the label is among the five likeliest
     halt_prob: NDArray[np.float32]  # [S, n]; [0, n] for a baseline
 
 
@@ -50,7 +54,7 @@ def accuracy_by_depth(
     training = model.training
     world = world or World()
     model.eval()
-    measured: list[tuple[Tensor, Tensor, Tensor]] = []  # of this process's batches: loss, answer, halt_prob
+    measured: list[tuple[Tensor, ...]] = []  # of this process's batches: loss, answer, halt_prob, confidence, in_top5
     starts = range(0, len(images), batch_size)
     try:
         for turn in range(0, len(starts), world.size):
@@ -71,16 +75,24 @@ def accuracy_by_depth(
                     halt = logits.new_empty(0, len(labels))
             logits = logits.float()
             losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
-            measured.append((losses, logits.argmax(-1), halt.float()))
+            likeliest = logits.topk(min(5, logits.shape[-1])).indices
+            among = (likeliest == labels[None, :, None]).any(-1)
+            surest = logits.softmax(-1).amax(-1)
+            measured.append((losses, logits.argmax(-1), halt.float(), surest, among))
     finally:
         model.train(training)
     of_all = world.all_gather([[t.cpu().numpy() for t in batch] for batch in measured])
     in_order = [of_all[i % world.size][i // world.size] for i in range(len(starts))]
-    loss, predicted, halt_prob = (np.concatenate(parts, 1) for parts in zip(*in_order, strict=True))
+    loss, predicted, halt_prob, confidence, in_top5 = (
+        np.concatenate(parts, 1) for parts in zip(*in_order, strict=True)
+    )
     return DepthAccuracy(
         accuracy=[float(v) for v in (predicted == images.labels).mean(1)],
         loss=[float(v) for v in loss.mean(1, dtype=np.float64)],
         halt=[float(v) for v in halt_prob.mean(1)] if len(halt_prob) else [],
+        balanced=[classify(images.labels, answers, images.classes).balanced_accuracy for answers in predicted],
         predictions=predicted,
+        confidence=confidence,
+        in_top5=in_top5,
         halt_prob=halt_prob,
     )

@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitrm import checkpoint
 from vitrm.checkpoint import Checkpoint
+from vitrm.classification import Classification, classify
 from vitrm.config import ModelConfig
 from vitrm.data import Splits
 from vitrm.errors import UserError
@@ -30,6 +32,7 @@ from vitrm.system.interrupt import Interruption
 from vitrm.system.memory import OutOfMemory, shortage_explained
 from vitrm.training import state as training_state
 from vitrm.training.augment import TrainingBatches
+from vitrm.training.callbacks import Callback, all_closed
 from vitrm.training.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.training.optimizers import learning_rate
 from vitrm.training.parallel.compilation import compile_learner
@@ -57,6 +60,8 @@ class TrainingResult:
     validation_accuracy: float  # of the kept weights, in [0, 1]
     test_accuracy: list[float]  # of the kept weights at the depths 1, 2, …, in [0, 1]
     test_images: int
+    training_images: list[int]  # of each class, by label
+    by_class: Classification | None  # the test images at the trained depth; None for a run that had finished before
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
@@ -77,6 +82,7 @@ def train(
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
+    callbacks: Sequence[Callback] = (),
     settings: dict[str, Any] | None = None,
     world: World | None = None,
 ) -> TrainingResult:
@@ -98,6 +104,7 @@ def train(
         execution: device, precision and threads
         reporter: told how far the run is
         on_batch: called after each batch
+        callbacks: told, in the main process, of the run's start, epochs and end (vitrm.training.callbacks)
         settings: JSON object that is kept in the state for the command that resumes the run
         world: the processes of the run, which all call this with the same arguments; the main one alone reads and writes
             `out`
@@ -113,6 +120,10 @@ def train(
     out, world = Path(out), world or World()
     if resume and init is not None:
         raise UserError("a run that is resumed goes on from its own weights: leave out --init")
+    if recipe.freeze != "none" and init is None and not resume:
+        raise UserError(
+            f"freeze is {recipe.freeze!r}, which keeps weights that were learned before: name them with --init RUN"
+        )
     execution, settings = execution or Execution(), settings or {}
     reporter = reporter if reporter and world.main else Reporter()
     with torch.random.fork_rng(devices=[]), losses_explained(world), alone_in(out, world) as locked:
@@ -120,10 +131,11 @@ def train(
         run = TrainingRun(
             model_config, recipe, data, out, seed, execution, reporter, on_batch, world, teacher, settings
         )
+        told = list(callbacks) if world.main else []
         if init is not None:
             run.start_from(init)
-        with run.reporter:
-            return run.run(resume)
+        with run.reporter, all_closed(told):
+            return run.run(resume, told)
 
 
 class TrainingRun:
@@ -172,16 +184,21 @@ class TrainingRun:
         self.source = TrainingBatches(data.train, recipe, seed, self.batch_size, part)
         self.progress = RunProgress()
         self.resumed = False
+        self.by_class: Classification | None = None
+        self.callbacks: Sequence[Callback] = ()
 
     def start_from(self, init: Checkpoint) -> None:
         """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
         start_from(self.learner, init, self.data.train.classes)
         self.files.identity["init"] = origin_of(init)
 
-    def run(self, resume: bool) -> TrainingResult:
+    def run(self, resume: bool, callbacks: Sequence[Callback] = ()) -> TrainingResult:
         """Trains from the start or from the state in the folder, measures the test accuracy, and says so."""
         if resume:
             self._resume()
+        self.callbacks = callbacks
+        for callback in callbacks:
+            callback.on_start(self.out, self.files.identity, self.progress.history)
         if self.progress.test_accuracy is None:
             if self.progress.sums is None:
                 self.progress.sums = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -190,15 +207,20 @@ class TrainingRun:
         best = self.progress.best
         assert best is not None
         assert self.progress.test_accuracy is not None
-        return TrainingResult(
+        result = TrainingResult(
             out=self.out,
             epochs=self.progress.epoch,
             best_epoch=best["epoch"],
             validation_accuracy=best["accuracy"],
             test_accuracy=self.progress.test_accuracy,
             test_images=len(self.data.test),
+            training_images=np.bincount(self.data.train.labels, minlength=len(self.data.train.classes)).tolist(),
+            by_class=self.by_class,
             history=self.progress.history,
         )
+        for callback in callbacks:
+            callback.on_end(result)
+        return result
 
     def _resume(self) -> None:
         """Takes over the state in the folder, and says how far it is."""
@@ -311,11 +333,10 @@ class TrainingRun:
         progress = self.progress
         self._check_finite()
         loss, right, halt, steps = self._means()
-        depth = self.recipe.trained_depth if self.learner.model.recursive else 1
         validated = accuracy_by_depth(
             self.learner.ema.model,  # type: ignore[arg-type]
             self.data.validation,
-            depth,
+            self._depth,
             bf16=self.bf16,
             between_batches=self._stop_if_asked,
             world=self.world,
@@ -326,6 +347,7 @@ class TrainingRun:
             "train_accuracy": right,
             "validation_accuracy": validated.accuracy,
             "validation_loss": validated.loss,
+            "validation_balanced_accuracy": validated.balanced,
             "halt": halt,
             "validation_halt": validated.halt,
             "steps": steps,
@@ -335,9 +357,16 @@ class TrainingRun:
         }
         left = (self.recipe.epochs - progress.epoch - 1) * progress.seconds
         best = progress.best
-        if best is None or _score(validated) > (best["accuracy"], -best["loss"]):
-            accuracy, negative_loss = _score(validated)
-            progress.best = {"epoch": progress.epoch + 1, "accuracy": accuracy, "loss": -negative_loss}
+        score, negative_loss = _score(validated, self.recipe.balance != "none")
+        # States of earlier versions have no score: it was the accuracy.
+        if best is None or (score, negative_loss) > (best.get("score", best["accuracy"]), -best["loss"]):
+            accuracy = _mean(validated.accuracy)
+            progress.best = {
+                "epoch": progress.epoch + 1,
+                "accuracy": accuracy,
+                "score": score,
+                "loss": -negative_loss,
+            }
             self.files.save_checkpoint(self.learner, progress)
         progress.history.append(line)
         progress.epoch += 1
@@ -345,6 +374,13 @@ class TrainingRun:
         assert progress.sums is not None
         progress.sums.zero_()
         self.reporter.epoch(line, self.recipe.epochs, left)
+        for callback in self.callbacks:
+            callback.on_epoch(line)
+
+    @property
+    def _depth(self) -> int:
+        """The deepest step that training supervises."""
+        return self.recipe.trained_depth if self.learner.model.recursive else 1
 
     def _out_of_patience(self) -> bool:
         best = self.progress.best
@@ -361,6 +397,10 @@ class TrainingRun:
             world=self.world,
         )
         self.files.add_test_result(kept, self.progress.epoch, tested)
+        at = self._depth - 1
+        test = self.data.test
+        self.by_class = classify(test.labels, tested.predictions[at], test.classes, tested.in_top5[at])
+        self.files.write_results(self.by_class, tested.predictions[at], tested.confidence[at])
         self.progress.test_accuracy = tested.accuracy
         self._save()
 
@@ -420,9 +460,13 @@ def _summary(result: BatchResult, batch_share: float) -> Tensor:
     return torch.stack([batch_share * loss, result.correct.double(), batch_share * halt, batch_share * steps])
 
 
-def _score(validated: DepthAccuracy) -> tuple[float, float]:
-    """The score that selection maximizes: the mean accuracy over the trained depths; the loss decides ties.
+def _score(validated: DepthAccuracy, balanced: bool) -> tuple[float, float]:
+    """The score that selection maximizes: the mean accuracy (or balanced accuracy) over the trained depths; the loss decides ties.
 
     Small validation sets tie often, and the earliest of the best is then seldom the best of them.
     """
-    return sum(validated.accuracy) / len(validated.accuracy), -sum(validated.loss) / len(validated.loss)
+    return _mean(validated.balanced if balanced else validated.accuracy), -_mean(validated.loss)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -24,8 +24,8 @@ _NEWTON_SCHULZ, _ROUNDS = (3.4445, -4.7750, 2.0315), 5
 
 
 def make_optimizers(model: nn.Module, recipe: Recipe, workers: Workers | None = None) -> list[torch.optim.Optimizer]:
-    """The optimizers for `model`, each parameter in one of them; `workers` divide Muon's matrices among them."""
-    named = list(model.named_parameters())
+    """The optimizers for `model`, each parameter that is not frozen in one of them; `workers` divide Muon's matrices among them."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if recipe.optimizer == "muon" and is_matrix(n, p)]
     taken = set(map(id, matrices))
     rest = [(n, p) for n, p in named if id(p) not in taken]

@@ -63,6 +63,15 @@ class Recipe:
         10, 0, 1_000_000, "stop after so many epochs without a better validation result; 0: never", unit="epochs"
     )
 
+    balance: str = choice(
+        "none",
+        "loss",
+        "sampling",
+        help="for classes of unequal size: loss weighs each class's images so that all classes count the same, sampling draws "
+        "all classes equally often; the weights with the best mean recall are kept then",
+    )
+    freeze: str = choice("none", "tokenizer", help="part of the --init weights that stays as it is")
+
     crop_padding: int = whole(
         4,
         0,

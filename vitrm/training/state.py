@@ -153,7 +153,9 @@ def _check_header(header: dict[str, Any], path: str | os.PathLike[str]) -> None:
             checked(f"{path}: {name}", value, rule)
         elif not isinstance(value, rule):
             raise _damaged(path, f"its {name} is {shown(value)}")
-    if header["best"] is not None and not _holds_numbers(header["best"], ("epoch", "accuracy", "loss")):
+    best = header["best"]
+    # States of earlier versions have no score.
+    if best is not None and not _holds_numbers({"score": 0, **best}, ("epoch", "accuracy", "score", "loss")):
         raise _damaged(path, f"its best result is {shown(header['best'])}")
     if not all(_is_number(a) for a in header["test_accuracy"] or ()):
         raise _damaged(path, f"its test accuracy is {shown(header['test_accuracy'])}")

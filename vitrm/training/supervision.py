@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.baselines import Baseline
+from vitrm.errors import UserError
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.training.augment import Batch
 from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss, divergence
@@ -157,6 +158,20 @@ def step_loss(
     return loss, right
 
 
+def freeze(model: ViTRM | Baseline, part: str) -> nn.Module | None:
+    """Keeps a part of `model` (a name of the recipe's `freeze`) as it is: weights, and batch norm's statistics.
+
+    Returns the part, which must stay in eval mode; None for "none".  Raises `UserError` for a model without that part.
+    """
+    if part == "none":
+        return None
+    frozen = getattr(model, part, None)
+    if not isinstance(frozen, nn.Module):
+        raise UserError(f"freeze is {part!r}, but a {model.config.kind} has no {part}: leave out --freeze")
+    frozen.requires_grad_(False)
+    return frozen.eval()
+
+
 class Learner:
     """A model, its optimizers and its averaged weights; `train_step` learns from one batch, and from `teacher`.
 
@@ -181,6 +196,7 @@ class Learner:
         self.device = device
         self.bf16 = bf16
         self.ema = EMA(model, recipe.ema_decay)
+        self.frozen = freeze(model, recipe.freeze)
         self.updates = 0  # optimizer updates made so far
         self.optimizers = make_optimizers(model, recipe, workers)
         # y₀ and z₀ take no part behind free steps, nor in any sequential step but the first.
@@ -189,6 +205,8 @@ class Learner:
         self.batch_share = 1.0  # of the whole batch, that this process has
         self.workers = workers
         self.replicas = [Replica(model, workers, bf16) for _ in range(workers.count)] if workers else []
+        for replica in self.replicas:
+            freeze(replica.model, recipe.freeze)
         # One for each part of a batch that is computed at once.
         self.functions = [StepFunctions(net, recipe) for net in [replica.model for replica in self.replicas] or [model]]
 
@@ -196,6 +214,12 @@ class Learner:
         """The context of every forward pass.  One per pass: its cache of cast weights must not outlive an update."""
         cached = self.workers is None  # see vitrm.training.parallel.cpu_workers
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cached)
+
+    def to_train_mode(self) -> None:
+        """Puts the model into train mode, but for what is frozen: its batch norms would go on with their statistics."""
+        self.model.train()
+        if self.frozen is not None:
+            self.frozen.eval()
 
     def train_step(self, batch: Batch, lr: float, free_steps: int = 0, batch_share: float = 1.0) -> BatchResult:
         """Trains on one batch.
@@ -210,7 +234,7 @@ class Learner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_share"]
-        self.model.train()
+        self.to_train_mode()
         whole = BatchPart(batch, self.teacher_targets(batch.images))
         if isinstance(self.model, ViTRM) and self.recipe.supervision == "sequential":
             return self._sequential(whole, free_steps)
@@ -309,7 +333,8 @@ class Learner:
             total.all.add_(others.all)
         if self.recipe.clip_norm:  # as clip_grad_norm_ does
             total.all.mul_((self.recipe.clip_norm / (total.all.norm() + 1e-6)).clamp(max=1.0))
-        for parameter, gradient in zip(self.model.parameters(), total.each, strict=True):
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter, gradient in zip(learned, total.each, strict=True):
             parameter.grad = gradient
         self._update()
         return _combined([result for result, _ in results], shares), [result.state for result, _ in results]

@@ -22,6 +22,8 @@ Node = ElementTree.Element
 _WIDTH, _HEIGHT = 600, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
 _BINS = 90
+_NAMED, _COUNTED = 40, 20  # rows of a matrix up to which names, and counts in the cells, can be read
+_NAME_ROOM = 130
 _RIDGE, _RIDGE_LEFT = 58, 150  # height of one distribution, and the room for its name
 
 
@@ -223,6 +225,62 @@ def _ridge(samples: NDArray[np.float64], x: Scale, base: float, height: float) -
 
 def _short(name: str, length: int = 20) -> str:
     return name if len(name) <= length else name[: length // 2 - 1] + "…" + name[-(length // 2) :]
+
+
+# Matrices --------------------------------------------------------------------------------------
+
+
+def heat_map(
+    counts: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    names: Sequence[str],
+    *,
+    color: int,
+    label: str,
+    x_label: str,
+    y_label: str,
+) -> Markup:
+    """Draws a square matrix as cells.
+
+    Args:
+        counts: written into the cells where there is room [n, n]; where it is 0 nothing is drawn.
+        shares: in [0, 1], how dark the cells are [n, n].
+        names: of rows and columns alike, written where there is room.
+        color: index of the page's series color.
+        label: says in words what the matrix shows.
+        x_label: what columns are.
+        y_label: what rows are.
+    """
+    many = len(names)
+    named, counted = many <= _NAMED, many <= _COUNTED
+    left, bottom = (_NAME_ROOM, _NAME_ROOM) if named else (34, 34)
+    side = _WIDTH - left - _RIGHT
+    cell = side / many
+    svg = _svg(side + _TOP + bottom, label)
+    group = _node(svg, "g", f"s{color}")
+    for (row, column), count in np.ndenumerate(counts):
+        if not count:
+            continue
+        x, y, share = left + column * cell, _TOP + row * cell, float(shares[row, column])
+        drawn = _node(group, "rect", "cell", x=x, y=y, width=cell, height=cell, fill_opacity=f"{share:.3f}")
+        _titled(drawn, f"{names[row]} taken for {names[column]}: {count}")
+        if counted:
+            style = "over" if share > 0.6 else "tick"
+            _text(svg, style, x + cell / 2, y + cell / 2 + 4, str(count))
+    _node(svg, "rect", "frame", x=left, y=_TOP, width=side, height=side)
+    if named:
+        for i, name in enumerate(names):
+            middle = (i + 0.5) * cell
+            _titled(_text(svg, "tick", left - 6, _TOP + middle + 4, _short(name, 16), anchor="end"), name)
+            x, y = left + middle + 4, _TOP + side + 8
+            below = _node(svg, "text", "tick", transform=f"translate({x:.1f} {y:.1f}) rotate(-90)", text_anchor="end")
+            below.text = _short(name, 16)
+    _text(svg, "name", left + side / 2, side + _TOP + bottom - 6, x_label)
+    turned = _node(
+        svg, "text", "name", transform=f"translate(14 {_TOP + side / 2:.1f}) rotate(-90)", text_anchor="middle"
+    )
+    turned.text = y_label
+    return _markup(svg)
 
 
 # SVG -------------------------------------------------------------------------------------------

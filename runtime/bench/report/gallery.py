@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.classification import surest_mistakes
 from vitrm.runtime.bench.accuracy import NO_ANSWER, Predictions, least_certain
 from vitrm.runtime.bench.rows import CaseEvidence
 
 _DIFFERING = 24  # images shown at most
 _UNCERTAIN = 12
+_MISTAKEN = 12
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ def gallery(case: CaseEvidence, *, repeat: bool = False) -> Gallery:
     part = "" if differing <= _DIFFERING else f" The first {_DIFFERING}:"
     text = f"answers {differing:,} of {count:,} images differently from its eager model{flips}.{part}"
     return _gallery(case, text, _worst_first(case, compared.disagreeing)[:_DIFFERING])
+
+
+def mistakes(case: CaseEvidence) -> Gallery | None:
+    """Chooses the wrong answers that an artifact is surest of; None without labels, or without mistakes."""
+    if case.sample.labels is None:
+        return None
+    answers = case.predictions
+    worst = surest_mistakes(case.sample.labels, answers.top1, answers.probabilities.max(1), _MISTAKEN)
+    if not len(worst):
+        return None
+    wrong = int((answers.top1 != case.sample.labels).sum())
+    return _gallery(
+        case, f"is wrong on {wrong:,} of {len(case.sample):,} images. The {len(worst)} it is surest of:", worst
+    )
 
 
 def _gallery(case: CaseEvidence, text: str, indices: Iterable[np.int64] = ()) -> Gallery:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
-from vitrm.runtime.bench.report import table
+from vitrm.runtime.bench.report import by_class, table
 from vitrm.runtime.bench.robustness import table as corruption_table
 from vitrm.runtime.bench.robustness.measure import BROKEN
 from vitrm.system.terminal import neutral
@@ -53,6 +53,7 @@ def render(result: BenchResult) -> str:
 def _contents(result: BenchResult) -> dict[str, Any]:
     """Returns what the template shows, by the names it has there."""
     from vitrm.runtime.bench.report import figures
+    from vitrm.runtime.bench.report.gallery import mistakes
 
     evidence = result.evidence
     assert evidence is not None
@@ -71,6 +72,10 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "rows": [(row, [cell(row) for _, cell in columns[1:]] if row.ok else []) for row in result.rows],
         "latency": figures.latency_figures(result, evidence.cases, color_of),
         "frontier": figures.frontier_figures(result),
+        "class_tables": by_class.tables(result),
+        "class_sentences": by_class.sentences(result),
+        "confusions": by_class.confusion_figures(result, color_of),
+        "mistakes": [g for g in map(mistakes, artifacts[: by_class.MOST]) if g],
         "halting": figures.halting_figures(result.halting),
         "corruption_sentences": [s for one in result.corruptions for s in corruption_table.sentences(one)],
         "corruption_figures": figures.corruption_figures(result.corruptions, color_of),

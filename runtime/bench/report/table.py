@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.text_table import TextRow, TextTable
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral_line
+from vitrm.system.text_table import TextRow, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,10 +81,11 @@ def depth(row: BenchRow) -> str:
 
 
 def columns(result: BenchResult) -> list[Column]:
-    """Returns the columns for `result`: those of energy only where some of it was measured."""
+    """Returns the columns for `result`: those of energy and top-5 accuracy only where some of it was measured."""
     at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
     metered = any(r.watts is not None for r in result.rows)
-    return [*COLUMNS[:at], *(ENERGY if metered else []), *COLUMNS[at:]]
+    top5 = any(r.top5_accuracy is not None for r in result.rows)
+    return [*COLUMNS[:at], *(ENERGY if metered else []), COLUMNS[at], *([TOP5] if top5 else []), *COLUMNS[at + 1 :]]
 
 
 def result_tables(result: BenchResult, width: int | None = None) -> list[TextTable]:
@@ -92,7 +93,7 @@ def result_tables(result: BenchResult, width: int | None = None) -> list[TextTab
     if width is None or width >= _WIDE:
         return [_table(result, columns(result))]
     speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
-    answers = [c for c in COLUMNS if c[0] in _ANSWERS]
+    answers = [c for c in columns(result) if c[0] in _ANSWERS or c is TOP5]
     return [_table(result, speed, title="Speed"), _table(result, answers, title="Answers", once=True)]
 
 
@@ -153,6 +154,7 @@ COLUMNS: list[Column] = [
     ("max Δlogit", difference),
     ("size", lambda r: size(r.bytes)),
 ]
+TOP5: Column = ("top-5", lambda r: percent(r.top5_accuracy))
 ENERGY: list[Column] = [
     ("W", lambda r: milliseconds(r.watts)),
     ("mJ/image", lambda r: milliseconds(None if r.joules_per_image is None else r.joules_per_image * 1e3)),
@@ -191,7 +193,8 @@ def footer(result: BenchResult) -> list[str]:
         if data["labelled"]:
             part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
             what = "accuracy and agreement" if any(r.agreement is not None for r in result.rows) else "accuracy"
-            lines.append(f"{what}: {part} {data['split']} images of {data['name']}")
+            split = f"{data['split']} " if data["split"] else ""
+            lines.append(f"{what}: {part} {split}images of {data['name']}")
     lines += [halting(choice) for choice in result.halting]
     lines += result.notes
     for note, names in _row_notes(result).items():
@@ -215,9 +218,10 @@ def halting(choice: HaltingChoice) -> str:
     """Says a choice of threshold in one line."""
     chosen, full = choice.chosen, choice.full
     what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
+    loss = f", {chosen.lost} lost and {chosen.gained} gained: at most {choice.drop_bound * 100:.2f} given up with 95 % confidence"
     return (
         f"halting: {choice.name} now has {what}, chosen on {choice.images} validation images of {choice.data} (not more than "
-        f"{choice.budget * 100:g} points given up): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
+        f"{choice.budget * 100:g} points given up{loss if chosen.threshold < 1 else ''}): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
         f"{percent(full.accuracy)} after {choice.steps}; calibration error of halt_prob {percent(choice.reliability.ece, 1)}"
     )
 

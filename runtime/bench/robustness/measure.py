@@ -18,12 +18,13 @@ from vitrm.errors import UserError
 from vitrm.runtime.bench.accuracy import Predictions, predict
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.bench.robustness.corruptions import CORRUPTIONS, SEVERITIES, Corruption, corrupt
-from vitrm.runtime.halting.choose import CONFIDENCE, DEFAULT_BUDGET, HaltingChoice, reliability
+from vitrm.runtime.halting.choose import DEFAULT_BUDGET, HaltingChoice, reliability
 
 if TYPE_CHECKING:  # it imports the results, of which what is found here is a part
     from vitrm.runtime.bench.cases import Case
 
 IMAGES = 1000  # by default: thirteen corruptions at five severities make 65,000 of them
+CONFIDENCE = 1.645  # standard errors that a normal variable stays below in 95 % of cases
 SEED = 0  # of what is drawn, the same in every run, so that runs compare
 
 KEPT = "kept"  # the budget, on these images

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrm.runtime.bench.report.table import percent
-from vitrm.runtime.bench.report.text_table import TextRow, TextTable
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
     KEPT,
@@ -17,6 +16,7 @@ from vitrm.runtime.bench.robustness.measure import (
     UnderCorruption,
 )
 from vitrm.system.terminal import neutral_line
+from vitrm.system.text_table import TextRow, TextTable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,6 +14,7 @@ from small_models import STEPS, clear_threshold, make_checkpoint, with_props
 from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
+from vitrm.runtime.bench.accuracy import in_top5
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.bench.run import bench
@@ -118,6 +119,27 @@ def test_json_has_the_promised_keys(result: BenchResult) -> None:
     assert {"python", "vitrm", "onnxruntime", "torch"} <= set(read["versions"])
     assert read["data"] == [{"name": "digits", "split": "test", "images": 359, "total": 359, "labelled": True}]
     assert "evidence" not in read
+    assert [one["name"] for one in read["by_class"]] == ["tiny.onnx", "rough.onnx"]
+    (images,) = {len(r["classes"]) for r in read["by_class"]}
+    assert images == len(read["by_class"][0]["confusion"]) == 10
+
+
+def test_results_by_class_are_those_of_the_answers(result: BenchResult) -> None:
+    assert result.evidence is not None
+    (case,) = (c for c in result.evidence.cases if c.name == "rough.onnx")
+    assert case.sample.labels is not None
+    found = next(one.result for one in result.by_class if one.name == "rough.onnx")
+    answers = case.predictions.top1
+    for label in range(10):
+        of_class = case.sample.labels == label
+        assert found.images[label] == of_class.sum()
+        assert found.recall[label] == pytest.approx((answers[of_class] == label).mean())
+    assert row(result, "rough.onnx").balanced_accuracy == pytest.approx(found.recall.mean())
+    assert row(result, "rough.onnx").accuracy == pytest.approx(found.accuracy)
+    assert row(result, "rough.onnx").top5_accuracy is None, "of ten classes five say nothing"
+    likeliest = np.sort(np.argsort(case.predictions.logits, 1)[:, -5:], 1)
+    among = in_top5(case.predictions, case.sample.labels)
+    assert among.tolist() == [label in five for label, five in zip(case.sample.labels, likeliest, strict=True)]
 
 
 def test_depth_curve(result: BenchResult) -> None:
@@ -289,7 +311,9 @@ def test_data_with_other_classes_is_refused(artifact: Path, tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         for i in range(4):
             Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
-    with pytest.raises(UserError, match=r"has 2 classes \(cat, dog\), but .*tiny.onnx was trained on 10"):
+    with pytest.raises(
+        UserError, match=r"classes that .*tiny.onnx was not trained on \(cat, dog\): expected some of its 10 \(0, 1, "
+    ):
         bench([artifact], data=str(tmp_path), **QUICK)
 
 

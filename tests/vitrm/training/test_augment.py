@@ -7,7 +7,17 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 from vitrm.data import photo_crops
-from vitrm.training.augment import GROUP, augment, mix, rand_augment, random_crop, random_flip
+from vitrm.training.augment import (
+    GROUP,
+    TrainingBatches,
+    augment,
+    balanced_order,
+    members_of,
+    mix,
+    rand_augment,
+    random_crop,
+    random_flip,
+)
 from vitrm.training.recipe import recipe
 
 
@@ -137,3 +147,41 @@ def test_rand_augment_of_groups_is_distributed_as_torchvisions_of_single_images(
         lambda x: (x - photo).abs().mean((1, 2, 3)),
     ):
         _alike(statistic(ours).tolist(), statistic(theirs).tolist())
+
+
+def _unequal(digits, counts):
+    """So many images of the first digits, each."""
+    rows = [np.flatnonzero(digits.train.labels == label)[:count] for label, count in enumerate(counts)]
+    return digits.train.take(np.concatenate(rows))
+
+
+def test_balanced_sampling_draws_all_classes_equally_often(digits):
+    images = _unequal(digits, (100, 6, 23))
+    members = members_of(images.labels)
+    np.testing.assert_array_equal(np.concatenate(members), np.arange(129))
+    order = balanced_order(members, 129, _rng())
+    assert order.tolist() == balanced_order(members, 129, _rng()).tolist()
+    np.testing.assert_array_equal(np.bincount(images.labels[order]), [43, 43, 43])
+    times = np.bincount(order, minlength=129)
+    assert times[:100].max() == 1, "of a large class none twice"
+    assert set(times[100:106]) == {7, 8}, "of a small one all equally often"
+    assert len(set(images.labels[order[:20]])) == 3, "mixed"
+    batches = TrainingBatches(images, recipe("fast", balance="sampling"), 0, 43, slice(0, 43))
+    drawn = np.concatenate([batches.draw(0, i)[0].label for i in range(3)])
+    np.testing.assert_array_equal(np.bincount(drawn, minlength=10), [43, 43, 43] + [0] * 7)
+
+
+def test_a_balanced_loss_is_torchs_with_weights(digits):
+    images = _unequal(digits, (100, 6, 23))
+    batches = TrainingBatches(images, recipe("fast", balance="loss", cutout=0), 0, 129, slice(0, 129))
+    batch, _ = batches.draw(0, 0)
+    weights = torch.tensor([129 / (3 * n) for n in (100, 6, 23)] + [0.0] * 7)
+    assert float(weights[batch.label].mean()) == pytest.approx(1)
+    logits = torch.randn(129, 10, generator=torch.Generator().manual_seed(0))
+    sums = torch.nn.functional.cross_entropy(logits, batch.label, weights, reduction="sum") / 129
+    assert float(torch.nn.functional.cross_entropy(logits, batch.target)) == pytest.approx(float(sums), rel=1e-5)
+    # Mixed images carry the weights of both.
+    mixed = TrainingBatches(images, recipe("fast", balance="loss", mixup_alpha=1.0), 0, 129, slice(0, 129))
+    target = mixed.draw(0, 0)[0].target
+    assert float(target.sum()) == pytest.approx(129, rel=1e-4)
+    assert ((target > 0).sum(1) == 2).any()

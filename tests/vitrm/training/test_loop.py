@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vitrm import checkpoint, data
@@ -97,6 +99,10 @@ def test_the_run_folder_holds_a_checkpoint_that_says_what_it_is(whole, few, shor
         "metrics.jsonl",
         "curve.png",
         "state.safetensors",
+        "results.json",
+        "confusion.csv",
+        "confusion.png",
+        "mistakes.png",
     }
     assert (result.out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     loaded = checkpoint.load(result.out)
@@ -113,6 +119,71 @@ def test_the_run_folder_holds_a_checkpoint_that_says_what_it_is(whole, few, shor
     assert found.predictions.shape == found.halt_prob.shape == (6, 40)
     best = result.history[result.best_epoch - 1]
     assert len(best["validation_accuracy"]) == short.trained_depth == 4
+
+
+def test_the_run_folder_holds_the_test_results_by_class(whole, few, short):
+    result, _ = whole
+    by_class = result.by_class
+    found = accuracy_by_depth(checkpoint.load(result.out).build(), few.test, 4)
+    assert by_class.accuracy == pytest.approx(result.test_accuracy[short.trained_depth - 1])
+    assert by_class.balanced_accuracy == pytest.approx(found.balanced[3])
+    values = json.loads((result.out / "results.json").read_text())
+    assert values == by_class.to_dict()
+    rows = (result.out / "confusion.csv").read_text().splitlines()
+    assert rows[0] == "class,0,1,2,3,4,5,6,7,8,9"
+    assert [[int(v) for v in row.split(",")[1:]] for row in rows[1:]] == by_class.confusion.tolist()
+    assert result.training_images == torch.bincount(torch.from_numpy(few.train.labels), minlength=10).tolist()
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(result.out / name) as picture:
+            assert min(picture.size) > 300
+    # The probabilities are those of the answers; five of ten classes hold more labels than one.
+    assert found.confidence.shape == found.in_top5.shape == (4, 40)
+    assert (found.confidence >= 0.1).all()
+    assert (found.in_top5 >= (found.predictions == few.test.labels)).all()
+    assert found.in_top5.sum() > (found.predictions == few.test.labels).sum()
+
+
+def _rare(digits, label: int, count: int) -> Splits:
+    """Threes and eights, of which `count` in training are `label`; 10 and 10 in the test part."""
+
+    def two(images, counts):
+        rows = [np.flatnonzero(images.labels == digit)[:n] for digit, n in counts.items()]
+        chosen = images.take(np.concatenate(rows))
+        return replace(chosen, labels=(chosen.labels == 8).astype(np.int64), classes=("three", "eight"))
+
+    other = 11 - label
+    return Splits(
+        two(digits.train, {label: count, other: 120}),
+        two(digits.validation, {label: 3, other: 14}),
+        two(digits.test, {label: 20, other: 20}),
+    )
+
+
+def test_with_balancing_the_recall_of_a_rare_class_rises(digits, model, tmp_path):
+    data = _rare(digits, 8, 5)
+    recalls = {}
+    for balance in ("none", "loss", "sampling"):
+        chosen = recipe("fast", epochs=16, batch_size=16, lr=5e-3, balance=balance, flip="off", crop_padding=0)
+        result = train(replace(model, dropout=0.0), chosen, data, tmp_path / balance, execution=Execution(device="cpu"))
+        recalls[balance] = result.by_class.recall[1]
+    assert recalls["none"] < 0.2
+    assert recalls["sampling"] > recalls["none"] + 0.15
+    assert recalls["loss"] > recalls["none"] + 0.15
+
+
+def test_a_frozen_tokenizer_stays_as_it_came(few, model, short, whole, tmp_path):
+    init = checkpoint.load(whole[0].out)
+    chosen = replace(short, freeze="tokenizer", epochs=1)
+    with pytest.raises(UserError, match=r"freeze is 'tokenizer', .*name them with --init RUN"):
+        train(model, chosen, few, tmp_path / "without")
+    result = train(model, chosen, few, tmp_path / "run", init=init, execution=EVERY_BATCH)
+    after = checkpoint.load(result.out).weights
+    changed = {name for name, value in init.weights.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("tokenizer.") for name in after)
+    assert not any(name.startswith("tokenizer.") for name in changed)
+    assert any(name.startswith("block.") for name in changed)
+    # What it was resumed from is no --init, and is there all the same.
+    assert train(model, chosen, few, tmp_path / "run", execution=EVERY_BATCH, resume=True).epochs == 1
 
 
 def test_metrics_have_one_line_per_epoch(whole):

@@ -8,8 +8,10 @@ from small_learners import make_batch, make_learner
 from vitrm.baselines import CLASSIFIERS
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
+from vitrm.errors import UserError
 from vitrm.training.ema import EMA, decay_at
 from vitrm.training.optimizers import make_optimizers
+from vitrm.training.parallel.cpu_workers import Workers
 from vitrm.training.recipe import recipe
 from vitrm.training.supervision import Learner, step_loss
 
@@ -192,3 +194,24 @@ def test_muon_is_for_hidden_matrices_and_for_no_classifier(name):
     assert all(p.ndim > 1 for group in muon.param_groups for p in group["params"])
     assert not any(n.startswith(CLASSIFIERS) for n in of_muon)
     assert any(n.startswith(CLASSIFIERS) for n in of_adamw)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_frozen_tokenizer_keeps_weights_and_statistics_in_workers_too(parts):
+    workers = Workers(parts) if parts > 1 else None
+    config = preset("tiny", tokenizer="conv", conv_norm=True, conv_layers=3, conv_width=8, dropout=0.0)
+    learner = make_learner(config, workers=workers, freeze="tokenizer", clip_norm=1.0, weight_decay=0.1)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    for _ in range(2):
+        learner.train_step(make_batch(), 1e-2)
+    after = learner.model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert "tokenizer.norms.0.running_mean" in after
+    assert not any(name.startswith("tokenizer.") for name in changed)
+    assert {"pos", "classifier.weight"} <= changed
+    assert not any(name.startswith("tokenizer.") for name, p in learner.model.named_parameters() if p.grad is not None)
+
+
+def test_what_a_model_does_not_have_cannot_be_frozen():
+    with pytest.raises(UserError, match="a cifar-resnet has no tokenizer: leave out --freeze"):
+        make_learner(preset("resnet20"), freeze="tokenizer")

@@ -33,7 +33,7 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
     images = torch.rand(batch_size, 3, image_size, image_size, device=learner.device)
     # Batch norms count what they see: the trial must leave no trace in the weights.
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
-    learner.model.train()
+    learner.to_train_mode()
     try:
         _try_out_all(learner, functions, images)
         learner.functions = functions

@@ -95,7 +95,7 @@ def _results(futures: list[Future[T]]) -> list[T]:
 
 
 class Gradients(NamedTuple):
-    """The gradients of a model's parameters, float32."""
+    """The gradients of a model's parameters that are not frozen, float32."""
 
     all: Tensor  # one after another, 0 where there is none
     each: list[Tensor | None]  # views of it, in the order of the parameters; None: takes no part in the loss
@@ -115,11 +115,11 @@ class Replica(Generic[M]):
                     data = data.to(torch.bfloat16, copy=True)
                     self._pairs[0].append(data)
                     self._pairs[1].append(parameter.detach())
-                setattr(own, name, nn.Parameter(data))
+                setattr(own, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
             for name, buffer in source.named_buffers(recurse=False):
                 own._buffers[name] = buffer
         sync_batch_norms(self.model, workers)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         # One tensor, and its views: what is done to all gradients takes one operation, not one for each parameter.
         self._gradients = torch.zeros(sum(p.numel() for p in self.parameters))
         parts = self._gradients.split([p.numel() for p in self.parameters])

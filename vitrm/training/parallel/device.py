@@ -1,4 +1,4 @@
-"""Device, precision and threads of a training run, and whether it is compiled.
+"""Device, precision and threads of a training run, whether it is compiled, and what is logged.
 
 None of it changes what is learned beyond rounding, so a run may be resumed with another choice.
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError
-from vitrm.fields import UNBOUNDED, check, choice, flag, real, shown, text, whole
+from vitrm.fields import UNBOUNDED, check, choice, choices_or_none, flag, real, shown, text, whole
+from vitrm.training.callbacks import LOGGERS
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,13 @@ class Execution:
     threads: int = whole(0, 0, 1024, "CPU threads; 0: torch's choice (default: 0)")
     save_every: float = real(
         60.0, 0, UNBOUNDED, "time between saved states within an epoch (default: 60)", unit="seconds"
+    )
+
+    log: tuple[str, ...] | None = choices_or_none(
+        *LOGGERS,
+        help="keep the epochs' metrics for other programs, too: csv writes metrics.csv, tensorboard events in tensorboard/ "
+        "(pip install 'vitrm[tensorboard]')",
+        unit="name,…",
     )
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 config.json, model.safetensors   the checkpoint: averaged weights of the best validation result
 metrics.jsonl, curve.png         one line per epoch, and its picture
+results.json, confusion.csv      the test images by class: precision, recall, which class was taken for which
+confusion.png, mistakes.png      the same as a picture, and the surest mistakes
 state.safetensors                the state that --resume continues from
 """
 
@@ -13,20 +15,28 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vitrm import __version__, checkpoint
 from vitrm.checkpoint import Checkpoint
+from vitrm.classification import Classification
 from vitrm.data import Splits
-from vitrm.system.files import write_text
+from vitrm.system.files import write_json, write_text
 from vitrm.training import state as training_state
 from vitrm.training.evaluate import DepthAccuracy
 from vitrm.training.run_folder.curves import draw_curves
+from vitrm.training.run_folder.result_pictures import confusion_csv, draw_confusion, draw_mistakes
 from vitrm.training.state import STATE_FILE, RunProgress
 from vitrm.training.supervision import Learner
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "curve.png"
+RESULTS_FILE = "results.json"
+CONFUSION_FILE = "confusion.csv"
+CONFUSION_PICTURE = "confusion.png"
+MISTAKES_PICTURE = "mistakes.png"
 
 
 class RunFiles:
@@ -91,6 +101,18 @@ class RunFiles:
         if tested.halt:
             training["test_halt"] = tested.halt
         checkpoint.save(self.path, dataclasses.replace(kept, training=training))
+
+    def write_results(
+        self, result: Classification, answers: NDArray[np.int64], confidence: NDArray[np.float32]
+    ) -> None:
+        """Writes the results by class, and draws them: `answers` [n] to the test images, of which `result` counts, and their probabilities."""
+        if not self.main:
+            return
+        test, title = self.data.test, f"{self.path.name}: {len(self.data.test):,} test images of {self.data.test.name}"
+        write_json(self.path / RESULTS_FILE, result.to_dict())
+        write_text(self.path / CONFUSION_FILE, confusion_csv(result))
+        draw_confusion(result, self.path / CONFUSION_PICTURE, title)
+        draw_mistakes(test, answers, confidence, self.path / MISTAKES_PICTURE, title)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Writes metrics.jsonl whole from the state's own history: it can neither lag behind that nor repeat an epoch."""

@@ -57,13 +57,14 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
     for heading in (
         "Figures",
         "Latency",
+        "By class",
         "Accuracy by depth",
         "Where the answers differ",
         "What was measured",
         "How it was measured",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert len(page.labels) == 4  # two distributions, one by batch, one by depth
+    assert len(page.labels) == 6  # two distributions, one by batch, two confusion matrices, one by depth
     assert all(len(label) > 20 for label in page.labels)
     assert all(page.alts)
     assert text.count('scope="row"') >= len(result.rows)
@@ -87,6 +88,29 @@ def test_shows_the_images_that_differ(text: str, result: BenchResult) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first[1])))).transpose(2, 0, 1)
     np.testing.assert_array_equal(pixels, test.pixels[number])
     assert shown.count("<li><img") >= min(24, len(differing))
+
+
+def test_shows_how_each_class_fares(text: str, result: BenchResult) -> None:
+    assert result.evidence is not None
+    part = text[text.index("<h2>By class</h2>") : text.index("<h2>Accuracy by depth</h2>")]
+    exact, rough = (one.result for one in result.by_class)
+    for label in range(10):
+        cells = (
+            f'<td class="n">{100 * exact.recall[label]:.1f} %</td><td class="n">{100 * rough.recall[label]:.1f} %</td>'
+        )
+        assert f'<th scope="row">{label}</th><td class="n">{exact.images[label]}</td>{cells}' in part
+    label, answer, count = rough.most_confused(1)[0]
+    assert f"<title>{label} taken for {answer}: {count}</title>" in part
+    assert len(re.findall(r'class="cell"', part)) == sum(int((one.confusion > 0).sum()) for one in (exact, rough))
+    # The surest mistakes, with the sure and wrong answer first.
+    case = next(c for c in result.evidence.cases if c.name == "rough.onnx")
+    assert case.sample.labels is not None
+    wrong = case.predictions.top1 != case.sample.labels
+    surest = int(np.flatnonzero(wrong)[case.predictions.probabilities.max(1)[wrong].argmax()])
+    assert f"rough.onnx</b> is wrong on {wrong.sum()} of 359 images. The 12 it is surest of:" in part
+    first = re.search(r'alt="test image (\d+)', part[part.index("rough.onnx</b> is wrong") :])
+    assert first is not None
+    assert int(first[1]) == surest
 
 
 def test_says_when_nothing_differs(text: str) -> None:

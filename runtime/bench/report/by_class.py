@@ -1,0 +1,74 @@
+"""Results by class of a bench: tables and sentences for the terminal, confusion matrices for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitrm.classification_text import class_table, confusions
+from vitrm.runtime.bench.rows import BenchResult, ClassResults
+from vitrm.system.terminal import neutral_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitrm.runtime.bench.report.figures import Figure
+    from vitrm.system.text_table import TextTable
+
+MOST = 4  # artifacts shown beside each other
+MATRIX_CLASSES = 100  # the most whose matrix is drawn
+
+
+def tables(result: BenchResult) -> list[TextTable]:
+    """Returns a table for each set of images: recall by class of the first `MOST` artifacts measured on it."""
+    sets: dict[tuple[str, tuple[str, ...]], dict[str, ClassResults]] = {}
+    for one in result.by_class:
+        artifacts = sets.setdefault((one.data, one.result.classes), {})
+        if len(artifacts) < MOST:
+            artifacts[one.name] = one
+    return [class_table({name: one.result for name, one in artifacts.items()}) for artifacts in sets.values()]
+
+
+def sentences(result: BenchResult) -> list[str]:
+    """Says the most frequent mistakes of the first `MOST` artifacts, a line each."""
+    lines = [(one.name, confusions(one.result)) for one in result.by_class[:MOST]]
+    return [neutral_line(f"{name}: {line}") for name, line in lines if line]
+
+
+def print_by_class(result: BenchResult, console: Console) -> None:
+    """Prints the tables and sentences to a `vitrm.system.terminal.console`."""
+    for table in tables(result):
+        table.print(console)
+    for line in sentences(result):
+        console.print(line, style="dim")
+
+
+def plain_by_class(result: BenchResult) -> str:
+    """Returns the same in letters alone; empty where no images have labels."""
+    return "\n".join([*(table.plain() for table in tables(result)), *sentences(result)])
+
+
+def confusion_figures(result: BenchResult, color_of: Mapping[str, int]) -> list[Figure]:
+    """Shows the confusion matrix of the first `MOST` artifacts."""
+    from vitrm.runtime.bench.report.charts import heat_map
+    from vitrm.runtime.bench.report.figures import Figure
+
+    figures = []
+    for one in result.by_class[:MOST]:
+        found = one.result
+        if len(found.classes) > MATRIX_CLASSES:
+            continue
+        chart = heat_map(
+            found.confusion,
+            found.confusion / np.maximum(found.images[:, None], 1),
+            found.classes,
+            color=color_of.get(one.name, 1),
+            label=f"Confusion matrix of {one.name}: {confusions(found) or 'no mistakes'}",
+            x_label="answer",
+            y_label="class",
+        )
+        caption = "Images of the row's class that were taken for the column's; shaded by their share of the class."
+        figures.append(Figure(chart, caption, one.name))
+    return figures
