@@ -222,7 +222,7 @@ def test_a_plan_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     # TensorRT itself says so, in a warning; here the check that comes before it looks away.
     monkeypatch.setattr(build, "check_graph", lambda path: None)
     onnx.save(quantized(array(0.1, "f4"), array(0, "u1")), tmp_path / "a.onnx")
-    with pytest.raises(UserError, match="built a plan that computes something else than this graph: .*UINT8.*INT8"):
+    with pytest.raises(UserError, match=r"built a plan that computes something else than this graph: .*UINT8.*INT8"):
         build_engine(tmp_path / "a.onnx", tmp_path / "a.plan", RTX, metadata=object())  # type: ignore[arg-type]
     assert {p.name for p in tmp_path.iterdir()} == {"a.onnx", "a.plan.log"}
 
@@ -236,7 +236,9 @@ def test_a_plan_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_messages_that_mean_wrong_results(text):
-    assert wrong_results([("WARNING", text), ("WARNING", text), ("ERROR", SKIPPED), ("WARNING", "subnormal FP16")]) == [text]
+    assert wrong_results([("WARNING", text), ("WARNING", text), ("ERROR", SKIPPED), ("WARNING", "subnormal FP16")]) == [
+        text
+    ]
 
 
 @pytest.fixture
