@@ -62,6 +62,10 @@ class Session(ABC):
         """Memory on the GPU that it takes by now, bytes; None where nobody counts."""
         return None
 
+    def compiled_graphs(self, batch: int) -> int | None:
+        """Counts the graphs that a compiler made of it for that batch size; None where none compiles as it runs."""
+        return None
+
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         """Measures the milliseconds that each of `runs` runs takes on the GPU's own clock, without copies from and to the host.
 

@@ -154,6 +154,7 @@ def _row(case: Case, reference: Case | None, sample: Sample, batch: int) -> Benc
         bytes=session.size_bytes,
         device=session.device,
         threads=session.threads,
+        compiled_graphs=session.compiled_graphs(batch),
         run=own.run,
         weights_sha256=own.weights_sha256,
         notes=_notes(case, batch),

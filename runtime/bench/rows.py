@@ -64,6 +64,9 @@ class BenchRow:
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
     bytes: int | None = None  # of the artifact's file; of the weights in memory for eager
     device_bytes: int | None = None  # memory on the GPU, where it is counted
+    compiled_graphs: int | None = (
+        None  # that torch.compile made for this batch size; None where nothing is compiled as it runs
+    )
     device: str | None = None  # in words
     threads: int | None = None  # CPU threads
     run: str | None = None  # the checkpoint it comes from

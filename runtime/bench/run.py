@@ -46,7 +46,8 @@ def bench(
     """Measures accuracy, agreement with eager and latency of `artifacts`, each at every batch size.
 
     Args:
-        artifacts: paths of .onnx files, plans and stepwise folders.
+        artifacts: paths of .onnx files, plans and stepwise folders.  With a `run`, none of them need be there or open: the run
+            is then measured in PyTorch alone.
         options: what is measured and how; None: the defaults of `BenchOptions`.
         root: folder that holds the machine's sys and proc.
         progress: is called with the stage and the fraction of it that is done, in [0, 1].
@@ -57,12 +58,10 @@ def bench(
         thresholds have been written into their artifacts.
 
     Raises:
-        UserError: nothing can be measured, the options make no sense, or `run` or `data` do not fit the artifacts.  One
-            artifact of several that fails becomes a row with the reason as its status.
+        UserError: nothing can be measured, the options make no sense, or `run` or `data` do not fit the artifacts.  An
+            artifact that fails becomes a row with the reason as its status, where anything else can be measured.
         TypeError: a setting that `BenchOptions` does not have.
     """
-    if not artifacts:
-        raise UserError("no artifact to measure: name an .onnx file that vitrm-export wrote")
     options = replace(options or BenchOptions(), **settings)
     report = progress or (lambda stage, fraction: None)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -203,6 +203,37 @@ def test_nothing_to_measure(tmp_path: Path) -> None:
         bench([])
 
 
+def test_a_run_is_measured_where_no_artifact_opens(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes(b"cut")
+    settings = {"run": str(run), "batches": (1, 2), "steps": (2, 3), "limit": 20}
+    found = bench([tmp_path / "cut.onnx"], **settings, **QUICK)
+    names = [f"eager PyTorch · {depth} steps" for depth in (2, 3)]
+    assert [(r.name, r.batch) for r in found.rows] == [(n, b) for b in (1, 2) for n in (*names, "cut.onnx")]
+    for name, depth in zip(names, (2, 3), strict=True):
+        eager = row(found, name)
+        assert eager.ok
+        assert (eager.steps, eager.images) == (depth, 20)
+        assert eager.accuracy is not None
+        assert eager.latency_ms is not None
+    assert [r.name for r in found.failed] == ["cut.onnx"]
+    assert "cut.onnx" in row(found, "cut.onnx").status
+    assert [r.name for r in bench([], **settings, **QUICK).rows] == names * 2
+
+
+def test_a_baseline_is_measured_without_an_artifact(vit_run: Path) -> None:
+    (eager,) = bench([], run=str(vit_run), batches=(2,), limit=10, **QUICK).rows
+    assert (eager.ok, eager.steps, eager.images) == (True, None, 10)
+
+
+def test_nothing_at_all_runs_on_a_gpu_that_is_missing(run: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this is about machines without a GPU")
+    with pytest.raises(UserError, match=r"gone\.plan does not exist.*; device cuda was asked for"):
+        bench(["gone.plan"], run=str(run), device="cuda", **QUICK)
+
+
 def test_run_of_another_kind_or_other_weights_is_refused(
     artifact: Path, run: Path, vit_run: Path, tmp_path: Path
 ) -> None:
