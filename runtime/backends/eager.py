@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FunctionType, MethodType
 
 import numpy as np
@@ -27,6 +27,7 @@ from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system import machine
+from vitrm.runtime.system.gpus import gpu_index
 
 PRECISIONS = ("fp32", "bf16", "autocast-bf16", "autocast-fp16")
 _AUTOCAST = {"autocast-bf16": torch.bfloat16, "autocast-fp16": torch.float16}
@@ -75,6 +76,7 @@ class EagerSession(Session):
         """
         self._place = _device(device)
         self.device_kind = self._place.type
+        self.device_index = self._place.index or 0
         on_gpu = self.device_kind == "cuda"
         if cuda_graph and not on_gpu:
             raise UserError("a CUDA graph needs a GPU: leave it out, or use --device cuda")
@@ -101,6 +103,11 @@ class EagerSession(Session):
 
     def compiled_graphs(self, batch: int) -> int | None:
         return self._graphs.get(batch)
+
+    def release_memory(self) -> None:
+        if self.device_kind == "cuda":
+            with suppress(RuntimeError):  # of a device that is lost
+                torch.cuda.empty_cache()
 
     def _runner(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Callable[[], Result]:
         depth = self._arguments(steps, halt_threshold)
@@ -171,8 +178,7 @@ class EagerSession(Session):
             return self.model(pixels, *depth)
         key = len(pixels), depth
         if key not in self._forwards:
-            made = self._compiled(pixels, depth) if self._compile else self.model
-            self._forwards[key] = self._captured(made, pixels, depth) if self._cuda_graph else made
+            self._forwards[key] = self._make(pixels, depth)
         if not self._compile:
             return self._forwards[key](pixels, *depth)
         before = _frames_seen()
@@ -184,6 +190,11 @@ class EagerSession(Session):
                 f"torch.compile compiled again in the midst of batch {len(pixels)}: its figures would be of both codes"
             )
         return output
+
+    def _make(self, pixels: torch.Tensor, depth: _Depth) -> Callable[..., object]:
+        """Returns what runs batches like `pixels` to that depth."""
+        made = self._compiled(pixels, depth) if self._compile else self.model
+        return self._captured(made, pixels, depth) if self._cuda_graph else made
 
     def _compiled(self, pixels: torch.Tensor, depth: _Depth) -> Callable[..., object]:
         """The model compiled for this batch size and depth, and called once.
@@ -238,11 +249,11 @@ def _device(name: str) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if name == "cpu" or (name == "auto" and not has_cuda):
         return torch.device("cpu")
+    index = 0 if name == "auto" else gpu_index(name)
     if not has_cuda:
         raise UserError(
             f"device {name} was asked for, but torch {torch.__version__} sees no CUDA device: use --device cpu"
         )
-    index = int(name.partition(":")[2] or 0)
     if index >= torch.cuda.device_count():
         raise UserError(f"device {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)

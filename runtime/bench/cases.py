@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Predictions
@@ -134,6 +134,10 @@ def open_artifacts(
             )
         except UserError as error:
             unopened.append(UnopenedCase(name, "artifact", str(error)))
+        except Exception as error:
+            if options.device == "cpu":
+                raise  # a bug; a GPU's libraries fail in ways of their own
+            unopened.append(UnopenedCase(name, "artifact", first_line(error, named=True)))
         else:
             opened.append(OpenArtifact(name, session))
     return opened, unopened
@@ -346,8 +350,8 @@ def with_eager(
     for group, members in groups.items():
         if group in checkpoints:
             # For "auto", where the artifacts ended up: torch alone might go elsewhere.
-            kinds = [m.session.device_kind for m in members]
-            where = ("cuda" if "cuda" in kinds else kinds[0]) if options.device == "auto" else options.device
+            gpu = next((f"cuda:{m.session.device_index}" for m in members if m.session.device_kind == "cuda"), None)
+            where = (gpu or members[0].session.device_kind) if options.device == "auto" else options.device
             label = labels[group]
             grouped += _open_eager(
                 group, members[0].metadata, where, unopened, checkpoints[group], label, options, threads
@@ -384,8 +388,9 @@ def _open_eager(
                 compile=compiled,
                 precision="bf16" if half else "fp32",
             )
-        except UserError as error:
-            unopened.append(UnopenedCase(name, kind, str(error)))
+        except Exception as error:  # no memory, for one
+            reason = str(error) if isinstance(error, UserError) else first_line(error, named=True)
+            unopened.append(UnopenedCase(name, kind, reason))
         else:
             cases.append(Case(f"{kind} {group}", name, kind, session, group))
     return cases

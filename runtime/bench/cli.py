@@ -141,8 +141,8 @@ def _add_comparisons(group: Group) -> None:
 def _add_machine(group: Group) -> None:
     group.add_argument(
         "--device",
-        choices=("cpu", "cuda", "auto"),
-        help="default: cpu, cuda with --provider, auto with a plan among them",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N or auto; default: cpu, cuda with --provider, auto with a plan among them",
     )
     group.add_argument(
         "--provider",

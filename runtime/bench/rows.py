@@ -145,16 +145,17 @@ class BenchResult:
         values["rows"] = [dataclasses.asdict(r) for r in self.rows]
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]
         values["corruptions"] = [dataclasses.asdict(c) for c in self.corruptions]
-        ready = _plain({"format": FORMAT, **values})
+        ready = to_plain({"format": FORMAT, **values})
         assert isinstance(ready, dict)
         return ready
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Returns JSON-ready values: lists for tuples, and null for what is not finite."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

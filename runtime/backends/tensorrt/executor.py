@@ -122,7 +122,8 @@ class PlanExecutor:
             self._capture()
 
     def run(self) -> None:
-        """One run from what the inputs' arrays hold to the outputs' arrays."""
+        """One run from what the inputs' arrays hold to the outputs' arrays, on any thread."""
+        self.cuda.use()
         if self.graph is not None:
             self.cuda.launch(self.graph, self.stream)
         else:

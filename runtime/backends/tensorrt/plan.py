@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.interface import check_tensors
 from vitrm.runtime.artifact.sidecar import (
     STRIPPED,
@@ -28,7 +28,7 @@ from vitrm.runtime.artifact.sidecar import (
 )
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT, make_log
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream
-from vitrm.runtime.system.gpus import find_gpus
+from vitrm.runtime.system.gpus import find_gpus, gpu_index
 
 _DTYPES: dict[str, DTypeLike] = {
     "FLOAT": np.float32,
@@ -69,15 +69,20 @@ def choose_profile(profiles: Sequence[Sequence[int]], batch: int) -> tuple[int, 
 class Plan:
     """A plan that has been checked and opened.  Threads may share it."""
 
-    def __init__(self, path: Path, cuda: Cuda | None = None) -> None:
-        """Opens `path`.
+    def __init__(self, path: Path, cuda: Cuda | None = None, device: str = "cuda") -> None:
+        """Opens `path` on the GPU that `device` names.
 
         Raises `UserError`, before TensorRT sees the file, for a plan that is not whole or not for this machine.
         """
         self.path = path
         self.sidecar = read_sidecar(path)
-        self.api = check_here(self.sidecar, path, find_gpus())
-        self.cuda = cuda or Cuda()
+        index, gpus = gpu_index(device), find_gpus()
+        if gpus.found:
+            gpus.at(device)  # there are others, but not this one
+        self.api = check_here(self.sidecar, path, gpus, index)
+        self.gpu = gpus.found[index]
+        self.cuda = cuda or Cuda(index)
+        self.cuda.use()
         self.profiles = self.sidecar.engine.profiles
         self.largest = max(high for _, _, high in self.profiles)
         trt, log = self.api.module, shared_log(self.api)
@@ -160,7 +165,13 @@ class Plan:
             if -1 in tensor.shape and not context.set_input_shape(tensor.name, tensor.at(batch)):
                 raise UserError(f"{self.path}: {self.api} refused {tensor.name} of shape {list(tensor.at(batch))}")
             self._place(context, tensor, addresses)
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # shapes or values that contradict each other
+            raise UserError(
+                f"{self.path}: {self.api} refused the shapes of a batch of {batch}: {first_line(error)}"
+            ) from None
+        if missing:
             raise UserError(f"{self.path}: {self.api} does not know the shapes of {', '.join(missing)}")
         for tensor in self.tensors.values():
             if not tensor.is_input:

@@ -75,11 +75,13 @@ class StepwiseExecutor:
 
     def embed(self, images: NDArray[np.float32]) -> None:
         """Puts the images into the first slots, embedded and at depth 0."""
+        self.cuda.use()
         self._fill(images)
         self._run("embed", self.batch, self._embed)
 
     def step(self, count: int, rows: int) -> None:
         """One step on `rows` slots, kept for the first `count`; their answers are in `logits` and `halt_prob` then."""
+        self.cuda.use()
         self._run("step", rows, lambda: self._step(rows))
         self._keep(count)
         for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
@@ -88,6 +90,7 @@ class StepwiseExecutor:
 
     def swap(self, pairs: list[tuple[int, int]]) -> None:
         """Exchanges slots."""
+        self.cuda.use()
         spare = self._spare.address
         for name in (*self.carried.embedded, *self.carried.state):
             start, size = self.device[name].address, self.row_bytes[name]
@@ -101,6 +104,7 @@ class StepwiseExecutor:
 
     def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
         """Runs from images to the answer after `steps` steps, halting none: with a graph, one call."""
+        self.cuda.use()
         self._fill(images)
         self._run("whole", steps, lambda: self._whole(steps))
         self.cuda.synchronize(self.stream)
@@ -205,14 +209,18 @@ class DeviceStepping(Stepping):
 class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
     """A folder of embed.plan, step.plan and heads.plan."""
 
-    def __init__(self, path: Path, *, threads: int | None = None, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cuda", threads: int | None = None, cuda_graphs: bool = True
+    ) -> None:
         """Opens the folder `path`; see `vitrm.runtime.open`.  `cuda_graphs` False never captures."""
         missing = [f"{part}.plan" for part in PARTS if not (path / f"{part}.plan").is_file()]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or build it again")
         self.path = path
-        first = Plan(path / "step.plan")
-        plans = {part: first if part == "step" else Plan(path / f"{part}.plan", first.cuda) for part in PARTS}
+        first = Plan(path / "step.plan", device=device)
+        plans = {
+            part: first if part == "step" else Plan(path / f"{part}.plan", first.cuda, device=device) for part in PARTS
+        }
         self.metadata = first.sidecar.metadata
         for part, plan in plans.items():
             if plan.sidecar.metadata != self.metadata or plan.profiles != first.profiles:
@@ -223,6 +231,7 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
         self.largest, self.profiles = first.largest, first.profiles
         self.threads = threads or 1
         self.backend, self.device_kind, self.device = describe_device(first)
+        self.device_index = first.cuda.index
         self.size_bytes = sum(
             p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
         )

@@ -14,6 +14,8 @@ from small_models import STEPS, clear_threshold, make_checkpoint, with_props
 from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
+from vitrm.runtime.backends.eager import EagerSession
+from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.bench.run import bench
@@ -194,6 +196,44 @@ def test_a_failed_artifact_is_a_row_and_the_rest_goes_on(artifact: Path, tmp_pat
     assert row(found, "cut.onnx", 2).status == row(found, "cut.onnx").status
     assert row(found, "tiny.onnx").ok
     assert row(found, "tiny.onnx").latency_ms is not None
+
+
+def test_what_fails_once_it_is_open_is_a_row(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object, images: np.ndarray, runs: int) -> None:
+        raise RuntimeError("CUDA error: the launch timed out")  # as torch says it
+
+    def broken(self: EagerSession, images: np.ndarray, steps: int) -> None:
+        raise RuntimeError("CUDA error: the device is lost")
+
+    monkeypatch.setattr(EagerSession, "device_times", lost)
+    monkeypatch.setattr(EagerSession, "trajectory", broken)
+    found = bench([artifact], batches=(1, 2), limit=10, depths=True, **QUICK)
+    for batch in (1, 2):
+        eager = row(found, "eager PyTorch", batch)
+        assert eager.status == "RuntimeError: CUDA error: the launch timed out"
+        assert eager.latency_ms is None
+        own = row(found, "tiny.onnx", batch)
+        assert own.ok
+        assert own.latency_ms is not None
+        assert own.speedup is None
+    assert "no accuracy by depth of eager PyTorch: RuntimeError: CUDA error: the device is lost" in found.notes
+
+
+def test_an_artifact_that_fails_otherwise_is_a_bug_on_a_cpu_and_a_row_on_a_gpu(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, images: np.ndarray, runs: int) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(OnnxRuntimeSession, "device_times", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench([artifact], batches=(1,), limit=10, **QUICK)
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "device_kind", property(lambda self: "cuda", lambda self, kind: None), raising=False
+    )
+    found = bench([artifact], batches=(1,), limit=10, eager=False, power=False, **QUICK)
+    assert [r.status for r in found.rows] == ["RuntimeError: an illegal memory access"]
+    assert [r.name for r in found.failed] == ["tiny.onnx"]
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

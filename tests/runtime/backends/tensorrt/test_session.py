@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, address_of
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
@@ -207,6 +208,9 @@ def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
 def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine whose driver is too old for this TensorRT: the driver lists a GPU, TensorRT finds none.
     monkeypatch.setattr("vitrm.runtime.backends.tensorrt.plan.find_gpus", lambda: ADA)
+    with pytest.raises(CudaError, match="CUDA failed while choosing GPU 0: "):
+        TensorRTSession(plan)
+    monkeypatch.setattr(Cuda, "use", lambda self: None)  # as where CUDA serves it and TensorRT does not
     with pytest.raises(
         UserError, match=r"TensorRT for RTX .* could not open .*engine\.plan: .*; build it again: vitrm-export"
     ):
@@ -221,6 +225,60 @@ def test_cuda_says_what_it_was_doing() -> None:
         cuda.allocate(16)
     with pytest.raises(CudaError, match="CUDA failed while creating a stream"):
         cuda.stream()
+
+
+class RecordingRuntime:
+    """Stands in for cuda.bindings.runtime: it proves which thread asks for which GPU, and that before anything else."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, list[str]] = {}
+
+    def __getattr__(self, name: str) -> object:
+        def call(*arguments: object) -> tuple[int, int]:
+            said = f"cudaSetDevice {arguments[0]}" if name == "cudaSetDevice" else name
+            self.calls.setdefault(threading.get_ident(), []).append(said)
+            return (0,) if name == "cudaSetDevice" else (0, 4096)  # type: ignore[return-value]
+
+        return call
+
+
+def test_every_thread_chooses_the_gpu_itself() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    cuda, runtime = Cuda(1), RecordingRuntime()
+    cuda._api = runtime
+    with ThreadPoolExecutor(2) as pool:
+        barrier = threading.Barrier(2)
+
+        def work(_: int) -> list[object]:
+            barrier.wait(PATIENCE)
+            return [cuda.allocate(16), cuda.stream()]
+
+        kept = list(pool.map(work, range(2)))
+    assert len(runtime.calls) == 2
+    for calls in runtime.calls.values():
+        assert calls == ["cudaSetDevice 1", "cudaMalloc", "cudaSetDevice 1", "cudaStreamCreateWithFlags"]
+    assert len(kept) == 2
+
+
+def test_an_address_is_read_as_the_bindings_want_it(recwarn: pytest.WarningsRecorder) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    assert address_of(runtime.cudaStream_t(4096)) == 4096
+    assert address_of(4096) == 4096
+    assert not recwarn.list
+
+
+@pytest.mark.rtx
+def test_a_plan_is_opened_on_the_gpu_that_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Gpus((Gpu("NVIDIA A10", "sm86", 1), *ADA.found), "13.0")
+    monkeypatch.setattr("vitrm.runtime.backends.tensorrt.plan.find_gpus", lambda: two)
+    assert check_here(read_sidecar(plan), plan, two, 1).flavour == "rtx"
+    with pytest.raises(UserError, match=r"here: an NVIDIA A10 \(sm86\)"):
+        vitrm.runtime.open(plan, device="cuda:0")
+    with pytest.raises(UserError, match="device cuda:2 was asked for, but there are 2 GPUs"):
+        vitrm.runtime.open(plan, device="cuda:2")
+    if not GPUS.found:
+        with pytest.raises(CudaError, match="CUDA failed while choosing GPU 1"):  # it fits, and is not there
+            vitrm.runtime.open(plan, device="cuda:1")
 
 
 @pytest.mark.rtx
