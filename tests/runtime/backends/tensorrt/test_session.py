@@ -221,10 +221,10 @@ def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPat
 def test_cuda_says_what_it_was_doing() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     cuda = Cuda()
-    with pytest.raises(CudaError, match=r"CUDA failed while allocating 16 bytes on the GPU: .+ \(\d+\)"):
+    with pytest.raises(CudaError, match=r"CUDA failed while choosing GPU 0: .+ \(\d+\)"):
         cuda.allocate(16)
-    with pytest.raises(CudaError, match="CUDA failed while creating a stream"):
-        cuda.stream()
+    with pytest.raises(CudaError, match="CUDA failed while allocating 16 bytes of pinned memory"):
+        cuda.pinned([4], np.float32)
 
 
 class RecordingRuntime:
