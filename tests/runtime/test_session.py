@@ -211,6 +211,27 @@ def test_float32_is_not_tf32(run: Path, images: np.ndarray) -> None:
     assert seen == [(False, False)] * 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_eager_on_a_gpu_says_what_a_cpu_says(run: Path, images: np.ndarray) -> None:
+    checkpoint = checkpoints.load(str(run))
+    expected = EagerSession(checkpoint, steps=STEPS, threads=1).infer(images).logits
+    largest = np.abs(expected).max()
+    for limit, how in (
+        (1e-4, {}),
+        (1e-4, {"cuda_graph": True}),
+        (0.2, {"precision": "bf16"}),
+        (0.2, {"precision": "autocast-bf16"}),
+        (0.05, {"precision": "autocast-fp16"}),
+        (0.2, {"precision": "bf16", "cuda_graph": True}),
+    ):
+        session = EagerSession(checkpoint, steps=STEPS, device="cuda", threads=1, **how)
+        found = session.infer(images).logits
+        assert np.abs(found - expected).max() < limit * largest, how
+        times = session.device_times(images, 3)
+        assert times is not None
+        assert (times > 0).all()
+
+
 def test_cuda_where_there_is_none_is_an_error(artifact: Path, run: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")

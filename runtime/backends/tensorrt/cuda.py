@@ -6,8 +6,10 @@ Everything allocated is freed with the Python object that holds it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -86,13 +88,14 @@ class Cuda:
         Raises `CudaError`, with the stream as usable as before, for work that cannot be captured.
         """
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("beginning a capture", self._api.cudaStreamBeginCapture(stream.handle, mode))
         failure: Exception | None = None
-        try:
-            work()
-        except Exception as error:  # the capture has to end whatever came of it
-            failure = error
-        status, graph = self._api.cudaStreamEndCapture(stream.handle)
+        with _no_garbage_collection():
+            self._call("beginning a capture", self._api.cudaStreamBeginCapture(stream.handle, mode))
+            try:
+                work()
+            except Exception as error:  # the capture has to end whatever came of it
+                failure = error
+            status, graph = self._api.cudaStreamEndCapture(stream.handle)
         if failure is not None or int(status):
             self._api.cudaGetLastError()
             if not int(status):
@@ -132,6 +135,18 @@ def address_of(handle: Any) -> int:
     except ImportError:  # before 12.9.1
         return int(handle)
     return handle if isinstance(handle, int) else int(get_cuda_native_handle(handle))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keeps the collector from freeing memory of the GPU meanwhile, which would end the capture of this thread."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class DeviceMemory:

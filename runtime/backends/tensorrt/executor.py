@@ -120,6 +120,7 @@ class PlanExecutor:
         self.why_no_graph = "not asked for"
         if cuda_graphs:
             self._capture()
+        plan.keep_compiled()
 
     def run(self) -> None:
         """One run from what the inputs' arrays hold to the outputs' arrays, on any thread."""

@@ -27,6 +27,7 @@ from vitrm.runtime.artifact.sidecar import (
     rebuild,
 )
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT, make_log
+from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream
 from vitrm.runtime.system.gpus import find_gpus, gpu_index
 
@@ -102,6 +103,7 @@ class Plan:
         signatures = {name: (t.dtype.name, t.shape) for name, t in self.tensors.items()}
         check_tensors(str(path), self.sidecar.metadata, signatures)
         self._lock = threading.Lock()
+        self._jit: JitSettings | None = None  # of TensorRT for RTX; contexts read it for as long as they live
 
     def _refit(self, trt: Any, log: Any) -> None:
         weights = read_weights(self.path, self.sidecar.metadata)
@@ -184,13 +186,17 @@ class Plan:
             raise UserError(f"{self.path}: {self.api} refused the address of {tensor.name}")
 
     def _create_context(self) -> Any:
-        trt, engine = self.api.module, self.engine
         if self.api.flavour != RTX:
-            return engine.create_execution_context()
-        # Compiled for the shapes in use before the first run, not behind its back during the first hundreds.
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return engine.create_execution_context(config)
+            return self.engine.create_execution_context()
+        if self._jit is None:
+            self._jit = JitSettings(self.api, self.engine, self.sidecar.engine.sha256)
+        return self.engine.create_execution_context(self._jit.config)
+
+    def keep_compiled(self) -> None:
+        """Keeps what TensorRT for RTX has compiled for the shapes in use, so that the next process need not."""
+        with self._lock:
+            if self._jit is not None:
+                self._jit.keep()
 
 
 class Context:

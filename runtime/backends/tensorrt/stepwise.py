@@ -141,6 +141,8 @@ class StepwiseExecutor:
                 # The captured run is not executed: the work above was this call's.
                 contexts = list(self._contexts.values())
                 self._graphs[key] = capture_or_none(self.cuda, self.stream, contexts, work)
+            for plan in self.plans.values():
+                plan.keep_compiled()
             depths = [k for k in self._graphs if k[0] == "whole"]
             if len(depths) > _GRAPHS:
                 del self._graphs[depths[0]]

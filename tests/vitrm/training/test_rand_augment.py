@@ -116,3 +116,20 @@ def test_a_batch_is_augmented_without_waiting_for_the_gpu(name: str, monkeypatch
     assert batch.images.shape == (64, 3, 32, 32)
     assert waits.uploads > 0
     assert waits.found == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ["paper", "paper+", "anytime"])
+def test_a_batch_is_the_same_on_a_gpu(name: str) -> None:
+    pixels, label = torch.from_numpy(photo_crops(64)), torch.arange(64) % 10
+    settings = recipe(name, cutout=4, crop_padding=4)
+    on_gpu = pixels.cuda(), label.cuda()
+    for seed in range(3):
+        expected = augment(pixels, label, 10, settings, True, np.random.default_rng(seed))
+        torch.cuda.set_sync_debug_mode("error" if seed else "default")  # the first batch sends the tables
+        try:
+            found = augment(*on_gpu, 10, settings, True, np.random.default_rng(seed))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.allclose(found.images.cpu(), expected.images, atol=1e-6)
+        assert torch.allclose(found.target.cpu(), expected.target, atol=1e-6)

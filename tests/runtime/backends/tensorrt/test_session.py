@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import random
 import shutil
@@ -12,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, address_of
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream, address_of
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
@@ -232,6 +234,7 @@ class RecordingRuntime:
 
     def __init__(self) -> None:
         self.calls: dict[int, list[str]] = {}
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __getattr__(self, name: str) -> object:
         def call(*arguments: object) -> tuple[int, int]:
@@ -258,6 +261,20 @@ def test_every_thread_chooses_the_gpu_itself() -> None:
     for calls in runtime.calls.values():
         assert calls == ["cudaSetDevice 1", "cudaMalloc", "cudaSetDevice 1", "cudaStreamCreateWithFlags"]
     assert len(kept) == 2
+
+
+def test_nothing_is_collected_while_a_graph_is_captured() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    cuda = Cuda()
+    cuda._api = RecordingRuntime()
+    stream = Stream(4096, lambda handle: None)
+    seen = []
+    assert gc.isenabled()
+    cuda.capture(stream, lambda: seen.append(gc.isenabled()))
+    with pytest.raises(CudaError, match="could not capture"):
+        cuda.capture(stream, lambda: seen.append(gc.isenabled()) or 1 / 0)  # type: ignore[func-returns-value]
+    assert seen == [False, False]
+    assert gc.isenabled()
 
 
 def test_an_address_is_read_as_the_bindings_want_it(recwarn: pytest.WarningsRecorder) -> None:
