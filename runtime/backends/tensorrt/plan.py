@@ -28,7 +28,7 @@ from vitrm.runtime.artifact.sidecar import (
 )
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT, make_log
 from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Stream
 from vitrm.runtime.system.gpus import find_gpus, gpu_index
 
 _DTYPES: dict[str, DTypeLike] = {
@@ -144,13 +144,24 @@ class Plan:
 
     @property
     def context_bytes(self) -> int:
-        """Memory on the GPU that one context takes beside its inputs and outputs."""
-        return int(self.engine.device_memory_size_v2)
+        """Memory on the GPU that each context takes by itself, beside its inputs, outputs and scratch."""
+        return 0 if self._shares_scratch else int(self.engine.device_memory_size_v2)
 
-    def bind(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> Context:
+    @property
+    def _shares_scratch(self) -> bool:
+        # TensorRT for RTX finishes its kernels for the shapes at hand, and may need other memory for them than the plan says.
+        return self.api.flavour != RTX
+
+    def scratch_bytes(self, batch: int) -> int:
+        """Memory on the GPU that a run of `batch` images works in.  Contexts that never run at once may share it."""
+        index, _ = choose_profile(self.profiles, batch)
+        return int(self.engine.get_device_memory_size_for_profile_v2(index)) if self._shares_scratch else 0
+
+    def bind(self, batch: int, addresses: Mapping[str, int], stream: Stream, scratch: DeviceMemory) -> Context:
         """A context for `batch` images, which a profile must take as they are, on tensors at `addresses`.
 
-        What the host decides with (`PlanTensor.on_host`) must already have a value there.
+        It works in `scratch`, at least `scratch_bytes(batch)`, which must outlive it.  What the host decides with
+        (`PlanTensor.on_host`) must already have a value there.
         """
         index, padded = choose_profile(self.profiles, batch)
         if padded != batch:
@@ -178,8 +189,10 @@ class Plan:
         for tensor in self.tensors.values():
             if not tensor.is_input:
                 self._place(context, tensor, addresses)
+        if self._shares_scratch and scratch.size:
+            context.set_device_memory(scratch.address, scratch.size)
         self.cuda.synchronize(stream)
-        return Context(self, context, batch)
+        return Context(self, context, batch, scratch)
 
     def _place(self, context: Any, tensor: PlanTensor, addresses: Mapping[str, int]) -> None:
         if not context.set_tensor_address(tensor.name, addresses[tensor.name]):
@@ -187,7 +200,9 @@ class Plan:
 
     def _create_context(self) -> Any:
         if self.api.flavour != RTX:
-            return self.engine.create_execution_context()
+            # Its own choice would be memory for the largest profile, in every context.
+            strategy = self.api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+            return self.engine.create_execution_context(strategy)
         if self._jit is None:
             self._jit = JitSettings(self.api, self.engine, self.sidecar.engine.sha256)
         return self.engine.create_execution_context(self._jit.config)
@@ -202,8 +217,8 @@ class Plan:
 class Context:
     """An execution context, bound to its shapes and addresses.  One thread at a time."""
 
-    def __init__(self, plan: Plan, context: Any, batch: int) -> None:
-        self.plan, self.batch, self._context = plan, batch, context
+    def __init__(self, plan: Plan, context: Any, batch: int, scratch: DeviceMemory) -> None:
+        self.plan, self.batch, self._context, self._scratch = plan, batch, context, scratch
 
     def enqueue(self, stream: Stream) -> None:
         """Puts one run into `stream`."""

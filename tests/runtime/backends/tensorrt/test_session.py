@@ -365,14 +365,21 @@ def test_lanes_are_kept_for_the_sizes_used_last() -> None:
     assert made == [1, 2]
     with executors.borrow(1) as first, executors.borrow(1) as second:  # two threads at once
         assert first is not second
-    assert made == [1, 2, 1]  # the executor of 2 went, unused for longest
-    with executors.borrow(2):
+    assert made == [1, 2, 1]
+    for _ in range(2):  # as many as were in use at once are kept
+        with executors.borrow(1), executors.borrow(1), executors.borrow(2):
+            pass
+    assert made == [1, 2, 1]
+    with executors.borrow(3):
         pass
-    assert made == [1, 2, 1, 2]
-    with pytest.raises(ValueError, match="broken"), executors.borrow(2):
+    assert made == [1, 2, 1, 3]
+    with executors.borrow(2):  # those of 2 went, unused for longest
+        assert made == [1, 2, 1, 3, 2]
+    with pytest.raises(ValueError, match="broken"), executors.borrow(3):
         raise ValueError("broken")
-    with executors.borrow(2):  # what failed is not used again
-        assert made == [1, 2, 1, 2, 2]
+    before = len(made)
+    with executors.borrow(3):  # what failed is not used again
+        assert len(made) == before + 1
 
 
 def test_swaps_bring_the_active_samples_to_the_front() -> None:
