@@ -14,9 +14,7 @@ from types import FunctionType, MethodType
 
 import numpy as np
 import torch
-import torch._dynamo
 from numpy.typing import NDArray
-from torch._dynamo.utils import counters as dynamo_counters
 
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ViTRMConfig, to_dict
@@ -270,7 +268,9 @@ def _own_code(function: FunctionType, name: str) -> FunctionType:
 @contextmanager
 def _no_silent_eager() -> Iterator[None]:
     """Makes Dynamo raise where it would give up compiling and run the function as it is."""
-    config, name = torch._dynamo.config, "fail_on_recompile_limit_hit"
+    from torch._dynamo import config  # it takes a second to import, which only a compiled row is worth
+
+    name = "fail_on_recompile_limit_hit"
     before = getattr(config, name)
     setattr(config, name, True)
     try:
@@ -281,9 +281,13 @@ def _no_silent_eager() -> Iterator[None]:
 
 def _graphs_made() -> int:
     """Graphs that Dynamo has made in this process."""
-    return int(dynamo_counters["stats"]["unique_graphs"])
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _frames_seen() -> int:
     """Calls that Dynamo has looked at in this process, to compile them or to leave them as they are."""
-    return int(dynamo_counters["frames"]["total"])
+    from torch._dynamo.utils import counters
+
+    return int(counters["frames"]["total"])
