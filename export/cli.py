@@ -145,7 +145,7 @@ def _default_name(args: argparse.Namespace, checkpoint: Checkpoint, plan: PlanOp
 
 def _build_from_onnx(args: argparse.Namespace, source: Path) -> None:
     """Builds a plan from a file, or stepwise folder, that was exported before."""
-    from vitrm.export.summary import plan_line
+    from vitrm.export.summary import complaint_lines, plan_line
     from vitrm.export.tensorrt.build import build_engine
 
     check_decided(args, source)
@@ -157,6 +157,8 @@ def _build_from_onnx(args: argparse.Namespace, source: Path) -> None:
         build = build_engine(source, args.output or default, options, progress=progress)
     say(f"{source} → {build.path}")
     say(plan_line(build))
+    for line in complaint_lines(build):
+        say(line)
     say(f"  file     {build.path}, {build.bytes / 1e6:.2f} MB")
     say(f"next: vitrm-bench {build.path}")
 

@@ -13,7 +13,7 @@ from importlib import metadata as packages
 from vitrm import __version__
 from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.sidecar import this_system
-from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, NAMES, RTX, load_tensorrt
+from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, NAMES, RTX, load_tensorrt, version_tuple
 from vitrm.runtime.system import machine
 from vitrm.runtime.system.gpus import Gpus, find_gpus
 from vitrm.system.terminal import say
@@ -122,6 +122,27 @@ def _tensorrt(flavour: str, gpus: Gpus) -> Finding:
 
 
 def _cuda(gpus: Gpus) -> str:
-    from cuda.bindings import runtime  # noqa: F401
+    from cuda.bindings import runtime
 
-    return "runs plans" if gpus.found else f"runs plans where a GPU is; {gpus.problem}"
+    # They import where no call of theirs works: one that asks for nothing is tried.
+    status, count = runtime.cudaGetDeviceCount()
+    version = packages.version("cuda-bindings")
+    if int(status):
+        _, text = runtime.cudaGetErrorString(status)
+        reason = gpus.problem or bindings_for(gpus.driver, version) or "check nvidia-smi"
+        return f"runs no plans here: {text.decode()} (CUDA error {int(status)}); {reason}"
+    slow = bindings_for(gpus.driver, version)
+    return f"runs plans on {count} GPU{'s' * (count != 1)}" + (f"; {slow}" if slow else "")
+
+
+def bindings_for(driver: str | None, version: str) -> str | None:
+    """Names the cuda-bindings that fit a driver for CUDA `driver` ("12.8") better than `version`; None where it fits."""
+    if driver is None:
+        return None
+    served, found = version_tuple(driver), version_tuple(version)
+    wanted = '"cuda-bindings>=12.9.1,<13"' if served[0] == 12 else f'"cuda-bindings=={served[0]}.*"'
+    if found[0] > served[0]:
+        return f"the driver serves CUDA {driver}, these bindings need {found[0]}: pip install {wanted}"
+    if found < (12, 9, 1):
+        return f"before 12.9.1 threads wait for each other's calls: pip install {wanted}"
+    return None

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from vitrm.export.result import ExportResult
     from vitrm.export.tensorrt.build import BuildResult
 
+_COMPLAINTS = 3  # of TensorRT's that are shown
+
 
 def summary(result: ExportResult, shown: Path) -> Iterator[str]:
     """Describes an export whose artifact is at `shown`: graph, precision, evidence, file."""
@@ -34,6 +36,7 @@ def summary(result: ExportResult, shown: Path) -> Iterator[str]:
     )
     if result.plan is not None:
         yield plan_line(result.plan)
+        yield from complaint_lines(result.plan)
         if not result.plan_verified:
             yield "           the parity is that of its ONNX graph: the plan itself was not run, its GPU is not here"
     share = result.bytes / result.float32_bytes
@@ -81,6 +84,14 @@ def plan_line(build: BuildResult) -> str:
         f"  engine   {NAMES[e.flavour]} {e.version} for {', '.join(e.gpus)}{built_on}, {e.system}; {batches}; "
         f"{build.layers} layers before fusion, built in {build.seconds:.1f} s"
     )
+
+
+def complaint_lines(build: BuildResult) -> Iterator[str]:
+    """Describes what TensorRT logged as errors of a build that succeeded."""
+    for text in build.complaints[:_COMPLAINTS]:
+        yield f"  warning  TensorRT logged an error and built the plan all the same: {text}"
+    if (more := len(build.complaints) - _COMPLAINTS) > 0:
+        yield f"           and {more} more"
 
 
 def _steps(count: int) -> str:

@@ -39,8 +39,8 @@ def open(
 
     Args:
         path: an .onnx or .plan file, or a stepwise folder, as vitrm-export wrote it.
-        device: "cpu", "cuda" or "auto" (cuda where it works).  "cuda" is an error where the backend cannot use it, never a
-            quiet run on the CPU.  A plan runs on the GPU it was built for whatever this says.
+        device: "cpu", "cuda" (the first GPU), "cuda:1" … or "auto" (cuda where it works).  "cuda" is an error where the backend
+            cannot use it, never a quiet run on the CPU.  A plan runs on a GPU whatever this says, the first unless it names one.
         threads: CPU threads of one inference; None: every physical core.
         provider: what ONNX Runtime computes with on a GPU: "cuda" (the default), "tensorrt" or "tensorrt-rtx".  One that
             cannot be had is an error.

@@ -20,8 +20,8 @@ from vitrm.errors import UserError
 from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
+from vitrm.runtime.system.gpus import gpu_index
 
-DEVICES = ("cpu", "cuda", "auto")
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalized pixels do by far more.
 _RANGE_SLACK = 1e-3
 
@@ -42,6 +42,7 @@ class Session(ABC):
     backend: str  # what runs it: "onnxruntime-cpu", "pytorch-cpu" …
     device: str  # in words: "AMD EPYC 9B14", "NVIDIA H100"
     device_kind: str  # "cpu" or "cuda"
+    device_index: int = 0  # which of the GPUs, as CUDA counts them
     threads: int  # CPU threads of one inference
     path: Path | None  # the artifact's file; None for a model in memory
     size_bytes: int  # of the weights and graph as stored
@@ -61,6 +62,13 @@ class Session(ABC):
     def device_bytes(self) -> int | None:
         """Memory on the GPU that it takes by now, bytes; None where nobody counts."""
         return None
+
+    def compiled_graphs(self, batch: int) -> int | None:
+        """Counts the graphs that a compiler made of it for that batch size; None where none compiles as it runs."""
+        return None
+
+    def release_memory(self) -> None:  # noqa: B027
+        """Gives memory of the GPU that it keeps for later runs back to others; most keep none."""
 
     def device_times(self, images: NDArray[np.float32], runs: int) -> NDArray[np.float64] | None:
         """Measures the milliseconds that each of `runs` runs takes on the GPU's own clock, without copies from and to the host.
@@ -164,6 +172,11 @@ class Session(ABC):
             )
 
 
+def _plan_device(device: str) -> str:
+    """The GPU of a plan, which runs on one whatever was asked for."""
+    return device if device.startswith("cuda") else "cuda"
+
+
 def _same_threshold(a: float, b: float) -> bool:
     return a == b or (a >= 1 and b >= 1)  # from 1 on, every threshold means "never"
 
@@ -177,8 +190,8 @@ def open_session(
     verify: bool = True,
 ) -> Session:
     """Opens the artifact at `path` with the backend that runs it; `vitrm.runtime.open` says what the arguments are."""
-    if device not in DEVICES:
-        raise UserError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
+    if device not in ("cpu", "auto"):
+        gpu_index(device)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UserError(f"threads is {threads!r}, expected a whole number of at least 1")
     if provider is not None:
@@ -196,7 +209,7 @@ def open_session(
         if any((file / f"{part}.plan").exists() for part in PARTS):
             from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession
 
-            return TensorRTStepwiseSession(file, threads=threads)
+            return TensorRTStepwiseSession(file, device=_plan_device(device), threads=threads)
         raise UserError(
             f"{file} is a folder without {', '.join(f'{p}.onnx' for p in PARTS)} (or .plan), expected an exported file (.onnx, "
             ".plan) or a stepwise folder"
@@ -211,7 +224,7 @@ def open_session(
     if suffix in (".plan", ".engine"):
         from vitrm.runtime.backends.tensorrt.session import TensorRTSession
 
-        return TensorRTSession(file, threads=threads)
+        return TensorRTSession(file, device=_plan_device(device), threads=threads)
     if suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise UserError(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"

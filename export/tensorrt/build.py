@@ -42,6 +42,7 @@ class BuildResult:
     layers: int  # of TensorRT's network before it fuses them
     bytes: int  # of the plans
     seconds: float
+    complaints: tuple[str, ...] = ()  # what TensorRT logged as errors and built the plans all the same
 
     @property
     def engine(self) -> BuildRecord:
@@ -106,6 +107,7 @@ def build_engine(
         layers=build.layers,
         bytes=sum(s.engine.bytes for s in build.sidecars.values()),
         seconds=time.perf_counter() - began,
+        complaints=tuple(dict.fromkeys(build.complaints)),
     )
 
 
@@ -117,13 +119,14 @@ class _Build:
         self.on_stage = on_stage
         self.sidecars: dict[str, Sidecar] = {}
         self.layers = 0
+        self.complaints: list[str] = []
 
     def add(self, onnx: Path, plan: Path, metadata: Metadata, stage: str) -> None:
         """Builds one plan and writes its side-car, and its weights where they stay outside."""
         tools, options = self.tools, self.options
-        self.layers += run_builder(
-            onnx, plan, self.target, tools, options, lambda text: self.on_stage(f"{stage}: {text}")
-        )
+        built = run_builder(onnx, plan, self.target, tools, options, lambda text: self.on_stage(f"{stage}: {text}"))
+        self.layers += built.layers
+        self.complaints += built.complaints
         engine = BuildRecord(
             flavour=tools.api.flavour,
             version=tools.api.version,

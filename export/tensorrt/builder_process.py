@@ -33,8 +33,18 @@ _HINTS = (
 )
 
 
-def run_builder(onnx: Path, plan: Path, target: Path, tools: Toolchain, options: PlanOptions, on_stage: OnStage) -> int:
-    """Builds the file `plan` from the file `onnx` in a process of its own; returns the number of layers in the network.
+@dataclass(frozen=True)
+class Built:
+    """A plan that a builder made."""
+
+    layers: int  # of the network before TensorRT fuses them
+    complaints: tuple[str, ...]  # what TensorRT logged as an error and built the plan all the same
+
+
+def run_builder(
+    onnx: Path, plan: Path, target: Path, tools: Toolchain, options: PlanOptions, on_stage: OnStage
+) -> Built:
+    """Builds the file `plan` from the file `onnx` in a process of its own.
 
     Raises:
         UserError: where the builder refuses, crashes or is killed.  Its messages are then beside `target`, in PLAN.log.
@@ -56,11 +66,11 @@ def run_builder(onnx: Path, plan: Path, target: Path, tools: Toolchain, options:
             timing_cache=str(own_cache) if cache is not None else None,
             flags=options.flags,
         )
-        layers = _layers(_answer(request, on_stage), target, tools)
+        built = _built(_answer(request, on_stage), target, tools)
         if cache is not None and own_cache.exists():
             with atomic_files(cache.parent, [cache.name]) as temporary:
                 (temporary / cache.name).write_bytes(own_cache.read_bytes())
-    return layers
+    return built
 
 
 @dataclass
@@ -109,10 +119,11 @@ def _answer(request: BuildRequest, on_stage: OnStage) -> _Answer:
     return answer
 
 
-def _layers(answer: _Answer, target: Path, tools: Toolchain) -> int:
-    """The number of layers of a plan that was built.  Raises `UserError` where none was."""
+def _built(answer: _Answer, target: Path, tools: Toolchain) -> Built:
+    """The plan that was built.  Raises `UserError` where none was."""
     if "built" in answer.last and answer.status == 0:
-        return int(answer.last["built"]["layers"])
+        built = answer.last["built"]
+        return Built(int(built["layers"]), tuple(dict.fromkeys(_shorten(str(e)) for e in built["errors"])))
     log = _keep_log(target, answer)
     failed = answer.last.get("failed")
     if failed is None:
@@ -125,6 +136,8 @@ def _layers(answer: _Answer, target: Path, tools: Toolchain) -> int:
 def _explain(tools: Toolchain, stage: str, errors: list[str]) -> str:
     """The builder's complaint, and what to do about it."""
     said = _shorten(errors[0]) if errors else "no reason given"
+    if stage == "trust":
+        return f"{tools.api} built a plan that computes something else than this graph: {said}"
     everything = " ".join(errors)
     hint = next((text for pattern, text in _HINTS if re.search(pattern, everything, re.IGNORECASE)), None)
     return f"{tools.api} cannot {stage} this graph: {said}" + (f" ({hint})" if hint else "")

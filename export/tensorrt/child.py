@@ -4,6 +4,9 @@ A process of its own, because TensorRT's builder can crash (SIGSEGV) or be kille
 process along; here that is one message of the command that started it (vitrm.export.tensorrt.build).  It reads a `BuildRequest` as
 JSON from standard input and answers with JSON lines: {"log": [severity, text]}, {"progress": text} and at last
 {"built": {…}} or {"failed": {"stage": …, "errors": […]}}.
+
+A build has failed where no plan came of it: TensorRT logs a kernel that it tried and left out as an ERROR, and goes on to
+the next one.  A plan is refused where a message of any severity says that it computes something else than the graph.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import ctypes
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +28,14 @@ from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.backends.tensorrt.api import TensorRT, load_tensorrt, make_log
 
 _PR_SET_PDEATHSIG = 1
+# Messages of builders that then give a plan all the same, which computes something else than the graph says.
+_WRONG_RESULTS = re.compile(
+    r"UINT8.*Defaulting to INT8"
+    r"|would overflow in FP16 and converted"
+    r"|Detected (NaN|infinit\w*) values"
+    r"|outside the range of INT32 (was|were) clamped",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +103,20 @@ def _build(request: BuildRequest, say: Any) -> dict[str, Any]:
     monitor = _monitor(trt, say)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    if plan is None or log.errors:
+    if plan is None:
         raise Failure("build", log.errors)
+    if wrong := wrong_results(log.messages):
+        raise Failure("trust", wrong)
     Path(request.plan).write_bytes(memoryview(plan))
     cache = config.get_timing_cache() if request.timing_cache else None
     if cache is not None and request.timing_cache:
         Path(request.timing_cache).write_bytes(memoryview(cache.serialize()))
-    return {"layers": network.num_layers, "bytes": plan.nbytes}
+    return {"layers": network.num_layers, "bytes": plan.nbytes, "errors": log.errors}
+
+
+def wrong_results(messages: Iterable[tuple[str, str]]) -> list[str]:
+    """The texts among TensorRT's `messages` (severity, text) that say of a plan that it computes something else than its graph."""
+    return list(dict.fromkeys(text for _, text in messages if _WRONG_RESULTS.search(text)))
 
 
 def _configure(api: TensorRT, config: Any, request: BuildRequest, log: Any) -> None:

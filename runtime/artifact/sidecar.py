@@ -191,14 +191,14 @@ def needs(engine: BuildRecord) -> str:
     return f"an NVIDIA GPU of {gpu}{name}, {NAMES[engine.flavour]} {engine.version}, {engine.system}"
 
 
-def check_here(sidecar: Sidecar, plan: Path, gpus: Gpus) -> TensorRT:
-    """The TensorRT that opens `plan` on this machine with these `gpus`, of which the first is used.
+def check_here(sidecar: Sidecar, plan: Path, gpus: Gpus, index: int = 0) -> TensorRT:
+    """The TensorRT that opens `plan` on this machine with these `gpus`, of which number `index` is used.
 
     Raises `UserError` naming everything in which the machine differs from what the plan needs, and the way out.
     """
     engine = sidecar.engine
     differences = []
-    gpu = gpus.found[0] if gpus.found else None
+    gpu = gpus.found[index] if index < len(gpus.found) else None
     if gpu is None:
         differences.append(f"no GPU ({gpus.problem})")
     elif not _fits(engine, gpu.sm):

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
+from vitrm.model_size import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Predictions
 from vitrm.runtime.bench.energy import Energy
 from vitrm.runtime.bench.images import Sample, load_sample
 from vitrm.runtime.bench.latency import Timing
 from vitrm.runtime.bench.options import BenchOptions
-from vitrm.runtime.bench.reference import find_reference
+from vitrm.runtime.bench.reference import find_reference, load_run
 from vitrm.runtime.bench.rows import OK
 from vitrm.runtime.halting.choose import HaltingChoice, check_enough, choose, run_every_step
 from vitrm.runtime.halting.store import check_storable
@@ -97,11 +98,16 @@ def open_bench(
 ) -> OpenBench:
     """Opens `artifacts`, chooses thresholds where asked for, and adds peers, images and eager models.
 
+    Where none of them opens, or there are none, a run that `options` name is measured alone: on a GPU without ONNX
+    Runtime's provider and TensorRT, PyTorch still says what the model takes there.
     Appends to `notes` what a reader of the results should know.  Raises `UserError` when nothing can be measured, or
-    `options` do not fit the artifacts; one artifact of several that fails is among the result's `unopened`.
+    `options` do not fit the artifacts; an artifact that fails is among the result's `unopened`.
     """
     opened, unopened = open_artifacts(artifacts, options, threads)
     cases, choices = artifact_cases(opened, unopened, options, notes, report)
+    if not cases:
+        cases = run_cases(unopened, options, threads)
+        return OpenBench(cases, unopened, load_samples(cases, options, notes), choices, compared=True)
     if options.peers:
         cases += open_peers(opened, unopened, options, report)
     samples = load_samples(cases, options, notes)
@@ -116,7 +122,7 @@ def open_bench(
 def open_artifacts(
     artifacts: Sequence[str | os.PathLike[str]], options: BenchOptions, threads: int
 ) -> tuple[list[OpenArtifact], list[UnopenedCase]]:
-    """Opens every path once; what does not open is returned with the reason.  Raises `UserError` when none opens."""
+    """Opens every path once; what does not open is returned with the reason."""
     paths = list(dict.fromkeys(str(a) for a in artifacts))
     short = [Path(p).name for p in paths]
     opened, unopened = [], []
@@ -128,10 +134,12 @@ def open_artifacts(
             )
         except UserError as error:
             unopened.append(UnopenedCase(name, "artifact", str(error)))
+        except Exception as error:
+            if options.device == "cpu":
+                raise  # a bug; a GPU's libraries fail in ways of their own
+            unopened.append(UnopenedCase(name, "artifact", first_line(error, named=True)))
         else:
             opened.append(OpenArtifact(name, session))
-    if not opened:
-        raise UserError("; ".join(u.reason for u in unopened))
     return opened, unopened
 
 
@@ -144,8 +152,8 @@ def artifact_cases(
 ) -> tuple[list[Case], dict[Path, HaltingChoice]]:
     """Returns the cases of every artifact, and the thresholds chosen for them.
 
-    An artifact for which none can be chosen joins `unopened`.  Raises `UserError` when no case is left, or a threshold
-    was asked for and none of the artifacts takes one.
+    An artifact for which none can be chosen joins `unopened`.  Raises `UserError` where a threshold was asked for and none
+    of the artifacts that opened takes one.
     """
     cases: list[Case] = []
     choices: dict[Path, HaltingChoice] = {}
@@ -160,9 +168,7 @@ def artifact_cases(
                 continue
             thresholds = list(dict.fromkeys((1.0, choices[path].chosen.threshold)))
         cases += at_settings(one, options.steps, thresholds, notes)
-    if not cases:
-        raise UserError("; ".join(u.reason for u in unopened))
-    if options.max_drop is not None and not choices:
+    if options.max_drop is not None and cases and not choices:
         raise UserError(
             "no loop or stepwise artifact to choose a threshold for: make one with vitrm-export --graph stepwise"
         )
@@ -230,6 +236,32 @@ def _note_untrained(opened: OpenArtifact, depths: Sequence[int], notes: list[str
             f"{opened.name} was trained to {trained} step{'s' * (trained != 1)}: {listed} "
             f"{'are' if len(deeper) > 1 else 'is'} deeper, and may answer worse"
         )
+
+
+def run_cases(unopened: list[UnopenedCase], options: BenchOptions, threads: int) -> list[Case]:
+    """Returns the cases of the run that `options` name, without an artifact: eager and compiled, at each depth and threshold.
+
+    Raises `UserError` for the artifacts that did not open where no run is named or PyTorch is left out, and where the run
+    itself cannot be measured.
+    """
+    reasons = [u.reason for u in unopened] or ["no artifact to measure: name an .onnx file that vitrm-export wrote"]
+    if options.run is None or not options.eager or options.max_drop is not None:
+        raise UserError("; ".join(reasons))
+    checkpoint = load_run(options.run)
+    from vitrm.runtime.backends.eager import describe
+
+    recursive = checkpoint.model.kind == "vitrm"
+    depths = (options.steps if recursive else ()) or [checkpoint.trained_depth or 1]
+    thresholds = (options.halt_thresholds if recursive else ()) or [NEVER]
+    wanted = [describe(checkpoint, steps=s, halt_threshold=t) for s, t in product(depths, thresholds)]
+    groups = {group_key(metadata): metadata for metadata in wanted}
+    labels = _eager_labels(groups, dict.fromkeys(groups, checkpoint))
+    cases = []
+    for group, metadata in groups.items():
+        cases += _open_eager(group, metadata, options.device, unopened, checkpoint, labels[group], options, threads)
+    if not cases:
+        raise UserError("; ".join(u.reason for u in unopened))
+    return cases
 
 
 # Peers, images, eager models -------------------------------------------------------------------
@@ -317,30 +349,37 @@ def with_eager(
     threads: int,
 ) -> list[Case]:
     """Returns the cases by group, each group's eager models first; one that does not start joins `unopened`."""
-    labels = _eager_labels(cases, checkpoints)
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    labels = _eager_labels({group: groups[group][0].metadata for group in checkpoints}, checkpoints)
     grouped = []
-    for group in dict.fromkeys(case.group for case in cases):
-        members = [case for case in cases if case.group == group]
+    for group, members in groups.items():
         if group in checkpoints:
-            grouped += _open_eager(members, unopened, checkpoints[group], labels[group], options, threads)
+            # For "auto", where the artifacts ended up: torch alone might go elsewhere.
+            gpu = next((f"cuda:{m.session.device_index}" for m in members if m.session.device_kind == "cuda"), None)
+            where = (gpu or members[0].session.device_kind) if options.device == "auto" else options.device
+            label = labels[group]
+            grouped += _open_eager(
+                group, members[0].metadata, where, unopened, checkpoints[group], label, options, threads
+            )
         grouped += members
     return grouped
 
 
 def _open_eager(
-    members: Sequence[Case],
+    group: str,
+    like: Metadata,
+    device: str,
     unopened: list[UnopenedCase],
     checkpoint: Checkpoint,
     label: str,
     options: BenchOptions,
     threads: int,
 ) -> list[Case]:
-    """Opens a group's eager model, and as options ask for it compiled and in bfloat16."""
+    """Opens a group's eager model at the depth and threshold of `like`, and as options ask for it compiled and in bfloat16."""
     from vitrm.runtime.backends.eager import EagerSession
 
-    group, like = members[0].group, members[0].session
-    # For "auto", where the artifacts ended up: torch alone might go elsewhere.
-    where = "cuda" if any(m.session.device_kind == "cuda" for m in members) else like.device_kind
     cases = []
     for half, compiled in product((False, True) if options.bf16 else (False,), dict.fromkeys((False, options.compile))):
         mode = f" {compiled}" if isinstance(compiled, str) else ""
@@ -349,23 +388,26 @@ def _open_eager(
         try:
             session = EagerSession(
                 checkpoint,
-                steps=like.metadata.steps,
-                halt_threshold=like.metadata.halt_threshold,
-                device=where if options.device == "auto" else options.device,
+                steps=like.steps,
+                halt_threshold=like.halt_threshold,
+                device=device,
                 threads=threads,
                 compile=compiled,
-                bf16=half,
+                precision="bf16" if half else "fp32",
             )
-        except UserError as error:
-            unopened.append(UnopenedCase(name, kind, str(error)))
+        except Exception as error:  # no memory, for one
+            reason = str(error) if isinstance(error, UserError) else first_line(error, named=True)
+            unopened.append(UnopenedCase(name, kind, reason))
         else:
             cases.append(Case(f"{kind} {group}", name, kind, session, group))
     return cases
 
 
-def _eager_labels(cases: Sequence[Case], checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
-    """Returns by group what tells its eager rows from another group's: nothing, or the run, the depth, a number."""
-    first = {group: next(c.metadata for c in cases if c.group == group) for group in checkpoints}
+def _eager_labels(first: Mapping[str, Metadata], checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Returns by group what tells its eager rows from another group's: nothing, or the run, the depth, a number.
+
+    `first` is the description of each group's first case.
+    """
     runs = {group: Path(checkpoint.source).name for group, checkpoint in checkpoints.items()}
     labels: dict[str, str] = {}
     for group, m in first.items():

@@ -57,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "artifacts",
-        nargs="+",
+        nargs="*",
         metavar="ARTIFACT",
-        help="what vitrm-export wrote: an .onnx or .plan file, or a stepwise folder",
+        help="what vitrm-export wrote: an .onnx or .plan file, or a stepwise folder; none with --run measures PyTorch alone",
     )
     _add_images(parser.add_argument_group("images"))
     _add_settings(parser.add_argument_group("batch sizes, depths and halting"))
@@ -143,8 +143,8 @@ def _add_comparisons(group: Group) -> None:
 def _add_machine(group: Group) -> None:
     group.add_argument(
         "--device",
-        choices=("cpu", "cuda", "auto"),
-        help="default: cpu, cuda with --provider, auto with a plan among them",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N or auto; default: cpu, cuda with --provider, auto with a plan among them",
     )
     group.add_argument(
         "--provider",
@@ -198,6 +198,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises `UserError` for flags that do not go together, and for files that could not be written."""
+    if not args.artifacts and not args.run:
+        raise UserError("no artifact to measure: name what vitrm-export wrote, or a run for PyTorch alone with --run")
     for option in ("compile", "bf16"):
         if getattr(args, option) and args.no_eager:
             raise UserError(f"--{option} compares with torch and --no-eager leaves it out: choose one")

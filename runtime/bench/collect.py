@@ -62,10 +62,10 @@ def collect(
     ]
     by_class = _by_class(cases, samples)
     return BenchResult(
-        rows=_rows(opened, options.batches),
+        rows=rows_of(opened, options.batches),
         notes=tuple(dict.fromkeys([*notes, *_never_recognized(by_class)])),
         data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
-        machine=_describe_machine(busy_cpus, root),
+        machine=describe_machine(busy_cpus, root),
         versions=machine.versions(packages),
         threads=threads,
         device=options.device,
@@ -119,7 +119,8 @@ def _describe(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _describe_machine(busy_cpus: float | None, root: Path) -> dict[str, Any]:
+def describe_machine(busy_cpus: float | None, root: Path) -> dict[str, Any]:
+    """Describes the processor and what it did meanwhile, for a result."""
     return {
         "cpu": machine.cpu_name(),
         "cpu_features": list(machine.cpu_features()),
@@ -154,7 +155,7 @@ def _evidence(case: Case, reference: Case | None, sample: Sample) -> CaseEvidenc
 # Rows ------------------------------------------------------------------------------------------
 
 
-def _rows(opened: OpenBench, batches: Sequence[int]) -> tuple[BenchRow, ...]:
+def rows_of(opened: OpenBench, batches: Sequence[int]) -> tuple[BenchRow, ...]:
     """Makes a row for every case at every batch size, those that did not open last."""
     return tuple(
         row
@@ -182,6 +183,7 @@ def _row(case: Case, reference: Case | None, sample: Sample, batch: int) -> Benc
         bytes=session.size_bytes,
         device=session.device,
         threads=session.threads,
+        compiled_graphs=session.compiled_graphs(batch),
         run=own.run,
         weights_sha256=own.weights_sha256,
         notes=_notes(case, batch),

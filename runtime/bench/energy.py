@@ -152,16 +152,17 @@ class Meters:
     _made: dict[str, Meter | None] = field(default_factory=dict)
     _idle: dict[str, float] = field(default_factory=dict)
 
-    def of(self, device_kind: str) -> Meter | None:
-        """The meter for "cpu" or "cuda"; None, and a note, where there is no sensor.  A new one measures idle power first."""
-        if device_kind not in self._made:
-            sensors, reason = find_sensors(device_kind, self.root)
-            self._made[device_kind] = meter = Meter(sensors, self.root) if sensors else None
+    def of(self, device_kind: str, index: int = 0) -> Meter | None:
+        """The meter for "cpu" or GPU `index`; None, and a note, where there is no sensor.  A new one measures idle power first."""
+        device = f"{device_kind}:{index}" if index else device_kind
+        if device not in self._made:
+            sensors, reason = find_sensors(device_kind, self.root, index)
+            self._made[device] = meter = Meter(sensors, self.root) if sensors else None
             if meter:
                 self._idle[meter.scope] = idle_watts(meter, _RUN_IN_S)
             elif reason:
-                self.notes[device_kind] = reason
-        return self._made[device_kind]
+                self.notes[device] = reason
+        return self._made[device]
 
     def describe(self) -> dict[str, object]:
         """For a bench's JSON: idle_watts by what is measured, gpu_limit_watts, power_mode, and why something is not measured."""

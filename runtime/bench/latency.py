@@ -87,20 +87,34 @@ def interleave(
     rounds: int = ROUNDS,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Timing]:
     """Measures every case for about `seconds`, and at least once in each of `rounds` rounds.
 
     A case is one function or several that it cycles through (the same work on other inputs).  `progress` is
-    called with the fraction that is done.  Whatever a function raises ends the measurement.
+    called with the fraction that is done.  `failed` is called with a case whose function raised, and what: the others go
+    on without it, unless `failed` raises.  Without it, whatever a function raises ends the measurement.
     """
     if not cases:
         return {}
-    warm_up = {name: _warm_up(runs, seconds) for name, runs in cases.items()}
+    warm_up: dict[str, tuple[int, float]] = {}
     turn_ns = int(seconds / rounds * 1e9)
+    order: list[str] = []
+
+    def give_up(name: str, error: Exception) -> None:
+        if failed is None:
+            raise error
+        failed(name, error)
+
+    for name, runs in cases.items():
+        try:
+            warm_up[name] = _warm_up(runs, seconds)
+            order.append(name)
+        except Exception as error:
+            give_up(name, error)
     slow = {name: took > _REHEARSE_S for name, (_, took) in warm_up.items()}
-    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in cases}
-    position = dict.fromkeys(cases, 0)
-    order = list(cases)
+    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in order}
+    position = dict.fromkeys(order, 0)
     shuffle = random.Random(seed).shuffle
     collecting = gc.isenabled()
     gc.collect()
@@ -108,17 +122,22 @@ def interleave(
     try:
         for i in range(rounds):
             shuffle(order)
-            for name in order:
+            for name in tuple(order):
                 runs = cases[name]
-                _settle(runs[position[name] % len(runs)], rehearse=not slow[name])
-                samples, position[name] = _turn(runs, position[name], turn_ns)
-                taken[name].append(samples)
+                try:
+                    _settle(runs[position[name] % len(runs)], rehearse=not slow[name])
+                    samples, position[name] = _turn(runs, position[name], turn_ns)
+                except Exception as error:
+                    give_up(name, error)
+                    order.remove(name)
+                else:
+                    taken[name].append(samples)
             if progress:
                 progress((i + 1) / rounds)
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(tuple(taken[name]), warm_up[name][0]) for name in cases}
+    return {name: Timing(tuple(taken[name]), warm_up[name][0]) for name in cases if name in order}
 
 
 def _warm_up(runs: Sequence[Run], seconds: float) -> tuple[int, float]:

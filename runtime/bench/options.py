@@ -32,7 +32,7 @@ class BenchOptions:
     bf16: bool = False  # add PyTorch in bfloat16
     peers: bool = False  # add what other tools make of the artifacts (vitrm.runtime.bench.peers)
     # How
-    device: str = "cpu"  # cpu, cuda or auto, as in `vitrm.runtime.open`
+    device: str = "cpu"  # cpu, cuda, cuda:1 … or auto, as in `vitrm.runtime.open`
     provider: str | None = None  # ONNX Runtime's provider on a GPU, as in `vitrm.runtime.open`
     threads: int | None = None  # CPU threads; None: every physical core
     seconds: float = 2.0  # measured per row

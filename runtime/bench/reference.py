@@ -7,13 +7,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
 from vitrm.runtime.artifact.metadata import Metadata
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
+
+
+def load_run(run: str) -> Checkpoint:
+    """Loads the checkpoint that `run` names.  Raises `UserError` when it is none, or torch is missing."""
+    checkpoint: Checkpoint = _checkpoints().load(run)
+    return checkpoint
+
+
+def _checkpoints() -> Any:
+    """Returns the module of checkpoints.  Raises `UserError` when torch is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "torch is not installed, so there is no eager model to compare with: pip install torch"
+        ) from None
+    from vitrm import checkpoint
+
+    return checkpoint
 
 
 def find_reference(metadata: Metadata, path: Path | None, run: str | None = None) -> Checkpoint:
@@ -23,17 +42,10 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
     last or the bundled default.  Raises `UserError` when torch is missing, when `run` is another model or has other
     weights, or when none of the places has the right ones.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "torch is not installed, so there is no eager model to compare with: pip install torch"
-        ) from None
-    from vitrm import checkpoint as checkpoints
-
+    checkpoints = _checkpoints()
     artifact = str(path) if path else "the artifact"
     if run is not None:
-        checkpoint = checkpoints.load(run)
+        checkpoint: Checkpoint = checkpoints.load(run)
         difference = _difference(metadata, checkpoint)
         if difference:
             raise UserError(

@@ -67,6 +67,9 @@ class BenchRow:
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
     bytes: int | None = None  # of the artifact's file; of the weights in memory for eager
     device_bytes: int | None = None  # memory on the GPU, where it is counted
+    compiled_graphs: int | None = (
+        None  # that torch.compile made for this batch size; None where nothing is compiled as it runs
+    )
     device: str | None = None  # in words
     threads: int | None = None  # CPU threads
     run: str | None = None  # the checkpoint it comes from
@@ -160,16 +163,17 @@ class BenchResult:
         values["halting"] = [dataclasses.asdict(c) for c in self.halting]
         values["by_class"] = [c.to_dict() for c in self.by_class]
         values["corruptions"] = [dataclasses.asdict(c) for c in self.corruptions]
-        ready = _plain({"format": FORMAT, **values})
+        ready = to_plain({"format": FORMAT, **values})
         assert isinstance(ready, dict)
         return ready
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Returns JSON-ready values: lists for tuples, and null for what is not finite."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [to_plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -46,7 +46,8 @@ def bench(
     """Measures accuracy, agreement with eager and latency of `artifacts`, each at every batch size.
 
     Args:
-        artifacts: paths of .onnx files, plans and stepwise folders.
+        artifacts: paths of .onnx files, plans and stepwise folders.  With a `run`, none of them need be there or open: the run
+            is then measured in PyTorch alone.
         options: what is measured and how; None: the defaults of `BenchOptions`.
         root: folder that holds the machine's sys and proc.
         progress: is called with the stage and the fraction of it that is done, in [0, 1].
@@ -57,12 +58,10 @@ def bench(
         thresholds have been written into their artifacts.
 
     Raises:
-        UserError: nothing can be measured, the options make no sense, or `run` or `data` do not fit the artifacts.  One
-            artifact of several that fails becomes a row with the reason as its status.
+        UserError: nothing can be measured, the options make no sense, or `run` or `data` do not fit the artifacts.  An
+            artifact that fails becomes a row with the reason as its status, where anything else can be measured.
         TypeError: a setting that `BenchOptions` does not have.
     """
-    if not artifacts:
-        raise UserError("no artifact to measure: name an .onnx file that vitrm-export wrote")
     options = replace(options or BenchOptions(), **settings)
     report = progress or (lambda stage, fraction: None)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -73,9 +72,9 @@ def bench(
     opened = open_bench(artifacts, options, threads, notes, report)
     cases, samples = opened.cases, opened.samples
     for case in cases:
-        _predict(case, samples[case.group], report)
+        predict_case(case, samples[case.group], report)
     busy_cpus = _measure_batches(cases, samples, options, threads, meters, notes, report)
-    curves = _depth_curves(cases, samples, report) if options.depths else []
+    curves = _depth_curves(cases, samples, notes, report) if options.depths else []
     corruptions = (
         measure_corruptions(cases, samples, opened.choices, options.corruption_images, notes, report)
         if options.corruption_images
@@ -97,7 +96,7 @@ def bench(
     )
 
 
-def _predict(case: Case, sample: Sample, report: ReportProgress) -> None:
+def predict_case(case: Case, sample: Sample, report: ReportProgress) -> None:
     """Runs a case over all images; what fails is its failure."""
     stage = f"accuracy of {case.name}"
     try:
@@ -126,7 +125,7 @@ def _measure_batches(
     """
     before = machine.CpuClock.read()
     for batch in options.batches:
-        _measure_batch(cases, samples, batch, options.seconds, meters, report)
+        measure_batch(cases, samples, batch, options.seconds, meters, report)
     after = machine.CpuClock.read()
     if before is None or after is None:
         return None
@@ -139,7 +138,7 @@ def _measure_batches(
     return busy
 
 
-def _measure_batch(
+def measure_batch(
     cases: Sequence[Case],
     samples: Mapping[str, Sample],
     batch: int,
@@ -149,6 +148,13 @@ def _measure_batch(
 ) -> None:
     """Measures latency at one batch size, everything interleaved; after it energy, one case after the other."""
     runners = {}
+    by_key = {case.key: case for case in cases}
+
+    def refuse(key: str, error: Exception) -> None:
+        by_key[key].refusals[batch] = _reason(by_key[key], error)
+        runners.pop(key, None)  # with the inputs that it holds
+        by_key[key].session.release_memory()
+
     for case in cases:
         if case.failure != OK:
             continue
@@ -156,20 +162,27 @@ def _measure_batch(
         try:
             runners[case.key] = _prepare(case, samples[case.group], batch)
         except Exception as error:
-            case.refusals[batch] = _reason(case, error)
+            refuse(case.key, error)
     timings = interleave(
-        runners, seconds=seconds, progress=lambda fraction: report(f"latency, batch {batch}", fraction)
+        dict(runners),
+        seconds=seconds,
+        progress=lambda fraction: report(f"latency, batch {batch}", fraction),
+        failed=refuse,
     )
     for case in cases:
         if case.key not in timings:
             continue
-        case.timings[batch] = timings[case.key]
-        # Beside the interleaved rounds: the GPU's clock knows nothing of the host's load.
-        case.device_times[batch] = case.session.device_times(samples[case.group].batch(batch, 0), _DEVICE_RUNS)
-        case.device_bytes[batch] = case.session.device_bytes
-        if meters:
-            report(f"energy of {case.name}, batch {batch}", 0.0)
-            _measure_energy(case, runners[case.key], batch, seconds, meters)
+        try:
+            # Beside the interleaved rounds: the GPU's clock knows nothing of the host's load.
+            case.device_times[batch] = case.session.device_times(samples[case.group].batch(batch, 0), _DEVICE_RUNS)
+            case.device_bytes[batch] = case.session.device_bytes
+            if meters:
+                report(f"energy of {case.name}, batch {batch}", 0.0)
+                _measure_energy(case, runners[case.key], batch, seconds, meters)
+        except Exception as error:
+            refuse(case.key, error)
+        else:
+            case.timings[batch] = timings[case.key]
 
 
 def _prepare(case: Case, sample: Sample, batch: int) -> list[Callable[[], object]]:
@@ -186,7 +199,7 @@ def _measure_energy(
 ) -> None:
     """Measures energy at one batch size; a sensor that fails costs the row its energy alone."""
     try:
-        meter = meters.of(case.session.device_kind)
+        meter = meters.of(case.session.device_kind, case.session.device_index)
         if meter:
             case.energies[batch] = measure(runs, batch, seconds, meter)
     except SensorError as error:
@@ -194,16 +207,25 @@ def _measure_energy(
 
 
 def _reason(case: Case, error: Exception) -> str:
-    """Says why a row could not run.  torch.compile and GPUs fail in many ways; a failing artifact's other errors are bugs."""
+    """Says why a row could not run.
+
+    torch.compile and GPUs fail in many ways (no memory, a kernel that does not exist, a device that is lost); what else an
+    artifact raises on a CPU is a bug, and is raised.
+    """
     if isinstance(error, UserError):
         return str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or case.kind != "artifact":
+    if isinstance(error, MemoryError) or case.kind != "artifact" or case.session.device_kind == "cuda":
         return first_line(error, named=True)
     raise error
 
 
-def _depth_curves(cases: Sequence[Case], samples: Mapping[str, Sample], report: ReportProgress) -> list[DepthCurve]:
-    """Measures one curve for each recursive checkpoint with labelled images, whatever depths its artifacts have."""
+def _depth_curves(
+    cases: Sequence[Case], samples: Mapping[str, Sample], notes: list[str], report: ReportProgress
+) -> list[DepthCurve]:
+    """Measures one curve for each recursive checkpoint with labelled images, whatever depths its artifacts have.
+
+    Appends to `notes` why a checkpoint has none.
+    """
     curves: dict[str, DepthCurve] = {}
     for case in cases:
         own, sample = case.metadata, samples[case.group]
@@ -219,11 +241,14 @@ def _depth_curves(cases: Sequence[Case], samples: Mapping[str, Sample], report: 
             for c in cases
             if c.kind == "artifact" and c.metadata.weights_sha256 == weights and samples[c.group] is sample
         ]
-        curves[weights] = depth_curve(
-            case.session,
-            sample,
-            max([_DEPTHS, *(c.metadata.steps + 2 for c in relatives)]),
-            artifacts={c.name: c.predictions for c in relatives if c.predictions},
-            progress=lambda fraction: report("accuracy by depth", fraction),
-        )
+        try:
+            curves[weights] = depth_curve(
+                case.session,
+                sample,
+                max([_DEPTHS, *(c.metadata.steps + 2 for c in relatives)]),
+                artifacts={c.name: c.predictions for c in relatives if c.predictions},
+                progress=lambda fraction: report("accuracy by depth", fraction),
+            )
+        except Exception as error:
+            notes.append(f"no accuracy by depth of {case.name}: {_reason(case, error)}")
     return list(curves.values())

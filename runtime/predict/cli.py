@@ -54,7 +54,7 @@ def _parser() -> CommandParser:
         help="a picture is done once the model is that sure; 1 never halts (default: the artifact's own)",
     )
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures computed at once (default: 32)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu; a plan has its own)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu; a plan has its own)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one for each core)")
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--json", action="store_true", help="print one JSON object a line")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import re
+import uuid
 from dataclasses import dataclass
+
+from vitrm.errors import UserError
 
 _LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
@@ -17,6 +21,7 @@ class Gpu:
     name: str  # "NVIDIA GeForce RTX 4090"
     sm: str  # its compute capability as "sm89"
     memory_bytes: int
+    uuid: str = ""  # "GPU-…" as nvidia-smi and NVML have it, whose numbers are others than CUDA's; empty where unknown
 
     def __str__(self) -> str:
         return f"{self.name} ({self.sm})"
@@ -29,6 +34,27 @@ class Gpus:
     found: tuple[Gpu, ...]
     driver: str | None  # the newest CUDA version that the driver serves, as "13.0"; None without a driver
     problem: str | None = None  # why there are none, as a phrase
+
+    def at(self, device: str) -> Gpu:
+        """The one that "cuda" (the first), "cuda:1" … names.  Raises `UserError` where there is none of that number."""
+        index, count = gpu_index(device), len(self.found)
+        if index < count:
+            return self.found[index]
+        there = f"there {'is' if count == 1 else 'are'} {count} GPU{'s' * (count > 1)} here: cuda:0 to cuda:{count - 1}"
+        raise UserError(
+            f"device {device} was asked for, but {there if count else self.problem}: name another, or use --device cpu"
+        )
+
+
+def gpu_index(device: str) -> int:
+    """The number of the GPU that "cuda" (the first), "cuda:1" … names, as CUDA counts them.
+
+    Raises `UserError` for a name that is none of those.
+    """
+    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", device)
+    if found is None:
+        raise UserError(f"device is {device!r}, expected cpu, cuda, cuda:N or auto")
+    return int(found[1] or 0)
 
 
 def find_gpus() -> Gpus:
@@ -61,4 +87,12 @@ def _describe(cuda: ctypes.CDLL, index: int) -> Gpu:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", memory.value)
+    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}", memory.value, _uuid(cuda, device))
+
+
+def _uuid(cuda: ctypes.CDLL, device: ctypes.c_int) -> str:
+    raw = (ctypes.c_ubyte * 16)()
+    ask = getattr(cuda, "cuDeviceGetUuid_v2", None) or getattr(cuda, "cuDeviceGetUuid", None)
+    if ask is None or ask(ctypes.byref(raw), device):
+        return ""
+    return f"GPU-{uuid.UUID(bytes=bytes(raw))}"

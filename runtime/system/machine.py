@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from vitrm.runtime.system.gpus import find_gpus, gpu_index
 
 _EXACT = {"avx_vnni", "avx512_vnni", "amx_int8"}  # add four products of bytes in 32 bits
 _FEATURES = ("avx2", "avx512f", *sorted(_EXACT), "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve")
@@ -74,15 +75,10 @@ def saturates_integer_sums() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i686") and not _EXACT.intersection(cpu_features())
 
 
-def gpu_name() -> str:
-    """The first GPU's name, as its driver gives it."""
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        ).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        found = []
-    return found[0].strip() if found else "CUDA device"
+def gpu_name(device: str = "cuda") -> str:
+    """The name of the GPU that "cuda", "cuda:1" … is, as its driver gives it."""
+    found, index = find_gpus().found, gpu_index(device)
+    return found[index].name if index < len(found) else "CUDA device"
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vitrm.runtime.system.gpus import find_gpus
+
 ROOT = Path("/")
 _RAIL_CHIPS = ("ina3221", "ina238")
 _TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # a rail that feeds all others of its board
@@ -149,24 +151,23 @@ class NvmlPower(Nvml, Gauge):
         return self._ask(self._nvml.nvmlDeviceGetPowerUsage) / 1e3
 
 
-def find_nvml() -> tuple[NvmlEnergy | NvmlPower | None, str | None]:
-    """The GPU that CUDA uses first, or why NVML does not say what it takes."""
+def find_nvml(index: int = 0) -> tuple[NvmlEnergy | NvmlPower | None, str | None]:
+    """The GPU that CUDA counts as number `index`, or why NVML does not say what it takes.
+
+    NVML counts them in another order, and CUDA_VISIBLE_DEVICES means nothing to it: they are matched by UUID.
+    """
     try:
         nvml = import_module("pynvml")
     except ImportError:
         return None, "the GPU's power needs NVML: pip install nvidia-ml-py"
     try:
         nvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if visible.startswith(("GPU-", "MIG-")):
-            handle = nvml.nvmlDeviceGetHandleByUUID(visible)
-        else:
-            handle = nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdecimal() else 0)
+        handle = _nvml_handle(nvml, index)
         name = nvml.nvmlDeviceGetName(handle)
         name = name.decode() if isinstance(name, bytes) else str(name)
     except nvml.NVMLError as error:
         return None, f"NVML finds no NVIDIA GPU ({error})"
-    reasons = []
+    reasons: list[str] = []
     for kind in (NvmlEnergy, NvmlPower):
         found = kind(nvml, handle, name)
         try:
@@ -178,8 +179,20 @@ def find_nvml() -> tuple[NvmlEnergy | NvmlPower | None, str | None]:
     return None, reasons[-1]
 
 
-def find_sensors(device_kind: str, root: Path = ROOT) -> tuple[list[Sensor], str | None]:
+def _nvml_handle(nvml: Any, index: int) -> Any:
+    gpus = find_gpus().found
+    if index < len(gpus) and gpus[index].uuid:
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(gpus[index].uuid)
+        except nvml.NVMLError:  # a part of one
+            return nvml.nvmlDeviceGetHandleByUUID(gpus[index].uuid.replace("GPU-", "MIG-"))
+    return nvml.nvmlDeviceGetHandleByIndex(index)
+
+
+def find_sensors(device_kind: str, root: Path = ROOT, index: int = 0) -> tuple[list[Sensor], str | None]:
     """The sensors that together measure what computes on a "cpu" or "cuda" device, or why there are none.
+
+    `index`: which of the GPUs, as CUDA counts them.
 
     A Jetson's rails hold CPU, GPU and memory alike.
     """
@@ -193,7 +206,7 @@ def find_sensors(device_kind: str, root: Path = ROOT) -> tuple[list[Sensor], str
     if device_kind == "cpu":
         counters, reason = Rapl.find(root)
         return list(counters), reason
-    board, reason = find_nvml()
+    board, reason = find_nvml(index)
     return [board] if board else [], reason
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pytest
 import torch
 from processes import WITHOUT_TORCH
 from small_models import STEPS, with_props
+from torch._dynamo.utils import counters
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.config import preset, to_dict
 from vitrm.errors import UserError
+from vitrm.exact_float32 import exact_float32
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.eager import EagerSession
 
@@ -130,7 +133,7 @@ def test_eager_takes_any_depth(run: Path, images: np.ndarray) -> None:
 def test_eager_in_bfloat16_is_near(run: Path, images: np.ndarray) -> None:
     checkpoint = checkpoints.load(str(run))
     exact = EagerSession(checkpoint, steps=STEPS, threads=1)
-    half = EagerSession(checkpoint, steps=STEPS, threads=1, bf16=True)
+    half = EagerSession(checkpoint, steps=STEPS, threads=1, precision="bf16")
     assert half.metadata.precision == "bf16"
     assert half.size_bytes * 2 == exact.size_bytes
     expected, found = exact.infer(images), half.infer(images)
@@ -149,6 +152,84 @@ def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) ->
     result = compiled.infer(images[:2])
     expected = EagerSession(checkpoint, threads=1).infer(images[:2])
     np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
+
+
+def test_every_batch_size_and_depth_is_compiled(run: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor takes its time; what gives up silently after 8 batch sizes is Dynamo, which stands before it.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    checkpoint = checkpoints.load(str(run))
+    sessions = [EagerSession(checkpoint, steps=1, threads=1, compile=True) for _ in range(2)]
+    before = counters["stats"]["unique_graphs"]
+    for batch in range(1, 11):
+        for session in sessions:
+            for steps in (1, 2):
+                session.infer(images[:batch], steps=steps)
+                session.infer(images[-batch:], steps=steps)
+            assert session.compiled_graphs(batch) == 1
+    assert session.compiled_graphs(11) is None
+    assert counters["stats"]["unique_graphs"] - before == 10 * len(sessions) * 2
+    halting = sessions[0].infer(images[:4], steps=6, halt_threshold=0.5)
+    expected = EagerSession(checkpoint, threads=1).infer(images[:4], steps=6, halt_threshold=0.5)
+    np.testing.assert_array_equal(halting.steps_used, expected.steps_used)
+
+
+def test_what_is_not_compiled_is_no_row_of_the_compiler(
+    run: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    session = EagerSession(checkpoints.load(str(run)), threads=1, compile=True)
+    with pytest.raises(UserError, match="compiled nothing at batch 2"):
+        session.infer(images[:2])
+
+
+def test_code_that_changes_in_the_midst_is_noticed(
+    run: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    session = EagerSession(checkpoints.load(str(run)), threads=1, compile=True)
+    session.infer(images[:2])
+    session.model.double().float()  # Dynamo guards the parameters
+    session.model.train()
+    with pytest.raises(UserError, match="compiled again in the midst of batch 2"):
+        session.infer(images[:2])
+
+
+def test_float32_is_not_tf32(run: Path, images: np.ndarray) -> None:
+    seen: list[tuple[bool, bool]] = []
+    before = torch.backends.cudnn.allow_tf32
+    assert before, "PyTorch's default has changed: is the switch still needed?"
+    with exact_float32():
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        with pytest.raises(ValueError, match="inner"), exact_float32():
+            raise ValueError("inner")
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    # An eager session computes in there wherever it is: a CPU does not mind.
+    session = EagerSession(checkpoints.load(str(run)), threads=1)
+    session.model.register_forward_hook(lambda *_: seen.append((torch.backends.cudnn.allow_tf32, False)))
+    session.infer(images[:2])
+    assert seen == [(False, False)] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_eager_on_a_gpu_says_what_a_cpu_says(run: Path, images: np.ndarray) -> None:
+    checkpoint = checkpoints.load(str(run))
+    expected = EagerSession(checkpoint, steps=STEPS, threads=1).infer(images).logits
+    largest = np.abs(expected).max()
+    for limit, how in (
+        (1e-4, {}),
+        (1e-4, {"cuda_graph": True}),
+        (0.2, {"precision": "bf16"}),
+        (0.2, {"precision": "autocast-bf16"}),
+        (0.05, {"precision": "autocast-fp16"}),
+        (0.2, {"precision": "bf16", "cuda_graph": True}),
+    ):
+        session = EagerSession(checkpoint, steps=STEPS, device="cuda", threads=1, **how)
+        found = session.infer(images).logits
+        assert np.abs(found - expected).max() < limit * largest, how
+        times = session.device_times(images, 3)
+        assert times is not None
+        assert (times > 0).all()
 
 
 def test_cuda_where_there_is_none_is_an_error(artifact: Path, run: Path) -> None:

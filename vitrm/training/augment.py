@@ -18,14 +18,10 @@ from torch import Tensor
 
 from vitrm.data import Images
 from vitrm.training.recipe import Recipe
+from vitrm.training.upload import upload
 
 # In several processes each computes a part of the batch: what is random is drawn for the whole of it, by all of them
 # alike, and applied to the part.
-
-# RandAugment draws its operations once per call.  Per image that is 128 × 2 tiny tensor operations a
-# batch, and their overhead outweighs the training step; per batch, all images would be rotated alike.
-# Groups of 8 share a draw: 16 different draws in a batch of 128, at an eighth of the calls.
-GROUP = 8
 
 
 class Batch(NamedTuple):
@@ -84,7 +80,7 @@ class TrainingBatches:
             self._epoch = epoch
         rng = np.random.default_rng((self.seed, epoch, 1 + i))
         rows = self._order[i * self.batch_size : (i + 1) * self.batch_size]
-        index = torch.from_numpy(rows).to(self._pixels.device)
+        index = upload(rows, self._pixels.device)
         flip = self._mirrored[rows] ^ bool(epoch % 2) if self.recipe.flip == "alternate" else self._flip
         pixels, labels = self._pixels[index], self._labels[index]
         return augment(pixels, labels, self.classes, self.recipe, flip, rng, self.part, self._weights), rng
@@ -142,7 +138,7 @@ def augment(
             rows = np.concatenate([[(rows[0] - 1) % len(pixels)], rows])  # whom the first one is mixed with
     of = BatchRows(rows, len(pixels))
     if not whole:
-        index = torch.from_numpy(rows).to(pixels.device)
+        index = upload(rows, pixels.device)
         pixels, label = pixels[index], label[index]
     if recipe.crop_padding:
         pixels = random_crop(pixels, recipe.crop_padding, rng, of, reflect=recipe.crop_fill == "reflect")
@@ -170,9 +166,9 @@ def random_crop(
     """Each image [3, H, W] moved by its own −padding … padding pixels in both directions; black comes in, or its reflection."""
     b, _, h, w = pixels.shape
     rows, size = of or BatchRows.all(b)
-    offsets = torch.from_numpy(rng.integers(0, 2 * padding + 1, (2, size))[:, rows]).to(pixels.device)
+    offsets = upload(rng.integers(0, 2 * padding + 1, (2, size))[:, rows], pixels.device)
     if reflect:  # not written for uint8 in torch 2.9: an index that runs back and forth is
-        rows_, columns = (torch.from_numpy(np.pad(np.arange(n), padding, "reflect")).to(pixels.device) for n in (h, w))
+        rows_, columns = (upload(np.pad(np.arange(n), padding, "reflect"), pixels.device) for n in (h, w))
         padded = pixels[:, :, rows_[:, None], columns]
     else:
         padded = F.pad(pixels, (padding,) * 4)
@@ -191,7 +187,7 @@ def random_flip(pixels: Tensor, rng: np.random.Generator, of: BatchRows | None =
 
 def mirror(pixels: Tensor, which: NDArray[np.bool_]) -> Tensor:
     """The images that `which` [B] names mirrored left to right."""
-    coins = torch.from_numpy(which).to(pixels.device)
+    coins = upload(which, pixels.device)
     return torch.where(coins[:, None, None, None], pixels.flip(-1), pixels)
 
 
@@ -199,7 +195,7 @@ def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: BatchRows | 
     """Each image with a gray square of `side` pixels, its center anywhere in it (DeVries & Taylor, 2017)."""
     b, _, h, w = pixels.shape
     rows, size = of or BatchRows.all(b)
-    centers = torch.from_numpy(rng.integers(0, (h, w), (size, 2))[rows]).to(pixels.device)
+    centers = upload(rng.integers(0, (h, w), (size, 2))[rows], pixels.device)
     top, left = (centers - side // 2).split(1, 1)  # [B, 1] each
     y, x = torch.arange(h, device=pixels.device), torch.arange(w, device=pixels.device)
     inside = ((y >= top) & (y < top + side))[:, None, :, None] & ((x >= left) & (x < left + side))[:, None, None, :]
@@ -209,23 +205,12 @@ def cutout(pixels: Tensor, side: int, rng: np.random.Generator, of: BatchRows | 
 def rand_augment(
     pixels: Tensor, ops: int, magnitude: int, rng: np.random.Generator, of: BatchRows | None = None
 ) -> Tensor:
-    """torchvision's RandAugment on uint8 images, one draw of operations per `GROUP` images."""
-    from torchvision.transforms import v2
+    """torchvision's RandAugment on uint8 images, each with operations of its own."""
+    # torchvision takes a tenth of a second to import, and most recipes do without.
+    from vitrm.training.rand_augment import apply_operations, draw_operations
 
-    transform = v2.RandAugment(num_ops=ops, magnitude=magnitude)
     rows, size = of or BatchRows.all(len(pixels))
-    seeds = rng.integers(2**63, size=-(-size // GROUP))
-    groups = rows // GROUP
-    # Consecutive images of one group; a batch's part may begin and end within one.
-    cuts = np.flatnonzero(np.diff(groups)) + 1
-    firsts = groups[np.concatenate([[0], cuts])]
-    done = []
-    # torchvision draws from torch's global generator on the host; borrow it, seeded from ours.
-    with torch.random.fork_rng(devices=[]):
-        for group, images in zip(firsts, pixels.tensor_split(cuts.tolist()), strict=True):
-            torch.random.default_generator.manual_seed(int(seeds[group]))
-            done.append(transform(images))
-    return torch.cat(done)
+    return apply_operations(pixels, draw_operations(ops, size, rng)[:, rows], magnitude)
 
 
 def mix(

@@ -14,8 +14,10 @@ from torch import Tensor
 from vitrm.baselines import Baseline
 from vitrm.classification import classify
 from vitrm.data import Images
+from vitrm.exact_float32 import exact_float32
 from vitrm.model import ViTRM
 from vitrm.training.parallel.distributed import World
+from vitrm.training.upload import upload
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def accuracy_by_depth(
                 break
             start = starts[turn + world.rank]
             part = slice(start, start + batch_size)
-            pixels = torch.from_numpy(images.pixels[part]).to(device)
-            labels = torch.from_numpy(images.labels[part]).to(device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            pixels, labels = upload(images.pixels[part], device), upload(images.labels[part], device)
+            # Training may use TF32; an accuracy in float32 is one of float32.
+            with torch.no_grad(), exact_float32(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 floats = pixels.to(torch.float32) / 255
                 if isinstance(model, ViTRM):
                     logits, halt = model.trajectory(floats, steps)  # [S, B, classes], [S, B]

@@ -34,7 +34,7 @@ class BoundGraph:
         self.session = session
         self.where = where
         self.bound = running.provider in _BOUND if bound is None else bound
-        self._memory = "cuda" if running.provider in _BOUND else "cpu"
+        self._memory, self._index = ("cuda", running.index) if running.provider in _BOUND else ("cpu", 0)
         self._inputs = {i.name: i for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
 
@@ -73,7 +73,8 @@ class BoundGraph:
                 else:
                     binding.bind_ortvalue_input(name, value)
             for name in outputs:
-                binding.bind_output(name, self._memory if name in keep else "cpu")
+                kept = name in keep
+                binding.bind_output(name, self._memory if kept else "cpu", self._index if kept else 0)
             binding.synchronize_inputs()  # the copies above need not be on the stream that computes
             self.session.run_with_iobinding(binding)
             made = dict(zip(outputs, binding.get_outputs(), strict=True))

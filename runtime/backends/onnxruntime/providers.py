@@ -28,6 +28,7 @@ from typing import Any
 from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.onnx_file import OnnxFile
 from vitrm.runtime.system import machine
+from vitrm.runtime.system.gpus import gpu_index
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
@@ -59,6 +60,7 @@ class Running:
 
     provider: str  # cpu, or a key of PROVIDERS
     threads: int  # CPU threads
+    index: int = 0  # which of the GPUs, as CUDA counts them
 
     @property
     def device_kind(self) -> str:
@@ -68,7 +70,7 @@ class Running:
     @property
     def device(self) -> str:
         """In words."""
-        return machine.cpu_name() if self.provider == "cpu" else machine.gpu_name()
+        return machine.cpu_name() if self.provider == "cpu" else machine.gpu_name(f"cuda:{self.index}")
 
     @property
     def backend(self) -> str:
@@ -107,7 +109,7 @@ def check_provider(device: str, provider: str | None) -> None:
         return
     if provider not in PROVIDERS:
         raise UserError(f"provider is {provider!r}, expected one of {', '.join(PROVIDERS)}")
-    if device != "cuda":
+    if not device.startswith("cuda"):
         raise UserError(f"provider {provider} is for a GPU, and device is {device!r}: name device cuda with it")
 
 
@@ -121,7 +123,8 @@ def create(
     """
     check_provider(device, provider)
     threads = threads or machine.physical_cores()
-    wanted = provider or ("cuda" if device in ("cuda", "auto") else "cpu")
+    index = gpu_index(device) if device.startswith("cuda") else 0
+    wanted = provider or ("cpu" if device == "cpu" else "cuda")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -131,10 +134,10 @@ def create(
     if wanted == "cpu" or (device == "auto" and PROVIDERS["cuda"] not in ort.get_available_providers()):
         return _open(ort, file.path, options, {"providers": [CPU]}), Running("cpu", threads)
     with _quiet():
-        how = _how(ort, file.metadata.precision, options, wanted)
+        how = _how(ort, file.metadata.precision, options, wanted, index)
         session = _open(ort, file.path, options, how)
     if PROVIDERS[wanted] in session.get_providers():
-        return session, Running(wanted, threads)
+        return session, Running(wanted, threads, index)
     if device == "auto":
         return session, Running("cpu", threads)
     raise UserError(
@@ -143,17 +146,23 @@ def create(
     )
 
 
-def _how(ort: ModuleType, precision: str, options: Any, wanted: str) -> dict[str, Any]:
-    """Arguments of InferenceSession for the provider `wanted`; raises `UserError` where this installation has none."""
+def _how(ort: ModuleType, precision: str, options: Any, wanted: str, index: int = 0) -> dict[str, Any]:
+    """Arguments of InferenceSession for the provider `wanted` on GPU `index`; raises `UserError` where this installation has
+    none.
+    """
     available = ort.get_available_providers()
-    cuda: tuple[str, dict[str, str]] = (PROVIDERS["cuda"], _CUDA_OPTIONS)
+    gpu = {"device_id": str(index)}
+    cuda: tuple[str, dict[str, str]] = (PROVIDERS["cuda"], {**_CUDA_OPTIONS, **gpu})
     if wanted == "tensorrt-rtx" and PROVIDERS[wanted] not in available and find_spec(_RTX_PLUGIN):
         devices = _rtx_devices(ort)
         if not devices:
             raise UserError(
                 f"{_asked(wanted)}, but its plugin finds no GPU here ({_MISSING[wanted]}): check nvidia-smi, or use --device cpu"
             )
-        options.add_provider_for_devices(devices, {})
+        # A plugin lists devices of its own, of which one is chosen; it has no option for a number.
+        if index >= len(devices):
+            raise UserError(f"device cuda:{index} was asked for, but {wanted}'s plugin finds {len(devices)} GPUs")
+        options.add_provider_for_devices([devices[index]], {})
         return {}
     if PROVIDERS[wanted] not in available:
         raise UserError(
@@ -162,9 +171,9 @@ def _how(ort: ModuleType, precision: str, options: Any, wanted: str) -> dict[str
         )
     if wanted == "tensorrt":
         # TensorRT's provider computes in float32 unless told, whatever types the graph has.
-        flags = {"trt_fp16_enable": str(precision != "fp32"), "trt_int8_enable": str(precision == "int8")}
+        flags = {"trt_fp16_enable": str(precision != "fp32"), "trt_int8_enable": str(precision == "int8"), **gpu}
         return {"providers": [(PROVIDERS["tensorrt"], flags), cuda, CPU]}
-    return {"providers": [cuda if wanted == "cuda" else PROVIDERS[wanted], CPU]}
+    return {"providers": [cuda if wanted == "cuda" else (PROVIDERS[wanted], gpu), CPU]}
 
 
 def _rtx_devices(ort: ModuleType) -> list[Any]:

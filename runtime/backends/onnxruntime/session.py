@@ -53,6 +53,7 @@ class OnnxRuntimeSession(Session):
         session, running = create(ort, file, device, threads, provider)
         self._graph = BoundGraph(session, running, str(path), bound=bound)
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
+        self.device_index = running.index
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
         self.size_bytes = file.size_bytes

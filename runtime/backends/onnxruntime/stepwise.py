@@ -96,6 +96,7 @@ class StepwiseSession(SteppingSession):
             check_tensors(str(file.path), metadata, self._parts[part].tensors)
         self.carried = CarriedTensors.between(path, {part: (g.inputs, g.outputs) for part, g in self._parts.items()})
         self.device_kind, self.device, self.threads = running.device_kind, running.device, running.threads
+        self.device_index = running.index
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
         self.size_bytes = sum(file.size_bytes for file in files.values())

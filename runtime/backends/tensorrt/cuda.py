@@ -6,8 +6,10 @@ Everything allocated is freed with the Python object that holds it.
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ class CudaError(UserError):
 
 
 class Cuda:
-    """The runtime API on the first GPU.  Raises `UserError` when the bindings are missing, `CudaError` when a call fails."""
+    """The runtime API on one GPU.  Raises `UserError` when the bindings are missing, `CudaError` when a call fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int = 0) -> None:
+        """`index`: which GPU, as CUDA counts them."""
         try:
             from cuda.bindings import runtime
         except ImportError:
@@ -32,6 +35,11 @@ class Cuda:
                 "the CUDA version that the driver serves)"
             ) from None
         self._api: Any = runtime
+        self.index = index
+
+    def use(self) -> None:
+        """Makes the GPU this thread's, for what follows: every thread has one of its own, and others may have changed it."""
+        self._call(f"choosing GPU {self.index}", self._api.cudaSetDevice(self.index))
 
     def _call(self, doing: str, result: tuple[Any, ...]) -> Any:
         """Returns what a call gave beside its status.  Raises `CudaError`."""
@@ -47,6 +55,7 @@ class Cuda:
 
     def allocate(self, size: int) -> DeviceMemory:
         """`size` bytes on the GPU, not initialized."""
+        self.use()
         address = self._call(f"allocating {size} bytes on the GPU", self._api.cudaMalloc(max(size, 1)))
         return DeviceMemory(int(address), size, self._api.cudaFree)
 
@@ -65,8 +74,9 @@ class Cuda:
 
     def stream(self) -> Stream:
         """A stream of its own, which does not wait for the default one."""
+        self.use()
         handle = self._call("creating a stream", self._api.cudaStreamCreateWithFlags(1))
-        return Stream(int(handle), self._api.cudaStreamDestroy)
+        return Stream(address_of(handle), self._api.cudaStreamDestroy)
 
     def synchronize(self, stream: Stream) -> None:
         """Waits until the stream has done everything."""
@@ -78,13 +88,14 @@ class Cuda:
         Raises `CudaError`, with the stream as usable as before, for work that cannot be captured.
         """
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("beginning a capture", self._api.cudaStreamBeginCapture(stream.handle, mode))
         failure: Exception | None = None
-        try:
-            work()
-        except Exception as error:  # the capture has to end whatever came of it
-            failure = error
-        status, graph = self._api.cudaStreamEndCapture(stream.handle)
+        with _no_garbage_collection():
+            self._call("beginning a capture", self._api.cudaStreamBeginCapture(stream.handle, mode))
+            try:
+                work()
+            except Exception as error:  # the capture has to end whatever came of it
+                failure = error
+            status, graph = self._api.cudaStreamEndCapture(stream.handle)
         if failure is not None or int(status):
             self._api.cudaGetLastError()
             if not int(status):
@@ -115,6 +126,27 @@ class Cuda:
             for event in (start, stop):
                 self._api.cudaEventDestroy(event)
         return np.asarray(taken, np.float64)
+
+
+def address_of(handle: Any) -> int:
+    """The address behind a handle of the bindings, which TensorRT takes as a number."""
+    try:
+        from cuda.bindings.utils import get_cuda_native_handle
+    except ImportError:  # before 12.9.1
+        return int(handle)
+    return handle if isinstance(handle, int) else int(get_cuda_native_handle(handle))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keeps the collector from freeing memory of the GPU meanwhile, which would end the capture of this thread."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class DeviceMemory:

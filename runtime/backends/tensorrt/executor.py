@@ -23,7 +23,7 @@ from vitrm.runtime.artifact.graph_names import HALT_THRESHOLD, STEPS, STEPS_USED
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, CudaGraph, DeviceMemory, PinnedArray, Stream
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, PlanTensor
 
-_IDLE_EXECUTORS = 4  # kept for the batch sizes used last; each holds memory on the GPU
+_IDLE_SIZES = 4  # batch sizes whose executors are kept; each of them holds memory on the GPU
 
 
 class Executor(Protocol):
@@ -41,7 +41,7 @@ E = TypeVar("E", bound=Executor)
 class ExecutorPool(Generic[E]):
     """Executors by batch size, made when there is no idle one and kept for the next inference."""
 
-    def __init__(self, make: Callable[[int], E], keep: int = _IDLE_EXECUTORS) -> None:
+    def __init__(self, make: Callable[[int], E], keep: int = _IDLE_SIZES) -> None:
         self._make, self._keep = make, keep
         self._idle: OrderedDict[int, list[E]] = OrderedDict()  # the batch size used last is last
         self._all: weakref.WeakSet[E] = weakref.WeakSet()
@@ -59,13 +59,15 @@ class ExecutorPool(Generic[E]):
         return made
 
     def give_back(self, executor: E) -> None:
-        """Keeps the executor for the next who asks for its batch size, in place of the one unused for longest."""
+        """Keeps the executor for the next who asks for its batch size, and lets those of the size unused for longest go.
+
+        As many are kept of a size as were in use at once: to make one anew takes longer than most inferences.
+        """
         with self._lock:
             self._idle.setdefault(executor.batch, []).append(executor)
             self._idle.move_to_end(executor.batch)
-            while sum(map(len, self._idle.values())) > self._keep:
-                oldest = next(batch for batch, executors in self._idle.items() if executors)
-                self._idle[oldest].pop(0)
+            while len(self._idle) > self._keep:
+                self._idle.popitem(last=False)
 
     @contextmanager
     def borrow(self, batch: int) -> Iterator[E]:
@@ -114,15 +116,18 @@ class PlanExecutor:
         if STEPS in self.inputs:
             self.inputs[STEPS].host.array[...] = 1
         ports = {**self.inputs, **self.outputs}
-        self.context: Context = plan.bind(batch, {n: p.address for n, p in ports.items()}, self.stream)
-        self.device_bytes = plan.context_bytes + sum(p.device.size for p in ports.values() if p.device)
+        scratch = self.cuda.allocate(plan.scratch_bytes(batch))
+        self.context: Context = plan.bind(batch, {n: p.address for n, p in ports.items()}, self.stream, scratch)
+        self.device_bytes = plan.context_bytes + scratch.size + sum(p.device.size for p in ports.values() if p.device)
         self.graph: CudaGraph | None = None
         self.why_no_graph = "not asked for"
         if cuda_graphs:
             self._capture()
+        plan.keep_compiled()
 
     def run(self) -> None:
-        """One run from what the inputs' arrays hold to the outputs' arrays."""
+        """One run from what the inputs' arrays hold to the outputs' arrays, on any thread."""
+        self.cuda.use()
         if self.graph is not None:
             self.cuda.launch(self.graph, self.stream)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vitrm.errors import UserError
+from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.interface import check_tensors
 from vitrm.runtime.artifact.sidecar import (
     STRIPPED,
@@ -27,8 +27,9 @@ from vitrm.runtime.artifact.sidecar import (
     rebuild,
 )
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT, make_log
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream
-from vitrm.runtime.system.gpus import find_gpus
+from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Stream
+from vitrm.runtime.system.gpus import find_gpus, gpu_index
 
 _DTYPES: dict[str, DTypeLike] = {
     "FLOAT": np.float32,
@@ -69,15 +70,20 @@ def choose_profile(profiles: Sequence[Sequence[int]], batch: int) -> tuple[int, 
 class Plan:
     """A plan that has been checked and opened.  Threads may share it."""
 
-    def __init__(self, path: Path, cuda: Cuda | None = None) -> None:
-        """Opens `path`.
+    def __init__(self, path: Path, cuda: Cuda | None = None, device: str = "cuda") -> None:
+        """Opens `path` on the GPU that `device` names.
 
         Raises `UserError`, before TensorRT sees the file, for a plan that is not whole or not for this machine.
         """
         self.path = path
         self.sidecar = read_sidecar(path)
-        self.api = check_here(self.sidecar, path, find_gpus())
-        self.cuda = cuda or Cuda()
+        index, gpus = gpu_index(device), find_gpus()
+        if gpus.found:
+            gpus.at(device)  # there are others, but not this one
+        self.api = check_here(self.sidecar, path, gpus, index)
+        self.gpu = gpus.found[index]
+        self.cuda = cuda or Cuda(index)
+        self.cuda.use()
         self.profiles = self.sidecar.engine.profiles
         self.largest = max(high for _, _, high in self.profiles)
         trt, log = self.api.module, shared_log(self.api)
@@ -97,6 +103,7 @@ class Plan:
         signatures = {name: (t.dtype.name, t.shape) for name, t in self.tensors.items()}
         check_tensors(str(path), self.sidecar.metadata, signatures)
         self._lock = threading.Lock()
+        self._jit: JitSettings | None = None  # of TensorRT for RTX; contexts read it for as long as they live
 
     def _refit(self, trt: Any, log: Any) -> None:
         weights = read_weights(self.path, self.sidecar.metadata)
@@ -137,13 +144,24 @@ class Plan:
 
     @property
     def context_bytes(self) -> int:
-        """Memory on the GPU that one context takes beside its inputs and outputs."""
-        return int(self.engine.device_memory_size_v2)
+        """Memory on the GPU that each context takes by itself, beside its inputs, outputs and scratch."""
+        return 0 if self._shares_scratch else int(self.engine.device_memory_size_v2)
 
-    def bind(self, batch: int, addresses: Mapping[str, int], stream: Stream) -> Context:
+    @property
+    def _shares_scratch(self) -> bool:
+        # TensorRT for RTX finishes its kernels for the shapes at hand, and may need other memory for them than the plan says.
+        return self.api.flavour != RTX
+
+    def scratch_bytes(self, batch: int) -> int:
+        """Memory on the GPU that a run of `batch` images works in.  Contexts that never run at once may share it."""
+        index, _ = choose_profile(self.profiles, batch)
+        return int(self.engine.get_device_memory_size_for_profile_v2(index)) if self._shares_scratch else 0
+
+    def bind(self, batch: int, addresses: Mapping[str, int], stream: Stream, scratch: DeviceMemory) -> Context:
         """A context for `batch` images, which a profile must take as they are, on tensors at `addresses`.
 
-        What the host decides with (`PlanTensor.on_host`) must already have a value there.
+        It works in `scratch`, at least `scratch_bytes(batch)`, which must outlive it.  What the host decides with
+        (`PlanTensor.on_host`) must already have a value there.
         """
         index, padded = choose_profile(self.profiles, batch)
         if padded != batch:
@@ -160,33 +178,47 @@ class Plan:
             if -1 in tensor.shape and not context.set_input_shape(tensor.name, tensor.at(batch)):
                 raise UserError(f"{self.path}: {self.api} refused {tensor.name} of shape {list(tensor.at(batch))}")
             self._place(context, tensor, addresses)
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # shapes or values that contradict each other
+            raise UserError(
+                f"{self.path}: {self.api} refused the shapes of a batch of {batch}: {first_line(error)}"
+            ) from None
+        if missing:
             raise UserError(f"{self.path}: {self.api} does not know the shapes of {', '.join(missing)}")
         for tensor in self.tensors.values():
             if not tensor.is_input:
                 self._place(context, tensor, addresses)
+        if self._shares_scratch and scratch.size:
+            context.set_device_memory(scratch.address, scratch.size)
         self.cuda.synchronize(stream)
-        return Context(self, context, batch)
+        return Context(self, context, batch, scratch)
 
     def _place(self, context: Any, tensor: PlanTensor, addresses: Mapping[str, int]) -> None:
         if not context.set_tensor_address(tensor.name, addresses[tensor.name]):
             raise UserError(f"{self.path}: {self.api} refused the address of {tensor.name}")
 
     def _create_context(self) -> Any:
-        trt, engine = self.api.module, self.engine
         if self.api.flavour != RTX:
-            return engine.create_execution_context()
-        # Compiled for the shapes in use before the first run, not behind its back during the first hundreds.
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return engine.create_execution_context(config)
+            # Its own choice would be memory for the largest profile, in every context.
+            strategy = self.api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+            return self.engine.create_execution_context(strategy)
+        if self._jit is None:
+            self._jit = JitSettings(self.api, self.engine, self.sidecar.engine.sha256)
+        return self.engine.create_execution_context(self._jit.config)
+
+    def keep_compiled(self) -> None:
+        """Keeps what TensorRT for RTX has compiled for the shapes in use, so that the next process need not."""
+        with self._lock:
+            if self._jit is not None:
+                self._jit.keep()
 
 
 class Context:
     """An execution context, bound to its shapes and addresses.  One thread at a time."""
 
-    def __init__(self, plan: Plan, context: Any, batch: int) -> None:
-        self.plan, self.batch, self._context = plan, batch, context
+    def __init__(self, plan: Plan, context: Any, batch: int, scratch: DeviceMemory) -> None:
+        self.plan, self.batch, self._context, self._scratch = plan, batch, context, scratch
 
     def enqueue(self, stream: Stream) -> None:
         """Puts one run into `stream`."""

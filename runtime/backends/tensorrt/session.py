@@ -16,7 +16,6 @@ from vitrm.runtime.artifact.sidecar import Sidecar, weights_path
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, PlanExecutor
 from vitrm.runtime.backends.tensorrt.plan import Plan, choose_profile
 from vitrm.runtime.session import Result, Session
-from vitrm.runtime.system.gpus import find_gpus
 
 _ANSWERS = (LOGITS, HALT_PROB, STEPS_USED)
 
@@ -48,14 +47,17 @@ class TensorRTBase:
 class TensorRTSession(TensorRTBase, Session):
     """A .plan or .engine file."""
 
-    def __init__(self, path: Path, *, threads: int | None = None, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cuda", threads: int | None = None, cuda_graphs: bool = True
+    ) -> None:
         """Opens `path`; see `vitrm.runtime.open`.  `cuda_graphs` False never captures."""
-        plan = Plan(path)
+        plan = Plan(path, device=device)
         self.plan, self.path = plan, path
         self.metadata = plan.sidecar.metadata
         self.largest, self.profiles = plan.largest, plan.profiles
         self.threads = threads or 1
         self.backend, self.device_kind, self.device = describe_device(plan)
+        self.device_index = plan.cuda.index
         weights = weights_path(path)
         self.size_bytes = path.stat().st_size + (weights.stat().st_size if plan.stripped else 0)
         inputs = {t.name for t in plan.tensors.values() if t.is_input}
@@ -150,7 +152,7 @@ def concatenate(results: list[Result]) -> Result:
 
 def describe_device(plan: Plan) -> tuple[str, str, str]:
     """Returns backend, kind of device, and the GPU in words."""
-    return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", find_gpus().found[0].name
+    return f"tensorrt{'-rtx' if plan.api.flavour == 'rtx' else ''}-cuda", "cuda", plan.gpu.name
 
 
 def notes_on_plan(sidecar: Sidecar, gpu: str) -> tuple[str, ...]:

@@ -50,6 +50,11 @@ def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
     return choose_profile(profiles, wanted)[1]
 
 
+def prefixes(capacity: int, profiles: list[list[int]]) -> set[int]:
+    """Returns every number of slots that a step may run on."""
+    return {prefix(rows, capacity, profiles) for rows in range(1, capacity + 1)}
+
+
 class StepwiseExecutor:
     """Room for one batch, and the contexts that work in it."""
 
@@ -64,22 +69,29 @@ class StepwiseExecutor:
         self.pixels = self.cuda.pinned(tensors[PIXELS].at(batch), np.float32)
         self.logits = self.cuda.pinned(tensors[LOGITS].at(batch), np.float32)
         self.halt_prob = self.cuda.pinned(tensors[HALT_PROB].at(batch), np.float32)
-        self._contexts: dict[tuple[str, int], Context] = {}
+        # The contexts take turns on one stream, so they share what they work in.
+        sizes = {"embed": {batch}, "step": prefixes(batch, plans["step"].profiles)}
+        sizes["heads"] = sizes["step"]
+        needed = max(plans[part].scratch_bytes(rows) for part, of in sizes.items() for rows in of)
+        self._scratch = self.cuda.allocate(needed)
+        self._contexts: dict[tuple[str, int, bool], Context] = {}
         self._graphs: dict[tuple[str, int], CudaGraph | None] = {}
 
     @property
     def device_bytes(self) -> int:
         """Memory on the GPU: the buffers and the contexts so far."""
-        contexts = sum(self.plans[part].context_bytes for part, _ in self._contexts)
-        return contexts + self._spare.size + sum(m.size for m in self.device.values())
+        contexts = sum(self.plans[part].context_bytes for part, _, _ in self._contexts)
+        return contexts + self._scratch.size + self._spare.size + sum(m.size for m in self.device.values())
 
     def embed(self, images: NDArray[np.float32]) -> None:
         """Puts the images into the first slots, embedded and at depth 0."""
+        self.cuda.use()
         self._fill(images)
         self._run("embed", self.batch, self._embed)
 
     def step(self, count: int, rows: int) -> None:
         """One step on `rows` slots, kept for the first `count`; their answers are in `logits` and `halt_prob` then."""
+        self.cuda.use()
         self._run("step", rows, lambda: self._step(rows))
         self._keep(count)
         for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
@@ -88,6 +100,7 @@ class StepwiseExecutor:
 
     def swap(self, pairs: list[tuple[int, int]]) -> None:
         """Exchanges slots."""
+        self.cuda.use()
         spare = self._spare.address
         for name in (*self.carried.embedded, *self.carried.state):
             start, size = self.device[name].address, self.row_bytes[name]
@@ -101,6 +114,7 @@ class StepwiseExecutor:
 
     def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
         """Runs from images to the answer after `steps` steps, halting none: with a graph, one call."""
+        self.cuda.use()
         self._fill(images)
         self._run("whole", steps, lambda: self._whole(steps))
         self.cuda.synchronize(self.stream)
@@ -110,10 +124,7 @@ class StepwiseExecutor:
 
         def work() -> None:
             self._context("embed", self.batch).enqueue(self.stream)
-            for _ in range(steps):
-                self._context("step", self.batch).enqueue(self.stream)
-                self._keep(self.batch)
-            self._context("heads", self.batch).enqueue(self.stream)
+            self._steps(steps)
 
         work()
         graph = (
@@ -137,6 +148,8 @@ class StepwiseExecutor:
                 # The captured run is not executed: the work above was this call's.
                 contexts = list(self._contexts.values())
                 self._graphs[key] = capture_or_none(self.cuda, self.stream, contexts, work)
+            for plan in self.plans.values():
+                plan.keep_compiled()
             depths = [k for k in self._graphs if k[0] == "whole"]
             if len(depths) > _GRAPHS:
                 del self._graphs[depths[0]]
@@ -157,12 +170,15 @@ class StepwiseExecutor:
 
     def _whole(self, steps: int) -> None:
         self._embed()
-        for _ in range(steps):
-            self._context("step", self.batch).enqueue(self.stream)
-            self._keep(self.batch)
-        self._context("heads", self.batch).enqueue(self.stream)
+        self._steps(steps)
         for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
             self.cuda.copy(host.address, self.device[name].address, host.size, self.stream)
+
+    def _steps(self, steps: int) -> None:
+        """All of the batch, all steps: each reads the state where the one before wrote it, so none is copied."""
+        for i in range(steps):
+            self._context("step", self.batch, turned=bool(i % 2)).enqueue(self.stream)
+        self._context("heads", self.batch, turned=steps % 2 == 0).enqueue(self.stream)
 
     def _keep(self, count: int) -> None:
         """The state one step later becomes the state, in the first `count` slots."""
@@ -170,15 +186,21 @@ class StepwiseExecutor:
             size = self.row_bytes[name] * count
             self.cuda.copy(self.device[name].address, self.device[name + NEXT_SUFFIX].address, size, self.stream)
 
-    def _context(self, part: str, rows: int) -> Context:
-        key = (part, rows)
+    def _context(self, part: str, rows: int, turned: bool = False) -> Context:
+        """The context of a part on the first `rows` slots; `turned`: the state is read where the next one lies, and the reverse."""
+        key = (part, rows, turned)
         if key not in self._contexts:
             plan = self.plans[part]
-            addresses = {name: self.device[name].address for name in plan.tensors}
+            places = {name: self.device[name].address for name in self.device}
+            if turned:
+                for name in self.carried.state:
+                    other = name + NEXT_SUFFIX
+                    places[name], places[other] = places[other], places[name]
+            addresses = {name: places[name] for name in plan.tensors}
             if part == "heads":
                 # A step's answer is read where the step wrote it.
-                addresses[ANSWER] = self.device[ANSWER + NEXT_SUFFIX].address
-            self._contexts[key] = plan.bind(rows, addresses, self.stream)
+                addresses[ANSWER] = places[ANSWER + NEXT_SUFFIX]
+            self._contexts[key] = plan.bind(rows, addresses, self.stream, self._scratch)
         return self._contexts[key]
 
 
@@ -205,14 +227,18 @@ class DeviceStepping(Stepping):
 class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
     """A folder of embed.plan, step.plan and heads.plan."""
 
-    def __init__(self, path: Path, *, threads: int | None = None, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, device: str = "cuda", threads: int | None = None, cuda_graphs: bool = True
+    ) -> None:
         """Opens the folder `path`; see `vitrm.runtime.open`.  `cuda_graphs` False never captures."""
         missing = [f"{part}.plan" for part in PARTS if not (path / f"{part}.plan").is_file()]
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}: copy the whole folder, or build it again")
         self.path = path
-        first = Plan(path / "step.plan")
-        plans = {part: first if part == "step" else Plan(path / f"{part}.plan", first.cuda) for part in PARTS}
+        first = Plan(path / "step.plan", device=device)
+        plans = {
+            part: first if part == "step" else Plan(path / f"{part}.plan", first.cuda, device=device) for part in PARTS
+        }
         self.metadata = first.sidecar.metadata
         for part, plan in plans.items():
             if plan.sidecar.metadata != self.metadata or plan.profiles != first.profiles:
@@ -223,6 +249,7 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
         self.largest, self.profiles = first.largest, first.profiles
         self.threads = threads or 1
         self.backend, self.device_kind, self.device = describe_device(first)
+        self.device_index = first.cuda.index
         self.size_bytes = sum(
             p.path.stat().st_size + (weights_path(p.path).stat().st_size if p.stripped else 0) for p in plans.values()
         )

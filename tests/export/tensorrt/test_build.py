@@ -24,6 +24,7 @@ from vitrm.export import cli, export
 from vitrm.export.doctor import diagnose
 from vitrm.export.tensorrt import build
 from vitrm.export.tensorrt.build import build_engine
+from vitrm.export.tensorrt.child import wrong_results
 from vitrm.export.tensorrt.options import PlanOptions, normal_gpu
 from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.runtime.artifact.metadata import Metadata
@@ -184,6 +185,60 @@ def test_a_builder_that_crashes_is_a_message(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"TensorRT for RTX .* builder crashed \(signal 11\) on this graph"):
         build_engine(tmp_path / "a.onnx", tmp_path / "a.plan", RTX, metadata=object())  # type: ignore[arg-type]
     assert {p.name for p in tmp_path.iterdir()} <= {"a.onnx", "a.plan.log"}
+
+
+SKIPPED = "[myelin] Error Code 2: skipping tactic 0x3e8 due to exception an illegal memory access was encountered"
+
+
+@pytest.fixture
+def complaining_builder(tmp_path_factory, monkeypatch):
+    """Real builders whose log gets one ERROR line more, as TensorRT's own when it tries a kernel and leaves it out."""
+    folder = tmp_path_factory.mktemp("builder")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'vitrm.export.tensorrt.child' in sys.orig_argv:\n"
+        "    from vitrm.runtime.backends.tensorrt import api\n"
+        "    make = api.make_log\n"
+        "    def make_log(trt, told):\n"
+        "        log = make(trt, told)\n"
+        f"        log.log(trt.ILogger.ERROR, {SKIPPED!r})\n"
+        "        return log\n"
+        "    api.make_log = make_log\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+@pytest.mark.rtx
+def test_an_error_line_does_not_reject_a_plan(run, tmp_path, complaining_builder, capsys):
+    source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1, graph="loop").path
+    assert cli.main([str(source), "-o", str(tmp_path / "a.plan"), "--gpu", "sm89"]) == 0
+    assert (tmp_path / "a.plan").stat().st_size > 100_000
+    out = capsys.readouterr().out
+    assert f"warning  TensorRT logged an error and built the plan all the same: {SKIPPED}" in out
+
+
+@pytest.mark.rtx
+def test_a_plan_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    # TensorRT itself says so, in a warning; here the check that comes before it looks away.
+    monkeypatch.setattr(build, "check_graph", lambda path: None)
+    onnx.save(quantized(array(0.1, "f4"), array(0, "u1")), tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"built a plan that computes something else than this graph: .*UINT8.*INT8"):
+        build_engine(tmp_path / "a.onnx", tmp_path / "a.plan", RTX, metadata=object())  # type: ignore[arg-type]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.onnx", "a.plan.log"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- 3 weights are affected by this issue: Detected finite FP32 values which would overflow in FP16 and converted them",
+        "- 1 weights are affected by this issue: Detected NaN values and converted them to FP16 NaN.",
+        "One or more weights outside the range of INT32 was clamped",
+    ],
+)
+def test_messages_that_mean_wrong_results(text):
+    assert wrong_results([("WARNING", text), ("WARNING", text), ("ERROR", SKIPPED), ("WARNING", "subnormal FP16")]) == [
+        text
+    ]
 
 
 @pytest.fixture

@@ -141,3 +141,36 @@ def test_other_processes_are_noticed() -> None:
     # What this process itself uses is not held against the others.
     own = CpuClock(wall=before.wall + 1, machine=before.machine + 1, own=before.own + 1, cpus=before.cpus)
     assert own.others_since(before) == 0
+
+
+def test_what_fails_in_the_midst_leaves_the_others(clock: Clock) -> None:
+    calls = {"late": 0}
+
+    def late() -> None:
+        calls["late"] += 1
+        clock.now += 0.001
+        if calls["late"] > 40:
+            raise RuntimeError("the device is lost")
+
+    def at_once() -> None:
+        raise MemoryError("no memory")
+
+    def well() -> None:
+        clock.now += 0.001
+
+    failures: dict[str, Exception] = {}
+    found = interleave(
+        {"late": [late], "at once": [at_once], "well": [well]},
+        seconds=0.1,
+        rounds=5,
+        failed=lambda name, error: failures.update({name: error}),
+    )
+    assert list(found) == ["well"]
+    assert len(found["well"].rounds) == 5
+    assert {name: str(error) for name, error in failures.items()} == {
+        "late": "the device is lost",
+        "at once": "no memory",
+    }
+    with pytest.raises(MemoryError):
+        interleave({"at once": [at_once]}, seconds=0.1)
+    assert gc.isenabled()

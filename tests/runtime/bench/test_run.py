@@ -14,6 +14,8 @@ from small_models import STEPS, clear_threshold, make_checkpoint, with_props
 from vitrm import checkpoint as checkpoints
 from vitrm import data
 from vitrm.errors import UserError
+from vitrm.runtime.backends.eager import EagerSession
+from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 from vitrm.runtime.bench.accuracy import in_top5
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
@@ -218,11 +220,80 @@ def test_a_failed_artifact_is_a_row_and_the_rest_goes_on(artifact: Path, tmp_pat
     assert row(found, "tiny.onnx").latency_ms is not None
 
 
+def test_what_fails_once_it_is_open_is_a_row(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object, images: np.ndarray, runs: int) -> None:
+        raise RuntimeError("CUDA error: the launch timed out")  # as torch says it
+
+    def broken(self: EagerSession, images: np.ndarray, steps: int) -> None:
+        raise RuntimeError("CUDA error: the device is lost")
+
+    monkeypatch.setattr(EagerSession, "device_times", lost)
+    monkeypatch.setattr(EagerSession, "trajectory", broken)
+    found = bench([artifact], batches=(1, 2), limit=10, depths=True, **QUICK)
+    for batch in (1, 2):
+        eager = row(found, "eager PyTorch", batch)
+        assert eager.status == "RuntimeError: CUDA error: the launch timed out"
+        assert eager.latency_ms is None
+        own = row(found, "tiny.onnx", batch)
+        assert own.ok
+        assert own.latency_ms is not None
+        assert own.speedup is None
+    assert "no accuracy by depth of eager PyTorch: RuntimeError: CUDA error: the device is lost" in found.notes
+
+
+def test_an_artifact_that_fails_otherwise_is_a_bug_on_a_cpu_and_a_row_on_a_gpu(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object, images: np.ndarray, runs: int) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(OnnxRuntimeSession, "device_times", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench([artifact], batches=(1,), limit=10, **QUICK)
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "device_kind", property(lambda self: "cuda", lambda self, kind: None), raising=False
+    )
+    found = bench([artifact], batches=(1,), limit=10, eager=False, power=False, **QUICK)
+    assert [r.status for r in found.rows] == ["RuntimeError: an illegal memory access"]
+    assert [r.name for r in found.failed] == ["tiny.onnx"]
+
+
 def test_nothing_to_measure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.onnx does not exist.*; .*b.onnx does not exist"):
         bench([tmp_path / "a.onnx", tmp_path / "b.onnx"])
     with pytest.raises(UserError, match="no artifact"):
         bench([])
+
+
+def test_a_run_is_measured_where_no_artifact_opens(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes(b"cut")
+    settings = {"run": str(run), "batches": (1, 2), "steps": (2, 3), "limit": 20}
+    found = bench([tmp_path / "cut.onnx"], **settings, **QUICK)
+    names = [f"eager PyTorch · {depth} steps" for depth in (2, 3)]
+    assert [(r.name, r.batch) for r in found.rows] == [(n, b) for b in (1, 2) for n in (*names, "cut.onnx")]
+    for name, depth in zip(names, (2, 3), strict=True):
+        eager = row(found, name)
+        assert eager.ok
+        assert (eager.steps, eager.images) == (depth, 20)
+        assert eager.accuracy is not None
+        assert eager.latency_ms is not None
+    assert [r.name for r in found.failed] == ["cut.onnx"]
+    assert "cut.onnx" in row(found, "cut.onnx").status
+    assert [r.name for r in bench([], **settings, **QUICK).rows] == names * 2
+
+
+def test_a_baseline_is_measured_without_an_artifact(vit_run: Path) -> None:
+    (eager,) = bench([], run=str(vit_run), batches=(2,), limit=10, **QUICK).rows
+    assert (eager.ok, eager.steps, eager.images) == (True, None, 10)
+
+
+def test_nothing_at_all_runs_on_a_gpu_that_is_missing(run: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this is about machines without a GPU")
+    with pytest.raises(UserError, match=r"gone\.plan does not exist.*; device cuda was asked for"):
+        bench(["gone.plan"], run=str(run), device="cuda", **QUICK)
 
 
 def test_run_of_another_kind_or_other_weights_is_refused(

@@ -271,8 +271,8 @@ def test_a_sensor_that_fails_costs_a_row_its_energy_alone(
 ) -> None:
     of = Meters.of
 
-    def of_then_lost(self: Meters, kind: str) -> Meter | None:
-        meter = of(self, kind)
+    def of_then_lost(self: Meters, kind: str, index: int) -> Meter | None:
+        meter = of(self, kind, index)
         (orin_nano / "sys/class/hwmon/hwmon1/curr1_input").unlink(missing_ok=True)
         return meter
 

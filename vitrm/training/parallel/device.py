@@ -2,7 +2,8 @@
 
 None of it changes what is learned beyond rounding, so a run may be resumed with another choice.
 
-`auto` precision is bfloat16 autocast on CUDA and on a CPU with bfloat16 instructions, else float32.
+`auto` precision is bfloat16 autocast on CUDA and on a CPU with bfloat16 instructions, else float32.  On CUDA what stays
+float32 in training may be TF32, as PyTorch has it (convolutions are, matrix products are not); accuracies never are.
 """
 
 from __future__ import annotations

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +30,7 @@ from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
-from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError
+from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream, address_of
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
@@ -207,6 +210,9 @@ def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
 def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine whose driver is too old for this TensorRT: the driver lists a GPU, TensorRT finds none.
     monkeypatch.setattr("vitrm.runtime.backends.tensorrt.plan.find_gpus", lambda: ADA)
+    with pytest.raises(CudaError, match="CUDA failed while choosing GPU 0: "):
+        TensorRTSession(plan)
+    monkeypatch.setattr(Cuda, "use", lambda self: None)  # as where CUDA serves it and TensorRT does not
     with pytest.raises(
         UserError, match=r"TensorRT for RTX .* could not open .*engine\.plan: .*; build it again: vitrm-export"
     ):
@@ -217,10 +223,79 @@ def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPat
 def test_cuda_says_what_it_was_doing() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     cuda = Cuda()
-    with pytest.raises(CudaError, match=r"CUDA failed while allocating 16 bytes on the GPU: .+ \(\d+\)"):
+    with pytest.raises(CudaError, match=r"CUDA failed while choosing GPU 0: .+ \(\d+\)"):
         cuda.allocate(16)
-    with pytest.raises(CudaError, match="CUDA failed while creating a stream"):
-        cuda.stream()
+    with pytest.raises(CudaError, match="CUDA failed while allocating 16 bytes of pinned memory"):
+        cuda.pinned([4], np.float32)
+
+
+class RecordingRuntime:
+    """Stands in for cuda.bindings.runtime: it proves which thread asks for which GPU, and that before anything else."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, list[str]] = {}
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __getattr__(self, name: str) -> object:
+        def call(*arguments: object) -> tuple[int, int]:
+            said = f"cudaSetDevice {arguments[0]}" if name == "cudaSetDevice" else name
+            self.calls.setdefault(threading.get_ident(), []).append(said)
+            return (0,) if name == "cudaSetDevice" else (0, 4096)  # type: ignore[return-value]
+
+        return call
+
+
+def test_every_thread_chooses_the_gpu_itself() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    cuda, runtime = Cuda(1), RecordingRuntime()
+    cuda._api = runtime
+    with ThreadPoolExecutor(2) as pool:
+        barrier = threading.Barrier(2)
+
+        def work(_: int) -> list[object]:
+            barrier.wait(PATIENCE)
+            return [cuda.allocate(16), cuda.stream()]
+
+        kept = list(pool.map(work, range(2)))
+    assert len(runtime.calls) == 2
+    for calls in runtime.calls.values():
+        assert calls == ["cudaSetDevice 1", "cudaMalloc", "cudaSetDevice 1", "cudaStreamCreateWithFlags"]
+    assert len(kept) == 2
+
+
+def test_nothing_is_collected_while_a_graph_is_captured() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    cuda = Cuda()
+    cuda._api = RecordingRuntime()
+    stream = Stream(4096, lambda handle: None)
+    seen = []
+    assert gc.isenabled()
+    cuda.capture(stream, lambda: seen.append(gc.isenabled()))
+    with pytest.raises(CudaError, match="could not capture"):
+        cuda.capture(stream, lambda: seen.append(gc.isenabled()) or 1 / 0)  # type: ignore[func-returns-value]
+    assert seen == [False, False]
+    assert gc.isenabled()
+
+
+def test_an_address_is_read_as_the_bindings_want_it(recwarn: pytest.WarningsRecorder) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    assert address_of(runtime.cudaStream_t(4096)) == 4096
+    assert address_of(4096) == 4096
+    assert not recwarn.list
+
+
+@pytest.mark.rtx
+def test_a_plan_is_opened_on_the_gpu_that_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Gpus((Gpu("NVIDIA A10", "sm86", 1), *ADA.found), "13.0")
+    monkeypatch.setattr("vitrm.runtime.backends.tensorrt.plan.find_gpus", lambda: two)
+    assert check_here(read_sidecar(plan), plan, two, 1).flavour == "rtx"
+    with pytest.raises(UserError, match=r"here: an NVIDIA A10 \(sm86\)"):
+        vitrm.runtime.open(plan, device="cuda:0")
+    with pytest.raises(UserError, match="device cuda:2 was asked for, but there are 2 GPUs"):
+        vitrm.runtime.open(plan, device="cuda:2")
+    if not GPUS.found:
+        with pytest.raises(CudaError, match="CUDA failed while choosing GPU 1"):  # it fits, and is not there
+            vitrm.runtime.open(plan, device="cuda:1")
 
 
 @pytest.mark.rtx
@@ -290,14 +365,21 @@ def test_lanes_are_kept_for_the_sizes_used_last() -> None:
     assert made == [1, 2]
     with executors.borrow(1) as first, executors.borrow(1) as second:  # two threads at once
         assert first is not second
-    assert made == [1, 2, 1]  # the executor of 2 went, unused for longest
-    with executors.borrow(2):
+    assert made == [1, 2, 1]
+    for _ in range(2):  # as many as were in use at once are kept
+        with executors.borrow(1), executors.borrow(1), executors.borrow(2):
+            pass
+    assert made == [1, 2, 1]
+    with executors.borrow(3):
         pass
-    assert made == [1, 2, 1, 2]
-    with pytest.raises(ValueError, match="broken"), executors.borrow(2):
+    assert made == [1, 2, 1, 3]
+    with executors.borrow(2):  # those of 2 went, unused for longest
+        assert made == [1, 2, 1, 3, 2]
+    with pytest.raises(ValueError, match="broken"), executors.borrow(3):
         raise ValueError("broken")
-    with executors.borrow(2):  # what failed is not used again
-        assert made == [1, 2, 1, 2, 2]
+    before = len(made)
+    with executors.borrow(3):  # what failed is not used again
+        assert len(made) == before + 1
 
 
 def test_swaps_bring_the_active_samples_to_the_front() -> None:

@@ -1,0 +1,1 @@
+"""The GPU record: engines, the worker that measures one of them, and the rows that are planned."""
