@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F  # noqa: N812 (everyone's name for it)
+from torchvision.transforms.v2 import functional as F
 
 from vitrm.training.upload import upload
 
