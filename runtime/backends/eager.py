@@ -204,7 +204,7 @@ class EagerSession(Session):
         view = copy.copy(self.model)
         # Dynamo compiles a function for at most 8 kinds of arguments, whichever model it belongs to, and from then on runs it
         # uncompiled.  A code object of its own has a count of its own.
-        view.forward = MethodType(_own_code(type(self.model).forward, f"forward_{len(pixels)}"), view)  # type: ignore[method-assign]
+        view.forward = MethodType(_own_code(type(self.model).forward, f"forward_{len(pixels)}"), view)  # type: ignore[method-assign, arg-type]
         # A graph for each batch size: those with a symbolic size are slower.
         mode = self._compile if isinstance(self._compile, str) else None
         forward: Callable[..., object] = torch.compile(view.forward, dynamic=False, mode=mode)

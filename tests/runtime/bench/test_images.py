@@ -26,18 +26,18 @@ def metadata(artifact: Path) -> Metadata:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def fresh(tmp_path: Path) -> Path:
     """Digits as files: eight threes and five eights."""
     test = data.load("digits", "test")
     for label, count in ((3, 8), (8, 5)):
         (tmp_path / "new" / str(label)).mkdir(parents=True)
         for i in np.flatnonzero(test.labels == label)[:count]:
-            Image.fromarray(test.pixels[i].transpose(1, 2, 0)).save(tmp_path / "new" / str(label) / f"{i}.png")
+            Image.fromarray(test.pixels[i].transpose(1, 2, 0)).save(tmp_path / "new" / str(label) / f"{i:04}.png")
     return tmp_path / "new"
 
 
-def test_a_new_folder_is_measured_whole_with_the_artifacts_labels(metadata: Metadata, folder: Path) -> None:
-    found = load_sample(metadata, "a.onnx", data=str(folder), whole=True)
+def test_a_new_folder_is_measured_whole_with_the_artifacts_labels(metadata: Metadata, fresh: Path) -> None:
+    found = load_sample(metadata, "a.onnx", data=str(fresh), whole=True)
     assert found.labels is not None
     assert found.labels.tolist() == [3] * 8 + [8] * 5
     assert found.classes == tuple("0123456789")
@@ -46,50 +46,50 @@ def test_a_new_folder_is_measured_whole_with_the_artifacts_labels(metadata: Meta
     np.testing.assert_array_equal(found.pixels[0], test.pixels[np.flatnonzero(test.labels == 3)[0]])
     assert found.note is not None
     assert "has no images of 0, 1, 2, 4, 5 and 3 more" in found.note
-    assert len(load_sample(metadata, "a.onnx", data=str(folder), whole=True, limit=4)) == 4
+    assert len(load_sample(metadata, "a.onnx", data=str(fresh), whole=True, limit=4)) == 4
     with pytest.raises(UserError, match=r"new has 2 classes \(3, 8\), but a.onnx was trained on 10"):
-        load_sample(metadata, "a.onnx", data=str(folder), split="validation")
+        load_sample(metadata, "a.onnx", data=str(fresh), split="validation")
 
 
-def test_one_class_alone_will_do_and_one_image_of_it(metadata: Metadata, folder: Path) -> None:
-    shutil.rmtree(folder / "8")
-    for file in sorted((folder / "3").iterdir())[1:]:
+def test_one_class_alone_will_do_and_one_image_of_it(metadata: Metadata, fresh: Path) -> None:
+    shutil.rmtree(fresh / "8")
+    for file in sorted((fresh / "3").iterdir())[1:]:
         file.unlink()
-    assert len(load_sample(metadata, "a.onnx", data=str(folder), whole=True)) == 1
-    (folder / "three").mkdir()
+    assert len(load_sample(metadata, "a.onnx", data=str(fresh), whole=True)) == 1
+    (fresh / "three").mkdir()
     with pytest.raises(
         UserError, match=r"classes that a.onnx was not trained on \(three\): expected some of its 10 \(0, 1,"
     ):
-        load_sample(metadata, "a.onnx", data=str(folder), whole=True)
-    shutil.rmtree(folder)
-    folder.mkdir()
+        load_sample(metadata, "a.onnx", data=str(fresh), whole=True)
+    shutil.rmtree(fresh)
+    fresh.mkdir()
     with pytest.raises(UserError, match="new has no class folders"):
-        load_sample(metadata, "a.onnx", data=str(folder), whole=True)
+        load_sample(metadata, "a.onnx", data=str(fresh), whole=True)
 
 
-def test_of_a_folder_with_parts_the_test_part_is_measured(metadata: Metadata, folder: Path) -> None:
-    os.makedirs(folder.parent / "cut" / "Test")
+def test_of_a_folder_with_parts_the_test_part_is_measured(metadata: Metadata, fresh: Path) -> None:
+    os.makedirs(fresh.parent / "cut" / "Test")
     for name in ("3", "8"):
-        shutil.copytree(folder / name, folder.parent / "cut" / "train" / name)
-    shutil.move(folder / "8", folder.parent / "cut" / "Test" / "8")
-    found = load_sample(metadata, "a.onnx", data=str(folder.parent / "cut"), whole=True)
+        shutil.copytree(fresh / name, fresh.parent / "cut" / "train" / name)
+    shutil.move(fresh / "8", fresh.parent / "cut" / "Test" / "8")
+    found = load_sample(metadata, "a.onnx", data=str(fresh.parent / "cut"), whole=True)
     assert found.labels is not None
     assert found.labels.tolist() == [8] * 5
     assert found.split == "test"
 
 
-def test_of_the_folder_trained_on_the_test_part_is_measured_wherever_it_is(metadata: Metadata, folder: Path) -> None:
-    train = data.load(str(folder), "train", size=metadata.image_size)
+def test_of_the_folder_trained_on_the_test_part_is_measured_wherever_it_is(metadata: Metadata, fresh: Path) -> None:
+    train = data.load(str(fresh), "train", size=metadata.image_size)
     of_folder = replace(
         metadata,
         classes=["3", "8"],
         model={**metadata.model, "classes": 2},
-        data={"name": str(folder), "train_id": train.id},
+        data={"name": str(fresh), "train_id": train.id},
     )
-    test = data.load(str(folder), "test", size=metadata.image_size)
-    here = load_sample(of_folder, "a.onnx", data=f"{folder}/../new", whole=True)
+    test = data.load(str(fresh), "test", size=metadata.image_size)
+    here = load_sample(of_folder, "a.onnx", data=f"{fresh}/../new", whole=True)
     np.testing.assert_array_equal(here.pixels, test.pixels)
-    moved = folder.rename(folder.parent / "moved")
+    moved = fresh.rename(fresh.parent / "moved")
     there = load_sample(of_folder, "a.onnx", data=str(moved), whole=True)
     np.testing.assert_array_equal(there.pixels, test.pixels)
     assert there.note is not None
@@ -108,12 +108,12 @@ def test_classes_in_another_order_keep_their_meaning(metadata: Metadata) -> None
 
 
 def test_the_bench_says_how_each_class_of_a_new_folder_fares(
-    artifact: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    artifact: Path, fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--no-eager", "--batch", "1", "--seconds", "0.05", "--threads", "1", "--json", str(tmp_path / "b.json")]
-    assert main([str(artifact), "--data", str(folder), *flags]) == 0
+    assert main([str(artifact), "--data", str(fresh), *flags]) == 0
     out = capsys.readouterr().out
-    assert f"accuracy: all 13 images of {folder}" in out
+    assert f"accuracy: all 13 images of {fresh}" in out
     read = json.loads((tmp_path / "b.json").read_text())
     (found,) = read["by_class"]
     assert [c["images"] for c in found["classes"]] == [0, 0, 0, 8, 0, 0, 0, 0, 5, 0]
