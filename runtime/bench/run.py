@@ -147,7 +147,7 @@ def measure_batch(
     report: ReportProgress,
 ) -> None:
     """Measures latency at one batch size, everything interleaved; after it energy, one case after the other."""
-    runners = {}
+    runners: dict[str, list[Callable[[], object]]] = {}
     by_key = {case.key: case for case in cases}
 
     def refuse(key: str, error: Exception) -> None:
