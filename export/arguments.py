@@ -273,7 +273,9 @@ def page_options(args: argparse.Namespace) -> WebOptions | None:
         raise UserError("--web DIR names the output: leave out -o, --hf and --triton")
     others = [name for name in ("plan", *_IMPLY_PLAN, "every_step", "sensitivity") if getattr(args, name)]
     if others:
-        raise UserError(f"{flag(others[0])} is not for --web, whose page runs ONNX graphs one step at a time: leave it out")
+        raise UserError(
+            f"{flag(others[0])} is not for --web, whose page runs ONNX graphs one step at a time: leave it out"
+        )
     if args.precision != "fp32" or args.target or args.graph == "loop":
         raise UserError(
             "--web writes float32 and int8 for the browser, one graph a step: leave out --fp16, --int8, --target and --graph"
@@ -318,7 +320,17 @@ def check_precision_options(args: argparse.Namespace) -> None:
 
 def check_decided(args: argparse.Namespace, source: Path) -> None:
     """Raises `UserError` for options that were decided when `source` was exported."""
-    for name in ("steps", "halt_threshold", "hf", "web", "every_step", "target", "calibration", "max_drop", "sensitivity"):
+    for name in (
+        "steps",
+        "halt_threshold",
+        "hf",
+        "web",
+        "every_step",
+        "target",
+        "calibration",
+        "max_drop",
+        "sensitivity",
+    ):
         if getattr(args, name) not in (None, False):
             raise UserError(f"{flag(name)} was decided when {source} was exported: name the run instead")
     if args.precision != "fp32" or args.graph != "unrolled":

@@ -41,8 +41,8 @@ def choose_gallery(
 ) -> Gallery:
     """Chooses `count` images from the test part of the data set that the artifact was trained on.
 
-    Half are easy: right after one step, the surest ones, of as many classes as there are.  Half are hard: those that the
-    first step gets wrong and a later one right, then those that take the most steps at `threshold`.
+    Half are easy: right after one step, the surest ones, of as many classes as there are.  Half are hard: some that the
+    first step gets wrong and a later one right, some that halt in between at `threshold`, some that do not halt.
     Where the data set is not at hand there are none, and the note says so.
     """
     metadata = session.metadata
@@ -51,12 +51,17 @@ def choose_gallery(
     sample = load_sample(metadata, session.name, data_dir=data_dir, limit=CONSIDERED)
     if sample.labels is None:
         name = metadata.data.get("name", "its data set")
-        return Gallery((), f"No test images here: {name} was not at hand when the page was made. Choose pictures of your own.")
+        return Gallery(
+            (), f"No test images here: {name} was not at hand when the page was made. Choose pictures of your own."
+        )
     tops, halts = _trajectories(session, sample, metadata.steps)
     easy, hard = choose(tops, halts, sample.labels, threshold, count)
     chosen = [_image(sample, i, group, metadata) for group, some in (("easy", easy), ("hard", hard)) for i in some]
     tried = f"{len(sample)} of {sample.total:,}" if len(sample) < sample.total else f"the {sample.total:,}"
-    note = f"Chosen from {tried} test images of {sample.name}: the surest after one step, and those that need more."
+    note = (
+        f"The easy and hard ones are chosen, out of {tried} test images of {sample.name}: the surest after one step, and "
+        "some that need more."
+    )
     return Gallery(tuple(chosen), note)
 
 
@@ -77,23 +82,29 @@ def choose(
     used = np.where(halted.any(0), halted.argmax(0), steps - 1)  # [n], from 0
     right = tops == labels
     mended = ~right[0] & right[used, np.arange(len(labels))]
-    easy = _one_of_each_class(np.lexsort((-halts[0],)), labels, allowed=right[0] & (used == 0))[: (count + 1) // 2]
-    rest = np.lexsort((halts.max(0), -used))
-    order = [*_one_of_each_class(rest, labels, allowed=mended)[: count // 4], *rest]
+    between = (used > 0) & (used < steps - 1)
+    easy = _one_of_each(labels, np.argsort(-halts[0], kind="stable"), allowed=right[0] & (used == 0))[
+        : (count + 1) // 2
+    ]
+    rest = np.lexsort((halts.max(0), -used))  # the most steps first, then the least sure
+    some = count // 6
+    order = [
+        *_one_of_each(labels, rest, allowed=mended)[:some],
+        *_one_of_each(used, rest, allowed=between & ~mended)[:some],
+        *rest,
+    ]
     hard = [i for i in dict.fromkeys(int(i) for i in order) if i not in easy][: count // 2]
     return easy, hard
 
 
-def _one_of_each_class(
-    order: NDArray[np.int64], labels: NDArray[np.int64], allowed: NDArray[np.bool_]
-) -> list[int]:
-    """The positions in `order` that are `allowed`: the first one of each class, then the second ones, …"""
+def _one_of_each(kinds: NDArray[np.int64], order: NDArray[np.int64], allowed: NDArray[np.bool_]) -> list[int]:
+    """The positions in `order` that are `allowed`: the first one of each kind, then the second one of each, and so on."""
     seen: dict[int, int] = {}
     ranked: list[tuple[int, int]] = []
     for i in order[allowed[order]]:
-        label = int(labels[i])
-        seen[label] = seen.get(label, -1) + 1
-        ranked.append((seen[label], int(i)))
+        kind = int(kinds[i])
+        seen[kind] = seen.get(kind, -1) + 1
+        ranked.append((seen[kind], int(i)))
     return [i for _, i in sorted(ranked, key=lambda one: one[0])]
 
 

@@ -28,9 +28,10 @@ class WebOptions:
         unit="PATH",
     )
     download: bool = flag(
-        False, "let --web fetch onnxruntime-web from registry.npmjs.org (33 MB, once; its checksum is checked)", flag="--download"
+        False,
+        "let --web fetch onnxruntime-web from registry.npmjs.org (33 MB, once; its checksum is checked)",
+        flag="--download",
     )
 
     def __post_init__(self) -> None:
         fields.check(self)
-

@@ -93,7 +93,7 @@ def check(folder: Path) -> None:
 
 def _download(cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    with _named(ADDRESS), atomic_path(cache / PACKAGE) as temporary:
+    with atomic_path(cache / PACKAGE) as temporary, _named(ADDRESS):  # the disk's errors are not the network's
         with urllib.request.urlopen(ADDRESS, timeout=_TIMEOUT) as answer, open(temporary, "wb") as file:
             while block := answer.read(1 << 20):
                 file.write(block)

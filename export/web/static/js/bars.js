@@ -1,6 +1,7 @@
 /** The probabilities of the classes after one step, as bars that move; a tick shows those of the other model. */
 
 const ALL = 12; // as many classes are all shown, in their own order
+const LEAST = 0.01; // a tick for less says nothing
 const SOME = 8; // of more, those that any step found most probable
 
 const list = document.getElementById("bars");
@@ -32,12 +33,13 @@ export function drawBars({ step, steps, other, otherName, classes, label }) {
     item.querySelector(".percent").textContent = step ? shown(share) : "";
     item.querySelector(".mark").textContent = c === label ? " (its class)" : "";
     const tick = item.querySelector(".tick");
-    tick.hidden = !other;
+    tick.hidden = !other || (other.probabilities[c] < LEAST && share < LEAST);
     if (other) tick.style.left = `${other.probabilities[c] * 100}%`;
   }
   hint.textContent = [
+    step ? `This step took ${step.ms.toFixed(1)} ms.` : "",
     classes.length > chosen.length ? `${chosen.length} of ${classes.length} classes.` : "",
-    other ? `Tick: ${otherName} after the same step.` : "",
+    other ? `Tick: ${otherName}, same step.` : "",
   ].join(" ");
 }
 

@@ -47,7 +47,8 @@ export function drawSteps({ trajectory, end, depth, threshold, shown, trained, c
     else delete label.dataset.haltProb;
     rail.firstElementChild.style.transform = `scaleY(${visible ? halt : 0})`;
     rail.lastElementChild.textContent = visible && !many ? halt.toFixed(2) : "";
-    rail.lastElementChild.style.bottom = `${visible ? Math.min(halt, 0.9) * 100 : 0}%`;
+    rail.lastElementChild.classList.toggle("above", visible && halt < 0.15);
+    rail.style.setProperty("--level", visible ? halt : 0);
     input.setAttribute(
       "aria-label",
       taken

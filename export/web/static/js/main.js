@@ -69,6 +69,7 @@ function tell(text) {
 
 let loaded = 0;
 function loadedBytes(bytes) {
+  if ($("page").dataset.state !== "loading") return;
   loaded += bytes;
   const expected = page.runtime.bytes + page.models[0].bytes;
   $("progress").value = Math.min(1, loaded / expected);
@@ -101,10 +102,8 @@ async function isLoaded(name) {
 }
 
 async function addGallery() {
-  if (page.gallery_note) {
-    $("gallery-note").textContent = page.gallery_note;
-    $("gallery-note").hidden = false;
-  }
+  $("gallery-note").textContent = page.gallery_note;
+  if (!page.gallery.length) $("saving").textContent = page.gallery_note;
   const all = await Promise.all(
     page.gallery.map(async ({ file, name, label, group }) => {
       const pixels = await pixelsOfFile(await (await fetchFile(file)).blob(), file, page);
@@ -476,7 +475,11 @@ function compared(picture) {
 function showSaving() {
   const ends = pictures.filter((p) => p.group !== "own").map((p) => endOf(p));
   const done = ends.filter((end) => end.done);
-  if (!ends.length || done.length < ends.length) return ($("saving").dataset.done = false);
+  if (!ends.length) return;
+  if (done.length < ends.length) {
+    $("saving").dataset.done = false;
+    return;
+  }
   const mean = done.reduce((sum, end) => sum + end.used, 0) / done.length;
   const right = done.filter((end) => end.right).length;
   $("saving").dataset.done = true;
@@ -484,9 +487,9 @@ function showSaving() {
   const number = document.createElement("b");
   number.textContent = `${mean.toFixed(1)} steps`;
   $("saving").append(
-    "At this setting these take ",
+    "At this depth and threshold: ",
     number,
-    ` a picture on average, of at most ${depth}; ${right} of ${done.length} are right.`,
+    ` a picture on average, of at most ${depth}; ${right} of ${done.length} right.`,
   );
 }
 

@@ -1,7 +1,7 @@
 /** Pillow's bicubic resize, to the last bit: the shorter side to the model's size, then the center square.
  *
  * The same arithmetic as vitrm/data/decoding.py's `fit_square` has through Pillow: filter weights as whole numbers of
- * 2^-22, a horizontal pass, rounding to 8 bits, a vertical pass.  A browser's own scaling differs from one to the next.
+ * 2^-22, and a pass in each direction that rounds to 8 bits.  A browser's own scaling differs from one to the next.
  */
 
 const PRECISION = 22;
@@ -78,47 +78,76 @@ export function fitSquare(source, size, longest) {
   const x1 = across.first[size - 1] + across.count[size - 1];
   const y0 = down.first[0];
   const y1 = down.first[size - 1] + down.count[size - 1];
-  const narrowed = new Uint8Array((y1 - y0) * size * 3);
-  const rows = Math.max(1, Math.floor(STRIP / (x1 - x0)));
-  for (let y = y0; y < y1; y += rows) {
-    const some = Math.min(rows, y1 - y);
-    const pixels = source.read(left + x0, top + y, x1 - x0, some);
-    narrow(pixels, x1 - x0, some, x0, across, narrowed.subarray((y - y0) * size * 3), size);
-  }
-  return shorten(narrowed, y0, down, size);
-}
-
-function narrow(pixels, width, rows, x0, { first, count, weights, most }, out, size) {
-  for (let y = 0; y < rows; y++) {
-    for (let i = 0; i < size; i++) {
-      let r = HALF;
-      let g = HALF;
-      let b = HALF;
-      let at = (y * width + first[i] - x0) * 4;
-      for (let k = i * most; k < i * most + count[i]; k++, at += 4) {
-        r += pixels[at] * weights[k];
-        g += pixels[at + 1] * weights[k];
-        b += pixels[at + 2] * weights[k];
-      }
-      const to = (y * size + i) * 3;
-      out[to] = clip(r >> PRECISION);
-      out[to + 1] = clip(g >> PRECISION);
-      out[to + 2] = clip(b >> PRECISION);
-    }
-  }
-}
-
-function shorten(narrowed, y0, { first, count, weights, most }, size) {
   const out = new Uint8Array(3 * size * size);
-  for (let i = 0; i < size; i++) {
-    for (let x = 0; x < size; x++) {
-      for (let c = 0; c < 3; c++) {
-        let sum = HALF;
-        let at = ((first[i] - y0) * size + x) * 3 + c;
-        for (let k = i * most; k < i * most + count[i]; k++, at += size * 3) sum += narrowed[at] * weights[k];
-        out[(c * size + i) * size + x] = clip(sum >> PRECISION);
-      }
+  // Pillow's order of the two passes since version 13; each rounds to 8 bits.
+  if (height > high && height - high > 2 * (width - wide)) {
+    const flat = new Uint8Array(size * (x1 - x0) * 3);
+    const some = Math.max(1, Math.floor(STRIP / (y1 - y0)));
+    for (let x = x0; x < x1; x += some) {
+      const columns = Math.min(some, x1 - x);
+      const pixels = source.read(left + x, top + y0, columns, y1 - y0);
+      vertical({ pixels, channels: 4, width: columns, y0 }, down, flat, x1 - x0, x - x0);
     }
+    const narrow = new Uint8Array(3 * size * size);
+    horizontal({ pixels: flat, channels: 3, width: x1 - x0, rows: size, x0 }, across, narrow, 0);
+    planes(narrow, out, size * size);
+  } else {
+    const narrow = new Uint8Array((y1 - y0) * size * 3);
+    const some = Math.max(1, Math.floor(STRIP / (x1 - x0)));
+    for (let y = y0; y < y1; y += some) {
+      const rows = Math.min(some, y1 - y);
+      const pixels = source.read(left + x0, top + y, x1 - x0, rows);
+      horizontal({ pixels, channels: 4, width: x1 - x0, rows, x0 }, across, narrow, y - y0);
+    }
+    const flat = new Uint8Array(3 * size * size);
+    vertical({ pixels: narrow, channels: 3, width: size, y0 }, down, flat, size, 0);
+    planes(flat, out, size * size);
   }
   return out;
+}
+
+/** Resizes rows of pixels, whose first column is x0 of the source, to RGB rows of `out` from `row` on. */
+function horizontal({ pixels, channels, width, rows, x0 }, { first, count, weights, most }, out, row) {
+  const size = first.length;
+  let to = row * size * 3;
+  for (let y = 0; y < rows; y++) {
+    for (let i = 0; i < size; i++, to += 3) {
+      const at = (y * width + first[i] - x0) * channels;
+      sum(pixels, at, channels, weights, i * most, count[i], out, to);
+    }
+  }
+}
+
+/** Resizes columns of pixels, whose first row is y0 of the source, to RGB columns of `out`, from `column` of `wide` on. */
+function vertical({ pixels, channels, width, y0 }, { first, count, weights, most }, out, wide, column) {
+  for (let i = 0; i < first.length; i++) {
+    let to = (i * wide + column) * 3;
+    for (let x = 0; x < width; x++, to += 3) {
+      const at = ((first[i] - y0) * width + x) * channels;
+      sum(pixels, at, channels * width, weights, i * most, count[i], out, to);
+    }
+  }
+}
+
+/** One result of a pass: red, green and blue. */
+function sum(pixels, at, stride, weights, from, count, out, to) {
+  let r = HALF;
+  let g = HALF;
+  let b = HALF;
+  for (let k = from; k < from + count; k++, at += stride) {
+    const weight = weights[k];
+    r += pixels[at] * weight;
+    g += pixels[at + 1] * weight;
+    b += pixels[at + 2] * weight;
+  }
+  out[to] = clip(r >> PRECISION);
+  out[to + 1] = clip(g >> PRECISION);
+  out[to + 2] = clip(b >> PRECISION);
+}
+
+/** RGB, RGB, … → three planes. */
+function planes(pixels, out, area) {
+  for (let i = 0; i < area; i++) {
+    for (let c = 0; c < 3; c++) out[c * area + i] = pixels[3 * i + c];
+  }
 }
