@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_models import make_checkpoint
 
 from vitrm import checkpoint as checkpoints
 from vitrm.checkpoint import Checkpoint
@@ -29,21 +28,23 @@ def runtime() -> Path:
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> PageResult:
-    """The page of a small model with the paper's block, of which some digits are easy and some are not."""
-    return make_page(tmp_path_factory.mktemp("page") / "joint", make_checkpoint("tiny"))
+    """The page of a small model with the paper's block, for which some digits are easy and some are not."""
+    return make_page(tmp_path_factory.mktemp("page") / "joint", _trained(tmp_path_factory.mktemp("runs") / "joint"))
 
 
 @pytest.fixture(scope="session")
 def cross_page(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> PageResult:
-    """The page of a model with another block and tokenizer: other tensors go from step to step.
-
-    Trained, for seconds: int8's noise in a random model of this kind goes beyond what verification lets through.
-    """
-    out = tmp_path_factory.mktemp("runs") / "cross"
-    fixed = ["--data", "digits", "--model", "tiny", "--recipe", "fast", "--device", "cpu", "--threads", "1"]
+    """The page of a model with another block and tokenizer: other tensors go from step to step."""
     form = ["--mixing", "cross", "--tokenizer", "whitened", "--stage-widths", "8,8,8", "--n", "1"]
+    trained = _trained(tmp_path_factory.mktemp("runs") / "cross", *form)
+    return make_page(tmp_path_factory.mktemp("page") / "cross", trained)
+
+
+def _trained(out: Path, *form: str) -> Checkpoint:
+    """Trained, for seconds: a random model makes much of int8's noise."""
+    fixed = ["--data", "digits", "--model", "tiny", "--recipe", "fast", "--device", "cpu", "--threads", "1"]
     assert train([*fixed, *form, "--epochs", "8", "--batch-size", "64", "--out", str(out)]) == 0
-    return make_page(tmp_path_factory.mktemp("page") / "cross", checkpoints.load(out))
+    return checkpoints.load(out)
 
 
 def make_page(folder: Path, checkpoint: Checkpoint) -> PageResult:

@@ -127,8 +127,9 @@ def test_twenty_pictures_are_answered_as_in_python(tab, form, pictures, precisio
 
         session = vitrm.runtime.open(folder / precision)
         pixels = np.stack([prepare(file, session.metadata.image_size) for file in pictures])
-        # int8: a last digit that kernels round otherwise may move an activation by a level, and the answer by percents.
-        close = 2e-4 if precision == "fp32" else 5e-2
+        # int8: a last digit that kernels round otherwise may move an activation by a level, and the answer by percents; by
+        # more where the picture is none of those that its ranges were found on.
+        close, far = (2e-4, 2e-4) if precision == "fp32" else (5e-2, 0.25)
         middle = float(np.median(session.infer(pixels, steps=1, halt_threshold=1).halt_prob).round(2))
         used = []
         for threshold in (middle, 1):
@@ -136,7 +137,7 @@ def test_twenty_pictures_are_answered_as_in_python(tab, form, pictures, precisio
             for i, file in enumerate(pictures):
                 found = choose(tab, i, file.name)
                 rounded = file.suffix == ".jpg" or file.stem in ("transparent", "tall")  # see `test_pixels…`
-                limit = max(close, 2e-2) if rounded else close
+                limit = max(close if file.name.startswith("digit") else far, 2e-2 if rounded else 0)
                 state = session.start(pixels[i : i + 1])
                 for _ in range(found["used"]):
                     state.step()
