@@ -1,6 +1,7 @@
 # make demo   install what it needs, train on digits, export at 6 steps, bench, write the report: minutes on 2 CPU cores
 # make test   install what tests need, run the test suite
 # make test-fast   the tests without the slow ones
+# make web-runtime   fetch onnxruntime-web, once, which the tests of the page in the browser need
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff, mypy and the import contracts of pyproject.toml
 # make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
@@ -16,7 +17,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-fast test-lowest lint tree torture clean
+.PHONY: install demo test test-fast web-runtime test-lowest lint tree torture clean
 
 install: $(STAMP)
 
@@ -47,6 +48,9 @@ test: install
 
 test-fast: install
 	$(PYTEST) -m "not slow"
+
+web-runtime: install
+	$(BIN)/python -c "from vitrm.export.web.runtime_files import find_runtime; print(find_runtime(None, download=True))"
 
 # Not among them: what needs OpenVINO, TensorRT, Triton's client or optimum, which are extras with bounds of their own.
 test-lowest:

@@ -7,7 +7,7 @@ Pixels are uint8 [N, 3, H, W], logits float32 [N, classes].  Imports no torch, w
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,5 +16,8 @@ import vitrm.runtime
 from vitrm.runtime.bench.accuracy import predict
 
 if __name__ == "__main__":
-    file, pixels, logits = map(Path, sys.argv[1:])
-    np.save(logits, predict(vitrm.runtime.open(file, threads=1), np.load(pixels)).logits)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("file", "pixels", "logits"):
+        p.add_argument(name, type=Path)
+    args = p.parse_args()
+    np.save(args.logits, predict(vitrm.runtime.open(args.file, threads=1), np.load(args.pixels)).logits)

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrm.command_line import CommandParser
+from vitrm.command_line import CommandParser, add_setting
 from vitrm.errors import UserError
+from vitrm.export.web.options import WebOptions
+from vitrm.fields import Setting, declared
 
 if TYPE_CHECKING:
     from vitrm.export.tensorrt.options import PlanOptions
@@ -23,6 +25,7 @@ EXAMPLES = """examples:
   vitrm-export mine.onnx -o mine.plan --batch 1,1,1 --batch 2,32,256
   vitrm-export runs/mine --hf mine-hf                for optimum and transformers
   vitrm-export runs/mine --triton models             a model of Triton Inference Server's repository
+  vitrm-export runs/mine --web page --download       a page that runs the model in the browser, step by step
   vitrm-export --doctor                              which backends and GPUs are here, and what each can do
 
 exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 130 interrupted (Ctrl-C, kill, a lost
@@ -56,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     _add_precision(p)
     _add_plan(p)
     _add_data(p)
+    _add_page(p)
     p.add_argument(
         "--doctor", action="store_true", help="say which backends, versions and GPUs are here and what each can do"
     )
@@ -91,6 +95,12 @@ def _add_places(p: argparse.ArgumentParser) -> None:
         "config.pbtxt, labels.txt and VERSION/model.onnx",
     )
     p.add_argument("--triton-name", metavar="NAME", help="what to call it there (default: as the file would be called)")
+    p.add_argument(
+        "--web",
+        type=Path,
+        metavar="DIR",
+        help="write a page instead that runs the model in the browser, in float32 and int8: static files for any web server",
+    )
 
 
 def _add_shape(p: argparse.ArgumentParser) -> None:
@@ -233,6 +243,47 @@ def _add_data(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_page(p: argparse.ArgumentParser) -> None:
+    page = p.add_argument_group("page in the browser (--web)")
+    for name, setting in _page_flags().items():
+        add_setting(page, name, setting)
+
+
+def _page_flags() -> dict[str, Setting]:
+    """The settings of a page that have flags of their own; its depth and threshold are those of every export."""
+    return {name: setting for name, setting in declared(WebOptions).items() if name not in ("steps", "halt_threshold")}
+
+
+def page_options(args: argparse.Namespace) -> WebOptions | None:
+    """The settings of a page, where one is asked for.
+
+    Raises `UserError` for them without --web, and for what a page has not to choose.
+    """
+    given = {
+        name: getattr(args, dest)
+        for name, setting in _page_flags().items()
+        if hasattr(args, dest := (setting.flag or name).lstrip("-").replace("-", "_"))
+    }
+    if args.web is None:
+        if given:
+            setting = _page_flags()[next(iter(given))]
+            raise UserError(f"{setting.flag} is for a page: add --web DIR, or leave it out")
+        return None
+    if args.output or args.hf or args.triton or args.triton_name:
+        raise UserError("--web DIR names the output: leave out -o, --hf and --triton")
+    others = [name for name in ("plan", *_IMPLY_PLAN, "every_step", "sensitivity") if getattr(args, name)]
+    if others:
+        raise UserError(
+            f"{flag(others[0])} is not for --web, whose page runs ONNX graphs one step at a time: leave it out"
+        )
+    if args.precision != "fp32" or args.target or args.graph == "loop":
+        raise UserError(
+            "--web writes float32 and int8 for the browser, one graph a step: leave out --fp16, --int8, --target and --graph"
+        )
+    depth = {name: getattr(args, name) for name in ("steps", "halt_threshold") if getattr(args, name) is not None}
+    return WebOptions(**depth, **given)
+
+
 def plan_options(args: argparse.Namespace) -> PlanOptions | None:
     """The options of a plan, where one is asked for.  Raises `UserError` for them with another kind of output."""
     asked = [name for name in _IMPLY_PLAN if getattr(args, name)]
@@ -269,7 +320,17 @@ def check_precision_options(args: argparse.Namespace) -> None:
 
 def check_decided(args: argparse.Namespace, source: Path) -> None:
     """Raises `UserError` for options that were decided when `source` was exported."""
-    for name in ("steps", "halt_threshold", "hf", "every_step", "target", "calibration", "max_drop", "sensitivity"):
+    for name in (
+        "steps",
+        "halt_threshold",
+        "hf",
+        "web",
+        "every_step",
+        "target",
+        "calibration",
+        "max_drop",
+        "sensitivity",
+    ):
         if getattr(args, name) not in (None, False):
             raise UserError(f"{flag(name)} was decided when {source} was exported: name the run instead")
     if args.precision != "fp32" or args.graph != "unrolled":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from vitrm.export.arguments import (
     PLAN_SUFFIXES,
     check_decided,
     check_precision_options,
+    page_options,
     parser,
     plan_options,
 )
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
     from vitrm.export.targets.destination import Destination
     from vitrm.export.tensorrt.options import PlanOptions
+    from vitrm.export.web.options import WebOptions
 
 # Packages that exporting takes and a device that only runs artifacts may lack.
 _PACKAGES = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib", "sklearn", "rich")
@@ -55,6 +58,8 @@ def _choose(args: argparse.Namespace) -> int:
         _add_to_repository(args, Path(args.run))
     elif args.run is not None and (args.run.endswith(".onnx") or (Path(args.run) / "step.onnx").is_file()):
         _build_from_onnx(args, Path(args.run))
+    elif (page := page_options(args)) is not None:
+        _write_page(args, page)
     else:
         _export_run(args)
     return 0
@@ -102,6 +107,32 @@ def _export_run(args: argparse.Namespace) -> None:
         say(line)
     elsewhere = result.plan is not None and not result.plan_verified and not args.triton
     say(f"next{', where its GPU is' if elsewhere else ''}: {destination.next_command}")
+
+
+def _write_page(args: argparse.Namespace, options: WebOptions) -> None:
+    """Writes a page that runs a run's model in the browser."""
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
+    from vitrm import checkpoint as checkpoints
+    from vitrm.export.summary import page_summary
+    from vitrm.export.web.page import write_page
+
+    checkpoint = checkpoints.load(args.run)
+    say(f"{checkpoint.source} ({checkpoint.model.kind}) → {args.web}")
+    with _status() as progress:
+        page = write_page(
+            checkpoint,
+            args.web,
+            options,
+            data_dir=args.data_dir,
+            progress=progress,
+            calibration=args.calibration,
+            calibration_method=args.estimator or "mse",
+            max_drop=args.max_drop,
+        )
+    for line in page_summary(page):
+        say(line)
+    say(f"next: python3 -m http.server --directory {shlex.quote(str(args.web))}, then open http://localhost:8000")
 
 
 def _destination(args: argparse.Namespace, checkpoint: Checkpoint, plan: PlanOptions | None) -> Destination:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vitrm.export.precision.accuracy_budget import Budget
     from vitrm.export.result import ExportResult
     from vitrm.export.tensorrt.build import BuildResult
+    from vitrm.export.web.page import PageResult
 
 _COMPLAINTS = 3  # of TensorRT's that are shown
 
@@ -96,3 +97,23 @@ def complaint_lines(build: BuildResult) -> Iterator[str]:
 
 def _steps(count: int) -> str:
     return f"{count} step{'s' * (count > 1)}"
+
+
+def page_summary(page: PageResult) -> Iterator[str]:
+    """Describes a page: its models, images and sizes."""
+    for precision, result in page.models.items():
+        parity = result.parity
+        yield (
+            f"  {precision:8} {result.bytes / 1e6:.2f} MB, max |Δ| logits {parity.logits:.1e} (limit {parity.limit:.1e}), "
+            f"top-1 agreement {parity.agreement:.1%} on {parity.images} of {result.verified_on}"
+        )
+        if result.calibration is not None and result.calibration.note:
+            yield f"           calibrated on {result.calibration.note}"
+    first = next(iter(page.models.values()))
+    if first.depth_note:
+        yield f"  depth    {first.depth_note}"
+    yield f"  gallery  {len(page.gallery.images)} images. {page.gallery.note}"
+    yield (
+        f"  page     {page.folder}, {page.bytes / 1e6:.1f} MB; {page.first_bytes / 1e6:.1f} MB before the first answer, of which the "
+        f"runtime is most: {page.compressed_runtime / 1e6:.1f} MB where the server compresses"
+    )

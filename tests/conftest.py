@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import pytest
+from browser import find_chromium
 
 
 @cache
@@ -29,8 +30,13 @@ def no_plans_here() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests marked rtx or gpu where these are missing."""
+    """Skips tests marked rtx, gpu or browser where these are missing."""
     if item.get_closest_marker("rtx") and find_spec("tensorrt_rtx") is None:
         pytest.skip("needs TensorRT for RTX: pip install 'vitrm[tensorrt-rtx]'")
     if item.get_closest_marker("gpu") and (missing := no_plans_here()):
         pytest.skip(missing)
+    if item.get_closest_marker("browser"):
+        if find_chromium() is None:
+            pytest.skip("needs Chromium or Chrome: apt-get install chromium")
+        if find_spec("websocket") is None:
+            pytest.skip("needs websocket-client, which speaks with Chromium: pip install 'vitrm[dev]'")

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FunctionType, MethodType
+from typing import cast
 
 import numpy as np
 import torch
@@ -201,10 +202,10 @@ class EagerSession(Session):
         """
         # It looks for a CUDA toolkit even when it compiles for a CPU, and reports what it did not find.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-        view = copy.copy(self.model)
+        view, forward_of_all = copy.copy(self.model), cast(FunctionType, type(self.model).forward)
         # Dynamo compiles a function for at most 8 kinds of arguments, whichever model it belongs to, and from then on runs it
         # uncompiled.  A code object of its own has a count of its own.
-        view.forward = MethodType(_own_code(type(self.model).forward, f"forward_{len(pixels)}"), view)  # type: ignore[method-assign, arg-type]
+        view.forward = MethodType(_own_code(forward_of_all, f"forward_{len(pixels)}"), view)  # type: ignore[method-assign]
         # A graph for each batch size: those with a symbolic size are slower.
         mode = self._compile if isinstance(self._compile, str) else None
         forward: Callable[..., object] = torch.compile(view.forward, dynamic=False, mode=mode)

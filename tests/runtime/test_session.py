@@ -244,7 +244,7 @@ def test_cuda_where_there_is_none_is_an_error(artifact: Path, run: Path) -> None
 
 @pytest.mark.parametrize(("device", "threads"), [("gpu", None), ("cpu", 0), ("cpu", 1.5)])
 def test_refuses_unknown_settings(artifact: Path, device: str, threads: int | None) -> None:
-    with pytest.raises(UserError, match=r"expected (one of cpu, cuda, auto|a whole number)"):
+    with pytest.raises(UserError, match=r"expected (cpu, cuda, cuda:N or auto|a whole number)"):
         vitrm.runtime.open(artifact, device=device, threads=threads)
 
 

@@ -32,7 +32,7 @@ HEIF_SUFFIXES = {".heic", ".heif"}  # with pillow-heif
 # What those names may hold. Pillow knows others, some of which start programs: an EPS, whatever it is called, Ghostscript.
 _FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # of an image; Pillow's own limit, half a gigabyte as RGB
-_LONGEST = 64  # times the shorter side
+LONGEST = 64  # times the shorter side: of what is longer, the middle is taken first
 BACKGROUND = (255, 255, 255)  # of what is transparent: what a page or a sheet of paper shows
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _RANGELESS = {"F": "floating-point numbers", "I": "32-bit integers"}
@@ -72,8 +72,8 @@ def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     if (height, width) != (size, size):
         shorter = min(height, width)
-        if max(height, width) > _LONGEST * shorter:  # a strip: as a whole it would grow beyond all memory
-            image = _center(image, min(height, _LONGEST * shorter), min(width, _LONGEST * shorter))
+        if max(height, width) > LONGEST * shorter:  # a strip: as a whole it would grow beyond all memory
+            image = _center(image, min(height, LONGEST * shorter), min(width, LONGEST * shorter))
             height, width = image.shape[:2]
         height, width = (size * side // shorter for side in (height, width))
         whole = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,0 +1,137 @@
+"""Test images for the page: some that the model is sure of at once, and some on which it needs its steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitrm.data.images import to_floats
+from vitrm.runtime.artifact.metadata import Metadata
+from vitrm.runtime.bench.images import Sample, load_sample
+from vitrm.runtime.stepping import SteppingSession
+
+CONSIDERED = 512  # test images that are tried
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """One test image."""
+
+    pixels: NDArray[np.uint8]  # [3, size, size]
+    label: int
+    group: str  # easy or hard
+    name: str  # for people: where it is from, and its class
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images, or none."""
+
+    images: tuple[GalleryImage, ...]
+    note: str  # the images in a sentence, or why there are none
+
+
+def choose_gallery(
+    session: SteppingSession, count: int, threshold: float, data_dir: str | os.PathLike[str] | None = None
+) -> Gallery:
+    """Chooses `count` images from the test part of the data set that the artifact was trained on.
+
+    Half are easy: right after one step, the surest ones, of as many classes as there are.  Half are hard: some that the
+    first step gets wrong and a later one right, some that halt in between at `threshold`, some that do not halt.
+    Where the data set is not at hand there are none, and the note says so.
+    """
+    metadata = session.metadata
+    if count == 0:
+        return Gallery((), "No test images were asked for.")
+    sample = load_sample(metadata, session.name, data_dir=data_dir, limit=CONSIDERED)
+    if sample.labels is None:
+        name = metadata.data.get("name", "its data set")
+        return Gallery(
+            (), f"No test images here: {name} was not at hand when the page was made. Choose pictures of your own."
+        )
+    tops, halts = _trajectories(session, sample, metadata.steps)
+    easy, hard = choose(tops, halts, sample.labels, threshold, count)
+    chosen = [_image(sample, i, group, metadata) for group, some in (("easy", easy), ("hard", hard)) for i in some]
+    tried = f"{len(sample)} of {sample.total:,}" if len(sample) < sample.total else f"the {sample.total:,}"
+    note = (
+        f"The easy and hard ones are chosen, out of {tried} test images of {sample.name}: the surest after one step, and "
+        "some that need more."
+    )
+    return Gallery(tuple(chosen), note)
+
+
+def choose(
+    tops: NDArray[np.int64], halts: NDArray[np.float32], labels: NDArray[np.int64], threshold: float, count: int
+) -> tuple[list[int], list[int]]:
+    """Positions of the easy and of the hard images, `count` in all where there are so many.
+
+    Args:
+        tops: [steps, n], the most probable class after each step.
+        halts: [steps, n], halt_prob after each step.
+        labels: [n].
+        threshold: halt_prob beyond which an image halts.
+        count: of both together.
+    """
+    steps = len(tops)
+    halted = halts > threshold
+    used = np.where(halted.any(0), halted.argmax(0), steps - 1)  # [n], from 0
+    right = tops == labels
+    mended = ~right[0] & right[used, np.arange(len(labels))]
+    between = (used > 0) & (used < steps - 1)
+    easy = _one_of_each(labels, np.argsort(-halts[0], kind="stable"), allowed=right[0] & (used == 0))[
+        : (count + 1) // 2
+    ]
+    rest = np.lexsort((halts.max(0), -used))  # the most steps first, then the least sure
+    some = count // 6
+    order = [
+        *_one_of_each(labels, rest, allowed=mended)[:some],
+        *_one_of_each(used, rest, allowed=between & ~mended)[:some],
+        *rest,
+    ]
+    hard = [i for i in dict.fromkeys(int(i) for i in order) if i not in easy][: count // 2]
+    return easy, hard
+
+
+def _one_of_each(kinds: NDArray[np.int64], order: NDArray[np.int64], allowed: NDArray[np.bool_]) -> list[int]:
+    """The positions in `order` that are `allowed`: the first one of each kind, then the second one of each, and so on."""
+    seen: dict[int, int] = {}
+    ranked: list[tuple[int, int]] = []
+    for i in order[allowed[order]]:
+        kind = int(kinds[i])
+        seen[kind] = seen.get(kind, -1) + 1
+        ranked.append((seen[kind], int(i)))
+    return [i for _, i in sorted(ranked, key=lambda one: one[0])]
+
+
+def _trajectories(
+    session: SteppingSession, sample: Sample, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    tops = np.empty((steps, len(sample)), np.int64)
+    halts = np.empty((steps, len(sample)), np.float32)
+    for begin in range(0, len(sample), _BATCH):
+        some = slice(begin, begin + _BATCH)
+        state = session.start(to_floats(sample.pixels[some]))
+        for step in range(steps):
+            state.step()
+            tops[step, some], halts[step, some] = state.logits.argmax(1), state.halt_prob
+    return tops, halts
+
+
+def _image(sample: Sample, i: int, group: str, metadata: Metadata) -> GalleryImage:
+    assert sample.labels is not None
+    label = int(sample.labels[i])
+    return GalleryImage(
+        pixels=sample.pixels[i],
+        label=label,
+        group=group,
+        name=f"test image {int(sample.index[i])}, {_class_name(metadata.class_names, label)}",
+    )
+
+
+def _class_name(names: Sequence[str], label: int) -> str:
+    return names[label] if label < len(names) else str(label)
