@@ -31,6 +31,10 @@ SATURATES = (
     "int8 of an earlier version: this CPU has no VNNI, so its integer sums may saturate and the answers differ from those that "
     "were verified; export it again"
 )
+CUTS_FLOAT16 = (
+    "onnxruntime before 1.30 cuts float16 values off on a CPU where it should round them to int8: answers are worse than "
+    "those of a GPU or of a newer onnxruntime; pip install 'onnxruntime>=1.30'"
+)
 
 
 class OnnxRuntimeSession(Session):
@@ -67,7 +71,7 @@ class OnnxRuntimeSession(Session):
                 f"{self.metadata.graph} graph ({PIXELS} → {', '.join(sorted(needed))}): export it again"
             )
         check_tensors(str(path), self.metadata, self._graph.tensors)
-        self.notes = (*notes_on(self.metadata, running.provider), *file.notes)
+        self.notes = (*notes_on(self.metadata, running.provider, ort.__version__), *file.notes)
 
     @property
     def takes_depth(self) -> bool:
@@ -88,17 +92,23 @@ class OnnxRuntimeSession(Session):
         return run
 
 
-def notes_on(metadata: Metadata, provider: str) -> tuple[str, ...]:
-    """Returns remarks for readers of an artifact's figures where it runs on something that it is not made for."""
+def notes_on(metadata: Metadata, provider: str, version: str) -> tuple[str, ...]:
+    """Returns remarks for readers of an artifact's figures where it runs on something that it is not made for; `version` is onnxruntime's."""
     if provider == "cpu" and metadata.precision == "fp16":
         return (FP16_ON_CPU,)
     if metadata.target == "cpu" and provider == "cpu" and may_saturate(metadata):
         return (SATURATES,)
     if metadata.target == "tensorrt" and not provider.startswith("tensorrt"):
-        return (INT8_FOR_TENSORRT,)
+        cuts = provider == "cpu" and metadata.precision == "int8" and cuts_float16(version)
+        return (INT8_FOR_TENSORRT, *((CUTS_FLOAT16,) if cuts else ()))
     if metadata.target == "cpu" and provider != "cpu":
         return ("made for a CPU: its integer products run there alone; vitrm-export --fp16 is for GPUs",)
     return ()
+
+
+def cuts_float16(version: str) -> bool:
+    """True for an onnxruntime whose QuantizeLinear of float16 truncates on a CPU: 1.22 to 1.29 do, 1.30 rounds."""
+    return tuple(int(part) for part in version.split(".")[:2]) < (1, 30)
 
 
 def may_saturate(metadata: Metadata) -> bool:

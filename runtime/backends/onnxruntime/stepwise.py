@@ -100,7 +100,7 @@ class StepwiseSession(SteppingSession):
         self.backend = running.backend
         self.prefers_one_batch = running.provider.startswith("tensorrt")  # builds an engine for each size it meets
         self.size_bytes = sum(file.size_bytes for file in files.values())
-        self.notes = (*notes_on(self.metadata, running.provider), *files["step"].notes)
+        self.notes = (*notes_on(self.metadata, running.provider, ort.__version__), *files["step"].notes)
 
     def _begin(self, images: NDArray[np.float32]) -> BoundStepping:
         return BoundStepping(self, images)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from int8_by_hand import rounded, simulated
-from small_models import SMALL, small
+from small_models import SMALL, skip_if_float16_is_cut, small
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
@@ -85,6 +85,7 @@ def test_the_cpu_graph_rounds_where_it_should_and_nowhere_else(made, checkpoint,
 
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
 def test_the_tensorrt_graph_does_too_with_float16_around(made, checkpoint, calibration, digits, model, graph):
+    skip_if_float16_is_cut("tensorrt")
     result = vitrm.runtime.open(made[graph, "tensorrt"].path).infer(digits[:40])
     expected = simulated(checkpoint, calibration, digits[:40], "tensorrt", shared=graph != "unrolled")
     with torch.no_grad():
