@@ -66,7 +66,10 @@ def test_images_that_are_not_square(photos: torch.Tensor) -> None:
         ours = apply_operations(wide, np.full((1, len(wide)), 2 * OPERATIONS.index(name)), 9)
         factor = signed_magnitude(name, 9, 1, 20, 32)
         assert torch.equal(
-            ours, theirs._apply_image_or_video_transform(wide, name, factor, interpolation="nearest", fill={})
+            ours,
+            theirs._apply_image_or_video_transform(
+                wide, name, factor, interpolation=v2.InterpolationMode.NEAREST, fill={}
+            ),
         )
 
 
@@ -99,6 +102,11 @@ def test_a_batch_is_augmented_without_waiting_for_the_gpu(name: str, monkeypatch
         torch.zeros(len(drawn[0]), 3, 32, 32, dtype=torch.uint8), drawn, 9
     )  # what is made on the host once
     waits = Waits()
+    with FakeTensorMode():
+        try:
+            torch.zeros(1).to("cuda")
+        except RuntimeError as error:  # torch 2.9 asks the driver even for a tensor without data
+            pytest.skip(f"torch {torch.__version__} has no fake GPU without a driver: {str(error).splitlines()[0]}")
     try:
         with FakeTensorMode():
             pixels = torch.zeros(64, 3, 32, 32, dtype=torch.uint8, device="cuda")
