@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from vitrm.runtime.artifact.onnx_file import inspect
-from vitrm.runtime.backends.tensorrt.plan import PlanTensor, choose_profile
+from vitrm.runtime.backends.tensorrt.plan import Plan, PlanTensor, choose_profile
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
@@ -156,13 +156,7 @@ class StandInPlan:
         shape = tuple(d if isinstance(d, int) else -1 for d in tensor.shape)
         return PlanTensor(tensor.name, is_input, shape, np.dtype(_TYPES[tensor.type]), on_host=False)
 
-    @property
-    def inputs(self) -> set[str]:
-        return {name for name, tensor in self.tensors.items() if tensor.is_input}
-
-    @property
-    def outputs(self) -> set[str]:
-        return set(self.tensors) - self.inputs
+    inputs, outputs = Plan.inputs, Plan.outputs
 
     def scratch_bytes(self, batch: int) -> int:
         return 1000 * self.profiles[choose_profile(self.profiles, batch)[0]][2]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import tarfile
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from vitrm.errors import UserError, explain_os_error, first_line
 from vitrm.export.settings import OnStage
+from vitrm.system.cache import cache_folder as users_cache
 from vitrm.system.files import atomic_files, atomic_path, sha256_of
 
 VERSION = "1.30.0"
@@ -72,9 +72,8 @@ def find_runtime(given: str | None, *, download: bool, on_stage: OnStage = lambd
 
 
 def cache_folder() -> Path:
-    """Where the downloaded files are kept: $XDG_CACHE_HOME or ~/.cache, in a folder of their version."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "vitrm" / f"onnxruntime-web-{VERSION}"
+    """The folder of the downloaded files, in the user's cache: one of their version."""
+    return users_cache() / f"onnxruntime-web-{VERSION}"
 
 
 def check(folder: Path) -> None:

@@ -150,19 +150,24 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     if tall:
         x = x.T
     x = x / (x.norm() + 1e-7)
-    gram = x @ x.T
     if matrix.is_cuda or x.shape[1] < 1.5 * x.shape[0]:
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        for _ in range(_ROUNDS - 1):
+        for _ in range(_ROUNDS):
             gram = x @ x.T
             x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     else:
-        product = torch.eye(len(x), dtype=x.dtype)
-        for done in range(_ROUNDS):
-            p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            p.diagonal().add_(a)
-            product = p if done == 0 else p @ product
-            if done < _ROUNDS - 1:
-                gram = p @ gram @ p
+        gram = x @ x.T
+        product = p = _factor(gram)
+        for _ in range(_ROUNDS - 1):
+            gram = p @ gram @ p
+            p = _factor(gram)
+            product = p @ product
         x = product @ x
     return (x.T if tall else x).to(matrix.dtype)
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """P = a + b G + c G², for G [m, m]."""
+    a, b, c = _NEWTON_SCHULZ
+    p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    p.diagonal().add_(a)
+    return p

@@ -86,7 +86,7 @@ def _tables(magnitude: int, h: int, w: int, device: torch.device) -> tuple[Tenso
 
 @lru_cache(maxsize=8)
 def _host_tables(magnitude: int, h: int, w: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Which pixel each form of the geometric operations puts where, int64 [forms, H × W], and what each form of the pointwise
+    """Tables of which pixel each form of the geometric operations puts where, int64 [forms, H × W], and what each form of the pointwise
     ones makes of a value, uint8 [forms, 256]: as torchvision does it.
     """
     # Numbers from 1, as what comes in from outside is 0; float32 holds them to 2 ** 24.

@@ -14,6 +14,7 @@ from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT
+from vitrm.system.cache import cache_folder
 from vitrm.system.files import atomic_path
 
 
@@ -46,12 +47,6 @@ class JitSettings:
         except (OSError, UserError):
             return
         self._kept = len(block)
-
-
-def cache_folder() -> Path:
-    """The folder of this user's compiled kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vitrm"
 
 
 def _read_own(file: Path) -> bytes | None:

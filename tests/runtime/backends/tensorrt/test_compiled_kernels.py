@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT
-from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings, cache_folder
+from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings
+from vitrm.system.cache import cache_folder
 
 
 class Cache:
