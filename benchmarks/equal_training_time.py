@@ -25,7 +25,7 @@ from record import RECORDS, made, processor
 from vitrm.checkpoint import load
 from vitrm.system.files import atomic_path, read_json, write_json
 from vitrm.training.run_folder.files import METRICS_FILE
-from vitrm.training.state import STATE_FILE
+from vitrm.training.run_folder.state import STATE_FILE
 
 PASSES = {
     "nano": ["--epochs", "3"],

@@ -59,7 +59,7 @@ CHECKS = (
     ),
     Check(
         "augmentation",
-        f"{PYTEST} tests/vitrm/training/test_rand_augment.py",
+        f"{PYTEST} tests/vitrm/training/augmentation/test_rand_augment.py",
         "pixels equal the CPU's; no synchronization with `torch.cuda.set_sync_debug_mode('error')`",
         "the operation that is named waits for the GPU, or rounds otherwise there",
         2,

@@ -41,14 +41,14 @@ from record import RECORDS, made, processor  # noqa: E402
 from vitrm.checkpoint import build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import photo_crops  # noqa: E402
+from vitrm.recipe import recipe  # noqa: E402
 from vitrm.runtime.system.machine import physical_cores  # noqa: E402
 from vitrm.system.files import write_json  # noqa: E402
-from vitrm.training.augment import augment  # noqa: E402
+from vitrm.training.augmentation.augment import augment  # noqa: E402
 from vitrm.training.parallel.compilation import compile_learner  # noqa: E402
 from vitrm.training.parallel.device import Execution, workers_for  # noqa: E402
 from vitrm.training.parallel.distributed import join  # noqa: E402
 from vitrm.training.parallel.process_tuning import keep_freed_memory  # noqa: E402
-from vitrm.training.recipe import recipe  # noqa: E402
 from vitrm.training.supervision import Learner, step_loss  # noqa: E402
 
 IMAGES = 4096

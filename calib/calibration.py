@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.baselines import Baseline, Transformer
+from vitrm.baselines.networks import Baseline, Transformer
 from vitrm.calib.histogram import collect
 from vitrm.calib.methods import METHODS, Range, activation_range
 from vitrm.calib.sites import NET, ROLES, Site

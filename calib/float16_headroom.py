@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.model import ViTRM
 
 FLOAT16_MAX = 65504.0

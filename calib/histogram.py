@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.calib.sites import NET, Site, observe
 from vitrm.errors import UserError
 from vitrm.model import ViTRM

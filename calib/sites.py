@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrm.baselines import Baseline, Transformer
+from vitrm.baselines.networks import Baseline, Transformer
 from vitrm.model import Embedded, State, ViTRM
 
 NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion

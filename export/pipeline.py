@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import vitrm.runtime
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.float16_headroom import FLOAT16_MAX, Headroom, float16_headroom
 from vitrm.calib.sites import Site

@@ -11,7 +11,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.errors import UserError
 from vitrm.model import ViTRM
 from vitrm.runtime.artifact.saturation_check import integer_products

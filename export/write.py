@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import to_dict
 from vitrm.errors import UserError

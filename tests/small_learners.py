@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from vitrm.checkpoint import build_model
 from vitrm.config import ModelConfig
-from vitrm.training.augment import Batch
+from vitrm.recipe import recipe
+from vitrm.training.augmentation.augment import Batch
 from vitrm.training.distillation import Teacher
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.recipe import recipe
 from vitrm.training.supervision import Learner
 
 

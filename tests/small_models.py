@@ -15,7 +15,7 @@ import torch
 from vitrm import data as datasets
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import ModelConfig, preset
-from vitrm.conv_group import ShiftBatchNorm
+from vitrm.layers.conv_group import ShiftBatchNorm
 from vitrm.model import ViTRM, WhitenedTokenizer
 from vitrm.runtime.backends.onnxruntime.session import cuts_float16
 

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import shown
+from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular, read_json, sha256_of, write_json
-from vitrm.training.recipe import from_dict as recipe_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vitrm.baselines import Baseline
+    from vitrm.baselines.networks import Baseline
     from vitrm.model import ViTRM
 
 CONFIG_FILE = "config.json"
@@ -101,7 +101,7 @@ class Checkpoint:
 
 def build_model(config: ModelConfig) -> ViTRM | Baseline:
     """A freshly initialized model of `config`."""
-    from vitrm.baselines import Baseline
+    from vitrm.baselines.networks import Baseline
     from vitrm.model import ViTRM
 
     return ViTRM(config) if isinstance(config, ViTRMConfig) else Baseline(config)

@@ -46,9 +46,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
-from vitrm.conv_group import ConvGroup, ShiftBatchNorm, dirac
+from vitrm.layers.conv_group import ConvGroup, ShiftBatchNorm, dirac
+from vitrm.layers.whitening import Whitening
 from vitrm.model_size import NEVER
-from vitrm.whitening import Whitening
 
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
 Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`

@@ -150,7 +150,7 @@ _STATE = "run/state.safetensors"
 
 
 def _read_state(home: Path) -> Answers:
-    from vitrm.training import state as training_state
+    from vitrm.training.run_folder import state as training_state
 
     header = training_state.read_header(home / _STATE)
     header, tensors = training_state.read(home / _STATE, header["identity"])

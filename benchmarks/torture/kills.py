@@ -33,8 +33,8 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.sidecar import read_sidecar
 from vitrm.runtime.halting.store import store_threshold
 from vitrm.system.files import atomic_files
-from vitrm.training import state as training_state
-from vitrm.training.state import STATE_FILE
+from vitrm.training.run_folder import state as training_state
+from vitrm.training.run_folder.state import STATE_FILE
 
 from . import children, subjects
 from .children import Ended

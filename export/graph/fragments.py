@@ -29,7 +29,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.model import ViTRM
 from vitrm.runtime.artifact.graph_names import ANSWER, LATENTS
 

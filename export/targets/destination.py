@@ -16,7 +16,7 @@ from vitrm.export.targets import huggingface, triton
 from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.system.files import atomic_files
-from vitrm.training.state import STATE_FILE
+from vitrm.training.run_folder.state import STATE_FILE
 
 
 class Destination(ABC):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification import Classification, classify
-from vitrm.classification_text import never_recognized
+from vitrm.classification.results import Classification, classify
+from vitrm.classification.text import never_recognized
 from vitrm.runtime.bench.accuracy import Predictions, accuracy, compare, in_top5
 from vitrm.runtime.bench.cases import Case, OpenBench
 from vitrm.runtime.bench.images import Sample

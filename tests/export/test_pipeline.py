@@ -30,10 +30,10 @@ from vitrm.export import cli, export, write
 from vitrm.export.graph import layouts
 from vitrm.export.images import verification_images
 from vitrm.export.verify import verify
+from vitrm.recipe import recipe
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.bench import cli as bench_cli
-from vitrm.training.recipe import recipe
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from PIL import Image
 from vitrm import data
 from vitrm.config import ModelConfig, preset
 from vitrm.data import Splits
-from vitrm.training.recipe import Recipe, recipe
+from vitrm.recipe import Recipe, recipe
 
 torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from vitrm import checkpoint
 from vitrm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.errors import UserError
-from vitrm.training.recipe import recipe
+from vitrm.recipe import recipe
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
 

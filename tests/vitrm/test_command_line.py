@@ -15,11 +15,11 @@ from vitrm.config import KINDS
 from vitrm.errors import run_command
 from vitrm.export import cli as export_cli
 from vitrm.fields import Choice, Flag, OrNone, Several, Whole, declared
+from vitrm.recipe import Recipe
 from vitrm.runtime.bench import cli as bench_cli
 from vitrm.runtime.predict import cli as predict_cli
 from vitrm.training import cli as train_cli
 from vitrm.training.parallel.device import Execution
-from vitrm.training.recipe import Recipe
 from vitrm.training.run_config import DataSettings, RunConfig, parse
 
 MAINS = {

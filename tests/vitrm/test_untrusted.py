@@ -19,15 +19,15 @@ from vitrm import checkpoint, data
 from vitrm.checkpoint import CONFIG_FILE, Checkpoint, build_model
 from vitrm.config import PRESETS, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError
+from vitrm.recipe import Recipe, recipe
 from vitrm.system import strict_json
 from vitrm.system.files import read_json
 from vitrm.training import cli
-from vitrm.training import state as training_state
 from vitrm.training.optimizers import learning_rate
-from vitrm.training.recipe import Recipe, recipe
 from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, parse, read
+from vitrm.training.run_folder import state as training_state
 from vitrm.training.run_folder.curves import draw_curves
-from vitrm.training.state import RunProgress
+from vitrm.training.run_folder.state import RunProgress
 from vitrm.training.supervision import Learner
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrm.classification import Classification
-from vitrm.classification_text import class_table, confusions, never_recognized
+from vitrm.classification.results import Classification
+from vitrm.classification.text import class_table, confusions, never_recognized
 from vitrm.data import Images
-from vitrm.training.recipe import Recipe
+from vitrm.recipe import Recipe
 from vitrm.training.run_folder.files import CONFUSION_FILE, CONFUSION_PICTURE, MISTAKES_PICTURE, RESULTS_FILE
 
 _UNEQUAL = 10  # times as many images of one class as of another are worth a note

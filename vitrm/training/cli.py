@@ -16,12 +16,12 @@ from vitrm.command_line import CommandParser, add_setting
 from vitrm.config import KINDS, PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.errors import UserError, run_command
 from vitrm.fields import declared, shown
+from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.system.files import check_name
 from vitrm.system.memory import shortage_explained
 from vitrm.system.terminal import say
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
-from vitrm.training.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, DataSettings, RunConfig, parse, read
 from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
@@ -306,7 +306,7 @@ def run(
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
     from vitrm.training.run_folder.access import check_folder, check_not_in_use
-    from vitrm.training.state import STATE_FILE, read_header
+    from vitrm.training.run_folder.state import STATE_FILE, read_header
 
     def saved() -> dict[str, Any] | None:
         """The settings of the run to be resumed, None for a new run."""

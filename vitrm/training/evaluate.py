@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrm.baselines import Baseline
-from vitrm.classification import classify
+from vitrm.baselines.networks import Baseline
+from vitrm.classification.results import classify
 from vitrm.data import Images
 from vitrm.exact_float32 import exact_float32
 from vitrm.model import ViTRM

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from vitrm import checkpoint
 from vitrm.checkpoint import Checkpoint
-from vitrm.classification import Classification, classify
+from vitrm.classification.results import Classification, classify
 from vitrm.config import ModelConfig
 from vitrm.data import Splits
 from vitrm.errors import UserError
 from vitrm.fields import checked
+from vitrm.recipe import Recipe
 from vitrm.system.interrupt import Interruption
 from vitrm.system.memory import OutOfMemory, shortage_explained
-from vitrm.training import state as training_state
-from vitrm.training.augment import TrainingBatches
+from vitrm.training.augmentation.augment import TrainingBatches
 from vitrm.training.callbacks import Callback, all_closed
 from vitrm.training.evaluate import DepthAccuracy, accuracy_by_depth
 from vitrm.training.optimizers import learning_rate
@@ -40,11 +40,11 @@ from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import World, losses_explained
 from vitrm.training.preparation import fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.progress import Reporter, Ticker
-from vitrm.training.recipe import Recipe
 from vitrm.training.run_config import SEEDS
+from vitrm.training.run_folder import state as training_state
 from vitrm.training.run_folder.access import alone_in, take_over
 from vitrm.training.run_folder.files import RunFiles
-from vitrm.training.state import STATE_FILE, RunProgress
+from vitrm.training.run_folder.state import STATE_FILE, RunProgress
 from vitrm.training.supervision import BatchResult
 
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least

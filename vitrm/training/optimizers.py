@@ -1,6 +1,6 @@
 """The optimizers of a training run, and their learning rate: AdamW for all weights, or Muon for the matrices among them and AdamW for the rest.
 
-Weight decay acts as vitrm.training.recipe says.  Each group's learning rate is `lr_share` of the run's.
+Weight decay acts as vitrm.recipe says.  Each group's learning rate is `lr_share` of the run's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrm.baselines import CLASSIFIERS
+from vitrm.baselines.networks import CLASSIFIERS
+from vitrm.recipe import Recipe
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.recipe import Recipe
 
 # A level rather than a slope, or a table of classes: not what Muon is for, whatever their shape.
 _EMBEDDINGS = ("pos", "y0", "z0", "cls", "up_y")

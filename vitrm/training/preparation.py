@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from vitrm import checkpoint
-from vitrm.baselines import CLASSIFIERS, Baseline
+from vitrm.baselines.networks import CLASSIFIERS, Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalization
 from vitrm.errors import UserError
 from vitrm.fields import shown
+from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
+from vitrm.recipe import Recipe
 from vitrm.system.memory import shortage_explained
 from vitrm.training.distillation import Teacher, check_teacher
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
-from vitrm.training.recipe import Recipe
 from vitrm.training.supervision import Learner
-from vitrm.whitening import Whitening
 
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 

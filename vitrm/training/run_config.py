@@ -15,7 +15,7 @@
 
     [recipe]
     name = "fast"
-    epochs = 4                     # any field of vitrm.training.recipe.Recipe
+    epochs = 4                     # any field of vitrm.recipe.Recipe
 
 The same fields may stand at the top level, without sections; there `data`, `model` and `recipe`
 name the data set, the preset and the recipe.  Flags win over the file.
@@ -44,9 +44,9 @@ from vitrm.fields import (
     text_or_none,
     whole_or_none,
 )
+from vitrm.recipe import Recipe
 from vitrm.system import strict_json
 from vitrm.system.files import read_text
-from vitrm.training.recipe import Recipe
 
 MAX_BYTES = 1 << 16  # of a file: a run has some sixty settings
 _MAX_DOTS = 100  # of a line

@@ -32,16 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.errors import UserError
 from vitrm.model import Embedded, State, ViTRM
-from vitrm.training.augment import Batch
+from vitrm.recipe import Recipe
+from vitrm.training.augmentation.augment import Batch
 from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss, divergence
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
 from vitrm.training.parallel.distributed import World
-from vitrm.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitrm.classification_text import class_table, confusions
+from vitrm.classification.text import class_table, confusions
 from vitrm.runtime.bench.rows import BenchResult, ClassResults
 from vitrm.system.terminal import neutral_line
 

@@ -11,7 +11,7 @@ from PIL import Image
 from small_models import make_checkpoint, small
 
 import vitrm.runtime
-from vitrm.baselines import Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import load
 from vitrm.errors import UserError

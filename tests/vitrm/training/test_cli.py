@@ -27,7 +27,7 @@ from vitrm.errors import UserError
 from vitrm.training import cli
 from vitrm.training.cli import main
 from vitrm.training.run_config import RunConfig
-from vitrm.training.state import STATE_FILE, read_header
+from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 SMALL = [
     "--model",

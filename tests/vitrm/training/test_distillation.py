@@ -16,13 +16,13 @@ from vitrm import checkpoint
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import preset
 from vitrm.errors import UserError
+from vitrm.recipe import TEACHER_KEYS, recipe
 from vitrm.system import strict_json
 from vitrm.training.cli import main
 from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
-from vitrm.training.recipe import TEACHER_KEYS, recipe
-from vitrm.training.state import STATE_FILE, read_header
+from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 CPU = Execution(device="cpu", precision="fp32", save_every=0.0)
 

@@ -15,11 +15,11 @@ from vitrm import checkpoint, data
 from vitrm.config import preset
 from vitrm.data import Splits, limited
 from vitrm.errors import UserError
+from vitrm.recipe import recipe
 from vitrm.training.evaluate import accuracy_by_depth
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
-from vitrm.training.recipe import recipe
-from vitrm.training.state import STATE_FILE, read_header
+from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 EVERY_BATCH = Execution(device="cpu", save_every=0.0)
 TIMES = ("seconds", "images_per_s")

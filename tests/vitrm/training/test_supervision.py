@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from small_learners import make_batch, make_learner
 
-from vitrm.baselines import CLASSIFIERS
+from vitrm.baselines.networks import CLASSIFIERS
 from vitrm.checkpoint import build_model
 from vitrm.config import preset
 from vitrm.errors import UserError
+from vitrm.recipe import recipe
 from vitrm.training.ema import EMA, decay_at
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.recipe import recipe
 from vitrm.training.supervision import Learner, step_loss
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vitrm.model import ViTRM
-from vitrm.training.augment import Batch
+from vitrm.training.augmentation.augment import Batch
 from vitrm.training.supervision import BatchPart, Learner, StepFunctions
 
 MOST_STEPS = 4  # that are compiled as one

@@ -13,9 +13,9 @@ from vitrm import checkpoint
 from vitrm.errors import UserError
 from vitrm.system.files import is_leftover, remove_leftovers
 from vitrm.system.locks import Lock, check_free, lock
-from vitrm.training import state as training_state
 from vitrm.training.parallel.distributed import World
-from vitrm.training.state import STATE_FILE
+from vitrm.training.run_folder import state as training_state
+from vitrm.training.run_folder.state import STATE_FILE
 
 LOCK_FILE = ".lock"
 _OTHER_OUT = "wait for it, stop it, or name another folder with --out"

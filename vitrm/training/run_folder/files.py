@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from vitrm import __version__, checkpoint
 from vitrm.checkpoint import Checkpoint
-from vitrm.classification import Classification
+from vitrm.classification.results import Classification
 from vitrm.data import Splits
 from vitrm.system.files import write_json, write_text
-from vitrm.training import state as training_state
 from vitrm.training.evaluate import DepthAccuracy
+from vitrm.training.run_folder import state as training_state
 from vitrm.training.run_folder.curves import draw_curves
 from vitrm.training.run_folder.result_pictures import confusion_csv, draw_confusion, draw_mistakes
-from vitrm.training.state import STATE_FILE, RunProgress
+from vitrm.training.run_folder.state import STATE_FILE, RunProgress
 from vitrm.training.supervision import Learner
 
 METRICS_FILE = "metrics.jsonl"

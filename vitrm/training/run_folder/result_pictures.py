@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification import MATRIX_CLASSES, Classification, surest_mistakes
+from vitrm.classification.results import MATRIX_CLASSES, Classification, surest_mistakes
 from vitrm.data import Images
 from vitrm.system.files import atomic_path
 from vitrm.system.terminal import neutral_line

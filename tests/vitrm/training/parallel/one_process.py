@@ -20,10 +20,10 @@ from vitrm import data
 from vitrm.config import ModelConfig, preset
 from vitrm.data import Images, Splits
 from vitrm.errors import run_command
+from vitrm.recipe import Recipe, recipe
 from vitrm.training.loop import TrainingResult, train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import join
-from vitrm.training.recipe import Recipe, recipe
 
 THRESHOLD = "VITRM_TEST_HALT_THRESHOLD"  # in the environment: which one decides something depends on torch's version
 EXECUTION = Execution(device="cpu", precision="fp32", save_every=0.0)

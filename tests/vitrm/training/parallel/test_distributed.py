@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 import vitrm
 from vitrm.checkpoint import WEIGHTS_FILE
-from vitrm.training.augment import augment
+from vitrm.recipe import recipe
+from vitrm.training.augmentation.augment import augment
 from vitrm.training.parallel.distributed import World
-from vitrm.training.recipe import recipe
-from vitrm.training.state import STATE_FILE, read_header
+from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 sys.path.insert(0, str(Path(__file__).parent))
 import one_process

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vitrm.config import preset
-from vitrm.conv_group import ShiftBatchNorm
+from vitrm.layers.conv_group import ShiftBatchNorm
 from vitrm.model import ViTRM
 from vitrm.training.parallel.sync_batch_norm import sync_batch_norms_on_gpus
 

@@ -7,7 +7,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 from vitrm.data import photo_crops
-from vitrm.training.augment import (
+from vitrm.recipe import recipe
+from vitrm.training.augmentation.augment import (
     BatchRows,
     TrainingBatches,
     augment,
@@ -18,7 +19,6 @@ from vitrm.training.augment import (
     random_crop,
     random_flip,
 )
-from vitrm.training.recipe import recipe
 
 
 def _rng(seed: int = 0) -> np.random.Generator:

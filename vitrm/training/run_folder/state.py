@@ -23,9 +23,9 @@ from vitrm.config import from_dict as config_from_dict
 from vitrm.config import to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import Real, Rule, Whole, checked, shown
+from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular
-from vitrm.training.recipe import from_dict as recipe_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor

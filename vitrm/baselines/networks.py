@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrm.airbench import Airbench
 from vitrm.baseline_configs import (
     AirbenchConfig,
     BaselineConfig,
@@ -23,6 +22,7 @@ from vitrm.baseline_configs import (
     ResNetConfig,
     ViTConfig,
 )
+from vitrm.baselines.airbench import Airbench
 from vitrm.model import Layer, initialize
 
 # The layers that know classes, in all kinds of models, by the beginning of their weights' names.

@@ -13,8 +13,8 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from vitrm.classification import classify, surest_mistakes
-from vitrm.classification_text import class_table, confusions, never_recognized
+from vitrm.classification.results import classify, surest_mistakes
+from vitrm.classification.text import class_table, confusions, never_recognized
 
 NAMES = ("cat", "dog", "eel")
 

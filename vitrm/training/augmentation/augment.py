@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrm.data import Images
-from vitrm.training.recipe import Recipe
+from vitrm.recipe import Recipe
 from vitrm.training.upload import upload
 
 # In several processes each computes a part of the batch: what is random is drawn for the whole of it, by all of them
@@ -207,7 +207,7 @@ def rand_augment(
 ) -> Tensor:
     """torchvision's RandAugment on uint8 images, each with operations of its own."""
     # torchvision takes a tenth of a second to import, and most recipes do without.
-    from vitrm.training.rand_augment import apply_operations, draw_operations
+    from vitrm.training.augmentation.rand_augment import apply_operations, draw_operations
 
     rows, size = of or BatchRows.all(len(pixels))
     return apply_operations(pixels, draw_operations(ops, size, rng)[:, rows], magnitude)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vitrm.errors import UserError
+from vitrm.recipe import RECIPES, Recipe, default_recipe, from_dict, recipe
 from vitrm.training.optimizers import learning_rate
-from vitrm.training.recipe import RECIPES, Recipe, default_recipe, from_dict, recipe
 from vitrm.training.run_config import RunConfig, read
 
 

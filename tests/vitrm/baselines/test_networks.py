@@ -1,4 +1,4 @@
-"""vitrm.baselines: torchvision's ViT, weight for weight, what is special about others, and the shared input contract."""
+"""vitrm.baselines.networks: torchvision's ViT, weight for weight, what is special about others, and the shared input contract."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from small_models import small
 from torchvision import models
 
 from vitrm.baseline_configs import ViTConfig
-from vitrm.baselines import CLASSIFIERS, BasicBlock
+from vitrm.baselines.networks import CLASSIFIERS, BasicBlock
 from vitrm.checkpoint import build_model
 from vitrm.config import PRESETS, preset
-from vitrm.conv_group import ConvGroup
+from vitrm.layers.conv_group import ConvGroup
 from vitrm.training.parallel.cpu_workers import Workers
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.baseline_configs import AirbenchConfig
-from vitrm.conv_group import ConvGroup
-from vitrm.whitening import Whitening
+from vitrm.layers.conv_group import ConvGroup
+from vitrm.layers.whitening import Whitening
 
 LOGIT_SCALE = 1 / 9  # the logits of the untrained head are too large to start from
 

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from vitrm.data import photo_crops
-from vitrm.training import rand_augment, upload
-from vitrm.training.augment import augment
-from vitrm.training.rand_augment import OPERATIONS, apply_operations, draw_operations, signed_magnitude
-from vitrm.training.recipe import recipe
+from vitrm.recipe import recipe
+from vitrm.training import upload
+from vitrm.training.augmentation import rand_augment
+from vitrm.training.augmentation.augment import augment
+from vitrm.training.augmentation.rand_augment import OPERATIONS, apply_operations, draw_operations, signed_magnitude
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Results of a classifier by class, as data and in words."""
