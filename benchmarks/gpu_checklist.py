@@ -3,7 +3,7 @@
 python benchmarks/gpu_checklist.py                 the list
 python benchmarks/gpu_checklist.py --run           runs what fits this machine, one after the other, and ticks it off
 python benchmarks/gpu_checklist.py --run --only plan
-python benchmarks/gpu_checklist.py --markdown      docs/gpu-checklist.md
+python benchmarks/gpu_checklist.py --markdown      docs/deploy/gpu-checklist.md
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def main(argv: list[str] | None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--run", action="store_true", help="run the commands that fit this machine")
     p.add_argument("--only", default="", help="checks whose name contains this")
-    p.add_argument("--markdown", action="store_true", help="print docs/gpu-checklist.md")
+    p.add_argument("--markdown", action="store_true", help="print docs/deploy/gpu-checklist.md")
     args = p.parse_args(argv)
     chosen = [check for check in CHECKS if args.only in check.name]
     if args.markdown:
