@@ -10,8 +10,8 @@ A comment before a paragraph or table names the figures in it, in the order in w
     -->
 
 A line is a path into the record, a factor where the prose has another unit, and the format. A part of a path is a key, a place in a
-list, `key=value` (with commas between several) for the first element that has them, or one of median, min, max, count. `A - B` is a
-difference. A line `RECORD: …` reads from another record. What only looks like a measurement (a setting, a version) is named once a page:
+list (a slash within a key is written \\/), `key=value` (with commas between several) for the first element that has them, or one of median, min, max, count. `A - B` is a
+difference. A line `RECORD: …` reads from another record. A bundled checkpoint's config.json, which training wrote, is named by its path. What only looks like a measurement (a setting, a version) is named once a page:
 
     <!-- not measured: "0.3 points", "10.3" -->
 """
@@ -38,6 +38,7 @@ _FIGURE = re.compile(rf"(?<![\w.,/-])[−-]?\d[\d,]*(?:\.\d+)?\s?{_UNIT}|(?<![\w
 _COMMENT = re.compile(r"<!--\s*figures:\s*(\S+)\s*\n(.*?)-->", re.DOTALL)
 _EXEMPT = re.compile(r"<!--\s*not measured:(.*?)-->", re.DOTALL)
 _CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`|<!--.*?-->|\]\([^)\n]*\)|^(?: {4}|\t)[^\n]*$", re.DOTALL | re.MULTILINE)
+_NAMES = re.compile(r"arXiv \d+\.\d+|Python (?:≥ )?3\.\d+")  # they have points and measure nothing
 _SUMMARIES = {"median": statistics.median, "min": min, "max": max, "count": len}
 
 
@@ -74,9 +75,9 @@ class Figure:
 @cache
 def read_record(name: str) -> Any:
     """The record of that name, parsed."""
-    path = RECORDS / f"{name.removesuffix('.json')}.json"
+    path = ROOT / name if "/" in name else RECORDS / f"{name.removesuffix('.json')}.json"
     if not path.is_file():
-        raise FigureError(f"there is no record {path.name}")
+        raise FigureError(f"there is no record {name}")
     return json.loads(path.read_text())
 
 
@@ -91,12 +92,13 @@ def machine(name: str) -> str:
 def look_up(record: Any, path: str, name: str) -> Any:
     """What stands at `path` in a record; raises FigureError where nothing does."""
     found = record
-    for part in path.strip().split("/"):
+    for part in re.split(r"(?<!\\)/", path.strip()):
+        part = part.replace("\\/", "/")
         try:
             if isinstance(found, list) and part in _SUMMARIES:
                 found = _SUMMARIES[part](found)
             elif isinstance(found, list) and "=" in part:
-                wanted = dict(pair.split("=", 1) for pair in part.split(","))
+                wanted = dict(pair.split("=", 1) for pair in re.split(r",(?=\w+=)", part))
                 found = next(item for item in found if all(str(item.get(k)) == v for k, v in wanted.items()))
             else:
                 found = found[int(part) if isinstance(found, list) else part]
@@ -109,7 +111,7 @@ def look_up(record: Any, path: str, name: str) -> Any:
 
 def parse_figure(line: str, record: str, page: str, number: int) -> Figure:
     """A line of a `figures` comment."""
-    named = re.match(r"([\w.-]+): (.*)", line)
+    named = re.match(r"([\w./-]+): (.*)", line)
     if named:
         record, line = named[1], named[2]
     path, *rest = (part.strip() for part in line.split(" | "))
@@ -169,7 +171,7 @@ def _find(wanted: str, text: str, start: int, end: int) -> tuple[int, int] | Non
 def _without_record(text: str, page: str, covered: list[tuple[int, int]]) -> list[str]:
     """Complaints about what looks like a measurement and has no record."""
     exempt = [w for comment in _EXEMPT.findall(text) for w in re.findall(r'"([^"]+)"', comment)]
-    hidden = [m.span() for m in _CODE.finditer(text)]
+    hidden = [m.span() for m in (*_CODE.finditer(text), *_NAMES.finditer(text))]
     for words in exempt:
         hidden += [m.span() for m in re.finditer(rf"(?<![\d.,]){re.escape(words)}(?![\d]|\.\d)", text)]
     complaints = []
