@@ -34,7 +34,7 @@ RECORDS = ROOT / "benchmarks" / "records"
 
 # A number with a unit of measurement, or with a decimal point.
 _UNIT = r"(?:%|×(?!\s*\d)|(?:k|M|G)i?B\b|ms\b|s\b|min\b|minutes?\b|points?\b|images/s|images per second|times\b)"
-_FIGURE = re.compile(rf"(?<![\w.,/-])[−-]?\d[\d,]*(?:\.\d+)?\s?{_UNIT}|(?<![\w.,/-])[−-]?\d[\d,]*\.\d+(?![\w.])")
+_FIGURE = re.compile(rf"(?<![\w.,/-])[−-]?\d[\d,]*(?:\.\d+)?\s?{_UNIT}|(?<![\w.,/-])[−-]?\d[\d,]*\.\d+(?!\w|\.\d)")
 _COMMENT = re.compile(r"<!--\s*figures:\s*(\S+)\s*\n(.*?)-->", re.DOTALL)
 _EXEMPT = re.compile(r"<!--\s*not measured:(.*?)-->", re.DOTALL)
 _CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`|<!--.*?-->|\]\([^)\n]*\)|^(?: {4}|\t)[^\n]*$", re.DOTALL | re.MULTILINE)
