@@ -96,7 +96,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    record = made("megabytes of the installed packages: of the files that each one's RECORD lists", ("torch", "torchvision", "onnx"))
+    record = made(
+        "megabytes of the installed packages: of the files that each one's RECORD lists",
+        ("torch", "torchvision", "onnx"),
+    )
     record |= {"system": f"{platform.system()} {platform.machine()}", **measure()}
     print(json.dumps(record, indent=2))
     if args.json:

@@ -1,4 +1,4 @@
-"""Compares every figure in README.md and docs/ with the record in benchmarks/records/ that it comes from.
+r"""Compares every figure in README.md and docs/ with the record in benchmarks/records/ that it comes from.
 
 python docs/scripts/figures.py            fails where prose and record differ, or a figure has no record
 python docs/scripts/figures.py --list     each figure with its record and the machine
@@ -10,7 +10,7 @@ A comment before a paragraph or table names the figures in it, in the order in w
     -->
 
 A line is a path into the record, a factor where the prose has another unit, and the format. A part of a path is a key, a place in a
-list (a slash within a key is written \\/), `key=value` (with commas between several) for the first element that has them, or one of median, min, max, count. `A - B` is a
+list (a slash within a key is written \/), `key=value` (with commas between several) for the first element that has them, or one of median, min, max, count. `A - B` is a
 difference. A line `RECORD: …` reads from another record. A bundled checkpoint's config.json, which training wrote, is named by its path. What only looks like a measurement (a setting, a version) is named once a page:
 
     <!-- not measured: "0.3 points", "10.3" -->
@@ -37,7 +37,9 @@ _UNIT = r"(?:%|×(?!\s*\d)|(?:k|M|G)i?B\b|ms\b|s\b|min\b|minutes?\b|points?\b|im
 _FIGURE = re.compile(rf"(?<![\w.,/-])[−-]?\d[\d,]*(?:\.\d+)?\s?{_UNIT}|(?<![\w.,/-])[−-]?\d[\d,]*\.\d+(?!\w|\.\d)")
 _COMMENT = re.compile(r"<!--\s*figures:\s*(\S+)\s*\n(.*?)-->", re.DOTALL)
 _EXEMPT = re.compile(r"<!--\s*not measured:(.*?)-->", re.DOTALL)
-_CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`|<!--.*?-->|\]\([^)\n]*\)|^(?: {4}|\t)[^\n]*$", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(
+    r"^(```|~~~).*?^\1[^\n]*$|`[^`\n]+`|<!--.*?-->|\]\([^)\n]*\)|^(?: {4}|\t)[^\n]*$", re.DOTALL | re.MULTILINE
+)
 _NAMES = re.compile(r"arXiv \d+\.\d+|Python (?:≥ )?3\.\d+")  # they have points and measure nothing
 _SUMMARIES = {"median": statistics.median, "min": min, "max": max, "count": len}
 
@@ -195,10 +197,14 @@ def main(argv: list[str] | None = None) -> int:
         figures += named
     if args.list:
         for figure in figures:
-            print(f"{figure.page}:{figure.line}: {figure.text()} = {figure.path} of {figure.record}, {machine(figure.record)}")
+            print(
+                f"{figure.page}:{figure.line}: {figure.text()} = {figure.path} of {figure.record}, {machine(figure.record)}"
+            )
     for complaint in complaints:
         print(complaint, file=sys.stderr)
-    print(f"{len(figures)} figures from {len({f.record for f in figures})} records, {len(complaints)} wrong or without record")
+    print(
+        f"{len(figures)} figures from {len({f.record for f in figures})} records, {len(complaints)} wrong or without record"
+    )
     return 1 if complaints else 0
 
 

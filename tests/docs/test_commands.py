@@ -70,7 +70,9 @@ def test_a_block_runs_here_or_says_why_not(name: str) -> None:
     assert set(fences[::2]) <= {"sh", "python", "text", "toml"}
     if not _PAGE_REASON.search(text):
         outside = _BLOCK.sub("", text)
-        assert not re.search(r"\n\n {4,}(?:vitrm-|pip |python |make )", outside), "a command in an indented block: use a fence"
+        assert not re.search(r"\n\n {4,}(?:vitrm-|pip |python |make )", outside), (
+            "a command in an indented block: use a fence"
+        )
     for language, block, run in blocks(ROOT / name):
         for words in commands(block) if language == "sh" and run else ():
             assert command_of(words), f"{shlex.join(words)} is no command of vitrm: mark the block <!-- not run: … -->"
@@ -143,7 +145,7 @@ def test_a_page_runs_from_top_to_bottom(name: str, desk: Path) -> None:
     for language, text, _ in page:
         if language == "python":
             with redirect_stdout(io.StringIO()):
-                exec(compile(text, name, "exec"), space)  # noqa: S102
+                exec(compile(text, name, "exec"), space)
         else:
             for words in commands(text):
                 run(words)

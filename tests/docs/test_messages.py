@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import messages
 
@@ -15,8 +16,11 @@ def test_the_page_is_what_the_script_writes() -> None:
 
 def test_a_message_is_read_from_the_source() -> None:
     found = messages.messages()
-    assert "… already holds a run: continue it with --resume, or name another folder with --out" in found["vitrm/training/run_folder/access.py"]
-    source = open(access).read()
+    assert (
+        "… already holds a run: continue it with --resume, or name another folder with --out"
+        in found["vitrm/training/run_folder/access.py"]
+    )
+    source = Path(access).read_text()
     assert source.count("raise UserError(") == len(found["vitrm/training/run_folder/access.py"])
 
 
