@@ -22,13 +22,14 @@ from vitrm.system.memory import shortage_explained
 from vitrm.system.terminal import say
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
-from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, DataSettings, RunConfig, parse, read
+from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, TORCHVISION, DataSettings, RunConfig, parse, read
 from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
+    from vitrm.training.preparation import TeacherModel
     from vitrm.training.parallel.distributed import World
 
 DEFAULT_MODEL = "nano"
@@ -42,6 +43,7 @@ examples:
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --data cifar10 --teacher runs/resnet18-cifar10      learn from a trained model's answers, too
+  vitrm-train --data photos/ --teacher torchvision:resnet50       from what a network of ImageNet sees; …:FILE.pth for weights at hand
   vitrm-train --sweep n=1,2,3 n_sup=1,2,4 --out runs/ablation   a run per combination, a table and two pictures
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
   torchrun --nproc-per-node 4 -m vitrm.training.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
@@ -264,6 +266,10 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
             settings.data[key] = str(Path(place).resolve())
     if settings.teacher and os.path.isdir(settings.teacher):
         settings.teacher = str(Path(settings.teacher).resolve())
+    elif settings.teacher and settings.teacher.startswith(TORCHVISION):
+        from vitrm.training.teachers.torchvision import absolute
+
+        settings.teacher = absolute(settings.teacher)
     return settings, init
 
 
@@ -287,6 +293,15 @@ def _loaded(name: str) -> Checkpoint:
     if checkpoint.note and os.environ.get("RANK", "0") == "0":
         say(f"note: {checkpoint.source}: {checkpoint.note}")
     return checkpoint
+
+
+def _teacher(name: str) -> TeacherModel:
+    """Loads the model that `--teacher` names."""
+    if not name.startswith(TORCHVISION):
+        return _loaded(name)
+    from vitrm.training.teachers.torchvision import load as load_torchvision
+
+    return load_torchvision(name)
 
 
 def run(
@@ -323,7 +338,7 @@ def run(
         settings = settings.over(parse({k: v for k, v in earlier.items() if v is not None}, str(out / STATE_FILE)))
         init = init if resume else None
     model, chosen = resolve(settings)
-    teacher = _loaded(settings.teacher) if settings.teacher else None
+    teacher = _teacher(settings.teacher) if settings.teacher else None
     if settings.data.get("download") and first_on_host():
         load_data(settings, model.image_size)  # one process fetches, not all of a host at once
     world.any(False)

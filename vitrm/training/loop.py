@@ -38,7 +38,7 @@ from vitrm.training.optimizers import learning_rate
 from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import World, losses_explained
-from vitrm.training.preparation import fit_config, new_learner, origin_of, run_identity, start_from
+from vitrm.training.preparation import TeacherModel, fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.progress import Reporter, Ticker
 from vitrm.training.run_config import SEEDS
 from vitrm.training.run_folder import state as training_state
@@ -78,7 +78,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     init: Checkpoint | None = None,
-    teacher: Checkpoint | None = None,
+    teacher: TeacherModel | None = None,
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
@@ -100,7 +100,7 @@ def train(
         resume: continue from the state in `out`, which must be of the same model, recipe, data, seed and teacher
         init: checkpoint of the same model, on any data, whose weights a new run starts from; its classifier is left out for
             other classes
-        teacher: trained model whose answers count as `recipe.distill_weight` says
+        teacher: trained model, or a network of torchvision with weights, whose answers count as `recipe.distill_weight` says
         execution: device, precision and threads
         reporter: told how far the run is
         on_batch: called after each batch
@@ -152,7 +152,7 @@ class TrainingRun:
         reporter: Reporter,
         on_batch: OnBatch | None,
         world: World,
-        teacher: Checkpoint | None,
+        teacher: TeacherModel | None,
         settings: dict[str, Any],
     ) -> None:
         config = fit_config(model_config, data.train)
@@ -180,6 +180,7 @@ class TrainingRun:
             bf16=self.bf16,
             world=world,
             teacher=teacher,
+            say=reporter.say,
         )
         self.source = TrainingBatches(data.train, recipe, seed, self.batch_size, part)
         self.progress = RunProgress()

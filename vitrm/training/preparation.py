@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
 from vitrm.recipe import Recipe
 from vitrm.system.memory import shortage_explained
-from vitrm.training.distillation import Teacher, check_teacher
+from vitrm.training.teachers.distillation import Teacher, check_teacher
+from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
 from vitrm.training.supervision import Learner
 
+TeacherModel = Checkpoint | TorchvisionWeights
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from
 
 
@@ -37,7 +39,7 @@ def fit_config(config: ModelConfig, images: Images) -> ModelConfig:
 
 
 def run_identity(
-    config: ModelConfig, recipe: Recipe, images: Images, seed: int, teacher: Checkpoint | None
+    config: ModelConfig, recipe: Recipe, images: Images, seed: int, teacher: TeacherModel | None
 ) -> dict[str, Any]:
     """JSON that is equal for two runs if they compute the same: a run is resumed with its own alone."""
     identity: dict[str, Any] = {
@@ -56,9 +58,10 @@ def run_identity(
     return identity
 
 
-def origin_of(run: Checkpoint) -> dict[str, str]:
-    """JSON that tells a checkpoint from every other."""
-    return {"run": Path(run.source).name, "weights_sha256": run.weights_id}
+def origin_of(run: TeacherModel) -> dict[str, str]:
+    """JSON that tells a checkpoint, or a network with weights, from every other."""
+    name = f"torchvision:{run.name}" if isinstance(run, TorchvisionWeights) else Path(run.source).name
+    return {"run": name, "weights_sha256": run.weights_id}
 
 
 def new_learner(
@@ -71,22 +74,47 @@ def new_learner(
     device: torch.device,
     bf16: bool,
     world: World,
-    teacher: Checkpoint | None,
+    teacher: TeacherModel | None,
+    say: Callable[[str], None],
 ) -> Learner:
-    """A learner with weights drawn from `seed`.
+    """A learner with weights drawn from `seed`.  `say` is told of a teacher that has to learn first.
 
     Raises `UserError` for a teacher of other images or classes, and for too little memory.
     """
-    asked = None
-    if teacher is not None:
-        check_teacher(teacher, images.classes, config.image_size)
-        asked = Teacher(teacher, device, recipe.teacher_steps)
+    asked = None if teacher is None else _asked(teacher, config, recipe, images, device, world, say)
     torch.manual_seed(seed)
     with shortage_explained(lambda: "the model does not fit: choose a smaller one"):
         model = checkpoint.build_model(config).to(device)
         whiten(model, images)
         workers = workers_for(model, device, batch_size, world.size)
         return Learner(model, recipe, device, bf16, world, asked, workers)
+
+
+def _asked(
+    teacher: TeacherModel,
+    config: ModelConfig,
+    recipe: Recipe,
+    images: Images,
+    device: torch.device,
+    world: World,
+    say: Callable[[str], None],
+) -> Teacher | TorchvisionTeacher:
+    if isinstance(teacher, Checkpoint):
+        if recipe.teacher_image_size:
+            raise UserError("teacher_image_size is for torchvision's networks: a run has an image size of its own")
+        check_teacher(teacher, images.classes, config.image_size)
+        return Teacher(teacher, device, recipe.teacher_steps)
+    if recipe.teacher_steps:
+        raise UserError(f"teacher_steps is {recipe.teacher_steps}, but {teacher.source} has no steps: leave it out")
+    return make_teacher(
+        teacher,
+        images,
+        device,
+        image_size=recipe.teacher_image_size,
+        balanced=recipe.balance != "none",
+        broadcast=world.broadcast,
+        say=say,
+    )
 
 
 def whiten(model: ViTRM | Baseline, images: Images) -> None:

@@ -14,7 +14,7 @@ from small_models import small
 
 from vitrm import checkpoint
 from vitrm.config import preset
-from vitrm.training.distillation import Teacher
+from vitrm.training.teachers.distillation import Teacher
 from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.cpu_workers import LEAST, Workers, worthwhile
 from vitrm.training.parallel.device import workers_for
