@@ -24,7 +24,8 @@ examples:
   vitrm-predict stepwise/ 'photos/**/*.jpg' --halt-threshold 0.9 --top 1
   cat photo.jpg | vitrm-predict model.onnx - --json
 
-Pictures are turned upright, laid on white where transparent, and cut to their center square.
+Pictures are prepared as the model was trained (its metadata says how): by default turned upright, laid on white where
+transparent, and cut to their center square.
 
 exit status: 0 all classified; 2 a picture could not be read (the others are classified), or the input was wrong; 130 interrupted.
 """

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.data.decoding import decode, fit_square
+from vitrm.data import decoding
 from vitrm.data.images import to_floats
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.session import Session
 
 
@@ -37,13 +38,14 @@ class Prediction:
         return {"path": str(self.path), "top": top, "halt_prob": self.halt_prob, "steps_used": self.steps_used}
 
 
-def prepare(path: str | os.PathLike[str], size: int) -> NDArray[np.float32]:
-    """One picture as every model of this toolkit takes it: float32 [3, size, size] in [0, 1].
+def prepare(path: str | os.PathLike[str], preprocessing: Preprocessing | int) -> NDArray[np.float32]:
+    """One picture as a model takes it: float32 [3, height, width] in [0, 1].
 
-    Upright, RGB, on white where transparent (vitrm.data.decoding); the center square, resampled bicubically.
+    `preprocessing` is that of the artifact, `session.metadata.preprocessing`; a number is the side of the default one's square.
     Raises `UserError`, naming it, for a file that cannot be decoded.
     """
-    return to_floats(fit_square(decode(Path(path)), size))
+    of = Preprocessing.square(preprocessing) if isinstance(preprocessing, int) else preprocessing
+    return to_floats(decoding.prepare(Path(path), of))
 
 
 def predict(
@@ -68,14 +70,14 @@ def predict(
     Raises:
         UserError: for a depth or threshold that the artifact cannot have.
     """
-    size, names = session.metadata.image_size, session.metadata.class_names
+    of, names = session.metadata.preprocessing, session.metadata.class_names
     left = map(Path, paths)
     while chunk := list(islice(left, batch)):
         images: list[NDArray[np.float32]] = []
         failures: dict[int, str] = {}
         for i, path in enumerate(chunk):
             try:
-                images.append(prepare(path, size))
+                images.append(prepare(path, of))
             except UserError as error:
                 failures[i] = str(error)
         result = session.infer(np.stack(images), steps=steps, halt_threshold=halt_threshold) if images else None
