@@ -98,6 +98,6 @@ def differences(of: Preprocessing) -> list[str]:
     if of.jpeg_reduction:
         found.append(
             f"large JPEGs: here decoded at 1/2, 1/4 or 1/8 of their size where at least {of.jpeg_reduction} times the size wanted is "
-            "left; transformers decodes them whole, which gives values that differ by up to some 3 % of the range at sharp edges"
+            "left; transformers decodes them whole, which gives values that differ by up to some 5 % of the range at sharp edges"
         )
     return found

@@ -12,6 +12,7 @@ The order of a resize's two passes, each of which rounds to 8 bits, is fixed her
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,11 @@ _LONGEST_SIDE = 1 << 16  # pixels: of what is longer, a letterbox takes the midd
 _PADDED_WHOLE = 1 << 22  # pixels: a letterbox of more is never in memory as a whole
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _RANGELESS = {"F": "floating-point numbers", "I": "32-bit integers"}
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and the values that exchange height and width
+_ORIENTATION = 0x0112  # the EXIF tag
+_LYING = (5, 6, 7, 8)  # its values that exchange height and width
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # those by which the end of rows or columns comes first
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
 
 
 def readable_suffixes() -> set[str]:
@@ -50,8 +55,8 @@ def readable_suffixes() -> set[str]:
 
 def prepare(file: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The picture in `file` as uint8 [3, height, width].  Raises `UserError`, naming it, whatever is wrong with it."""
-    image, whole = _decoded(file, preprocessing)
-    return _fitted(image, preprocessing, whole)
+    image, box = _decoded(file, preprocessing)
+    return _fitted(image, preprocessing, box)
 
 
 def decode(file: Path, preprocessing: Preprocessing | None = None) -> NDArray[np.uint8]:
@@ -70,7 +75,7 @@ def fit(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.ui
     """
     from PIL import Image
 
-    return _fitted(Image.fromarray(image), preprocessing, (image.shape[1], image.shape[0]))
+    return _fitted(Image.fromarray(image), preprocessing, (0, 0, image.shape[1], image.shape[0]))
 
 
 def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -78,8 +83,8 @@ def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return fit(image, Preprocessing.square(size))
 
 
-def _decoded(file: Path, of: Preprocessing, *, reduced: bool = True) -> tuple[Image.Image, tuple[float, float]]:
-    """The picture in RGB, upright, and how much of it counts, width and height: a reduced JPEG may end in part of a pixel."""
+def _decoded(file: Path, of: Preprocessing, *, reduced: bool = True) -> tuple[Image.Image, Box]:
+    """The picture in RGB, upright, and the box of it that counts: a reduced JPEG may end in a part of a pixel."""
     from PIL import Image
 
     check_regular(file, "image")
@@ -91,15 +96,18 @@ def _decoded(file: Path, of: Preprocessing, *, reduced: bool = True) -> tuple[Im
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"it has {image.width} × {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
-            lying = of.orientation == "exif" and _orientation(image) in _LYING
-            whole = (image.height, image.width) if lying else image.size
+            turned = _orientation(image) if of.orientation == "exif" else 1
+            whole = (image.height, image.width) if turned in _LYING else image.size
             factor = _reduction(whole, of) if reduced and image.format in ("JPEG", "MPO") else 1
             if factor > 1:
                 image.draft(None, (image.width // factor, image.height // factor))
             upright = _as_seen(image, of)
-            # As it is decoded: a format may know better than its header.
-            counted = (whole[0] / factor, whole[1] / factor) if factor > 1 else upright.size
-            return upright, counted
+            if factor == 1:
+                return upright, (0, 0, *upright.size)
+            width, height = whole[0] / factor, whole[1] / factor
+            left = upright.width - width if turned in _FROM_RIGHT else 0.0
+            top = upright.height - height if turned in _FROM_BOTTOM else 0.0
+            return upright, (left, top, left + width, top + height)
     except Exception as error:  # decoders raise anything for a damaged file: IndexError, struct.error, MemoryError, …
         why = first_line(error)
         raise UserError(f"{file} cannot be read as an image ({why}): replace or remove it") from None
@@ -121,76 +129,91 @@ def _reduction(whole: tuple[int, int], of: Preprocessing) -> int:
     return next((factor for factor in (8, 4, 2) if factor <= largest), 1)
 
 
-def _fitted(image: Image.Image, of: Preprocessing, whole: tuple[float, float]) -> NDArray[np.uint8]:
-    """`fit` of an RGB picture, of which `whole` = (width, height) counts."""
+def _fitted(image: Image.Image, of: Preprocessing, box: Box) -> NDArray[np.uint8]:
+    """`fit` of an RGB picture, of which `box` counts."""
     height, width = of.size
-    if image.size != (width, height) or whole != image.size:
-        image = {"crop": _cropped, "letterbox": _letterboxed, "squash": _squashed}[of.fit](image, of, whole)
+    if image.size != (width, height) or box != (0, 0, width, height):
+        image = {"crop": _cropped, "letterbox": _letterboxed, "squash": _squashed}[of.fit](image, of, box)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def _squashed(image: Image.Image, of: Preprocessing, whole: tuple[float, float]) -> Image.Image:
-    return _resized(image, of.size[1], of.size[0], of, whole)
+def _squashed(image: Image.Image, of: Preprocessing, box: Box) -> Image.Image:
+    return _resized(image, of.size[1], of.size[0], box, of)
 
 
-def _cropped(image: Image.Image, of: Preprocessing, whole: tuple[float, float]) -> Image.Image:
+def _cropped(image: Image.Image, of: Preprocessing, box: Box) -> Image.Image:
     """Resized until it covers the size, then cut to the center."""
     height, width = of.size
-    if whole == image.size:  # a strip would grow beyond all memory as a whole
+    if box == (0, 0, *image.size):  # a strip would grow beyond all memory as a whole
         w, h = image.size
-        image = _center(
-            image, min(w, max(1, LONGEST * h * width // height)), min(h, max(1, LONGEST * w * height // width))
-        )
-        whole = image.size
-    full_width, full_height = whole
+        longest = max(1, LONGEST * h * width // height), max(1, LONGEST * w * height // width)
+        image = _center(image, min(w, longest[0]), min(h, longest[1]))
+        box = (0, 0, *image.size)
+    full_width, full_height = box[2] - box[0], box[3] - box[1]
     if full_width * height >= full_height * width:
         cover = int(height * full_width // full_height), height
     else:
         cover = width, int(width * full_height // full_width)
-    return _center(_resized(image, *cover, of, whole), width, height)
+    return _center(_resized(image, *cover, box, of), width, height)
 
 
-def _letterboxed(image: Image.Image, of: Preprocessing, whole: tuple[float, float]) -> Image.Image:
+def _letterboxed(image: Image.Image, of: Preprocessing, box: Box) -> Image.Image:
     """Padded to the shape of the size, then resized: transformers' LLaVA processor does it so.
 
     A large one is not padded as a whole: its longer side is resized before the bars are added, which gives the same but for roundings.
     """
-    from PIL import Image
-
     height, width = of.size
     if max(image.size) > _LONGEST_SIDE:
         image = _center(image, min(image.width, _LONGEST_SIDE), min(image.height, _LONGEST_SIDE))
-        whole = image.size
-    if whole != image.size:  # of a reduced JPEG: bars need whole pixels
-        whole = image.size
-    w, h = image.size
+        box = (0, 0, *image.size)
+    w, h = box[2] - box[0], box[3] - box[1]
     wide = w * height >= h * width
-    padded = (w, max(h, round(w * height / width))) if wide else (max(w, round(h * width / height)), h)
-    if padded[0] * padded[1] > _PADDED_WHOLE:
-        image = _resized(image, width, h, of) if wide else _resized(image, w, height, of)
-        padded = (width, padded[1]) if wide else (padded[0], height)
-    if image.size != padded:
-        bars = Image.new("RGB", padded, of.padding)
-        bars.paste(image, ((padded[0] - image.width) // 2, (padded[1] - image.height) // 2))
-        image = bars
-    return _resized(image, width, height, of)
+    bars = max(w * height / width - h, 0) if wide else max(h * width / height - w, 0)
+    if (w + (0 if wide else bars)) * (h + (bars if wide else 0)) > _PADDED_WHOLE:
+        if wide:
+            image = _resized(image, width, image.height, (box[0], 0, box[2], image.height), of)
+            box = (0, box[1], width, box[3])
+        else:
+            image = _resized(image, image.width, height, (0, box[1], image.width, box[3]), of)
+            box = (box[0], 0, box[2], height)
+    return _resized(*_with_bars(image, box, bars, wide, of), of=of)
 
 
-def _resized(
-    image: Image.Image, width: int, height: int, of: Preprocessing, whole: tuple[float, float] | None = None
-) -> Image.Image:
-    """Resizes what counts of a picture, `whole` = (width, height), in two passes in the order of Pillow 13."""
+def _with_bars(
+    image: Image.Image, box: Box, bars: float, wide: bool, of: Preprocessing
+) -> tuple[Image.Image, int, int, Box]:
+    """A picture between two bars of together `bars` pixels, above and below a `wide` one, and what `_resized` makes of it."""
+    from PIL import Image
+
+    height, width = of.size
+    start, end = (box[1], box[3]) if wide else (box[0], box[2])
+    size = image.height if wide else image.width
+    if (start, end) == (0, size):
+        before, total = round(bars) // 2, size + round(bars)
+        first, last = 0.0, float(total)
+    else:
+        before = math.ceil(bars / 2)
+        total = size + 2 * before
+        first = before + start - bars / 2
+        last = first + bars + end - start
+    canvas = Image.new("RGB", (image.width, total) if wide else (total, image.height), of.padding)
+    canvas.paste(image, (0, before) if wide else (before, 0))
+    return canvas, width, height, ((box[0], first, box[2], last) if wide else (first, box[1], last, box[3]))
+
+
+def _resized(image: Image.Image, width: int, height: int, box: Box, of: Preprocessing) -> Image.Image:
+    """Resizes the `box` of a picture in two passes, in the order of Pillow 13."""
     from PIL import Image
 
     by = Image.Resampling[of.resampling.upper()]
-    right, bottom = whole or image.size
+    left, top, right, bottom = box
     less_wide, less_high = image.width - width, image.height - height
 
     def across(picture: Image.Image) -> Image.Image:
-        return picture.resize((width, picture.height), by, box=(0, 0, right, picture.height))
+        return picture.resize((width, picture.height), by, box=(left, 0, right, picture.height))
 
     def down(picture: Image.Image) -> Image.Image:
-        return picture.resize((picture.width, height), by, box=(0, 0, picture.width, bottom))
+        return picture.resize((picture.width, height), by, box=(0, top, picture.width, bottom))
 
     return across(down(image)) if less_high > 0 and less_high > 2 * less_wide else down(across(image))
 
