@@ -114,9 +114,7 @@ class Session(ABC):
         """Classifies picture and video files, one after the other: see `vitrm.runtime.predict.predict`."""
         from vitrm.runtime.predict.predictions import predict
 
-        return predict(
-            self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate
-        )
+        return predict(self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate)
 
     def prepare(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None

@@ -22,6 +22,7 @@ from vitrm.fields import (
     from_values,
     real,
     shown,
+    side,
     three,
     whole,
     whole_or_none,
@@ -47,7 +48,7 @@ class ViTRMConfig:
     kind: ClassVar[str] = "vitrm"
 
     classes: int = whole(10, 2, MAX_CLASSES, "number of classes")
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    image_size: int = side(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to")
     patch_size: int = whole(
         4, 1, MAX_IMAGE_SIZE, "side P of a patch: an image gives (image_size / P)² tokens", unit="pixels"
     )

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.data.decoding import HEIF_SUFFIXES, decode, fit_square, readable_suffixes
+from vitrm.data.decoding import HEIF_SUFFIXES, prepare, readable_suffixes
 from vitrm.data.images import Images, check_fits
 from vitrm.data.splits import part, train_or_validation
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 
 # A split's folder: one of these words, alone or at the end of a name like seg_train; in any case.
 _SPLIT_NAMES = {
@@ -42,8 +43,8 @@ class _Found:
     others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
 
 
-def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False) -> Images:
-    """The part `split` of the folder `root`, at `size` × `size` pixels.
+def read_folder(root: Path, split: str, of: Preprocessing, *, skip_damaged: bool = False) -> Images:
+    """The part `split` of the folder `root`, preprocessed as `of` says.
 
     With `skip_damaged`, files that cannot be decoded are left out, and named in the notes.
     Raises `UserError` for a folder that is not laid out as above, saying what is odd, and for damaged files, all in one.
@@ -51,7 +52,7 @@ def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False
     own = _own_splits(root)
     if "train" not in own:
         _check_layout(root)
-        return part(_read(root, root, root, split, size, skip_damaged), split, test_fraction=0.2)
+        return part(_read(root, root, root, split, of, skip_damaged), split, test_fraction=0.2)
     classes_of = own["train"]
     notes = _left_beside(root, own)
     if "test" not in own:
@@ -66,13 +67,13 @@ def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False
             "selects the weights"
         )
     of_part = own.get(split, classes_of)
-    images = _read(root, of_part, classes_of, split, size, skip_damaged)
+    images = _read(root, of_part, classes_of, split, of, skip_damaged)
     images = replace(images, notes=(*notes, *images.notes))
     return train_or_validation(images, split) if of_part == classes_of and "validation" not in own else images
 
 
-def read_all(root: Path, size: int, classes: Sequence[str], whose: str) -> Images:
-    """All images of the folder `root`, at `size` × `size` pixels, labelled by `classes`: the folder may have some of them only.
+def read_all(root: Path, of: Preprocessing, classes: Sequence[str], whose: str) -> Images:
+    """All images of the folder `root`, preprocessed as `of` says, labelled by `classes`: the folder may have some of them only.
 
     Of a folder that its owner cut into parts it is the test part.  Raises `UserError` as `read_folder` does, and for a class
     that is none of `classes`, which the model `whose` was trained on.
@@ -90,10 +91,10 @@ def read_all(root: Path, size: int, classes: Sequence[str], whose: str) -> Image
     found = _Found()
     for folder, name in zip(folders, names, strict=True):
         _collect(folder, classes.index(name), found)
-    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged=False)
+    pixels, labels, notes = _images_of(root, of_part, found, of, skip_damaged=False)
     notes = _absent(of_part, labels, classes) + notes
     split = "" if of_part in (root, own.get("train")) else "test"
-    return Images(pixels, labels, tuple(classes), str(root), split, (*notes, *renamed))
+    return Images(pixels, labels, tuple(classes), str(root), split, (*notes, *renamed), of)
 
 
 def _own_splits(root: Path) -> dict[str, Path]:
@@ -135,7 +136,7 @@ def _left_beside(root: Path, own: dict[str, Path]) -> list[str]:
     return [f"{root}: {_listed(others)} beside {_listed([p.name for p in own.values()])} left out"] if others else []
 
 
-def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, skip_damaged: bool) -> Images:
+def _read(root: Path, of_part: Path, classes_of: Path, split: str, of: Preprocessing, skip_damaged: bool) -> Images:
     folders = _folders(classes_of)
     names = [p.name for p in folders]
     if len(names) < 2:
@@ -151,20 +152,20 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
             )
-    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged)
+    pixels, labels, notes = _images_of(root, of_part, found, of, skip_damaged)
     notes = _absent(of_part, labels, names) + notes
     classes, renamed = _printable(names)
-    return Images(pixels, labels, classes, str(root), split, (*notes, *renamed))
+    return Images(pixels, labels, classes, str(root), split, (*notes, *renamed), of)
 
 
 def _images_of(
-    root: Path, of_part: Path, found: _Found, size: int, skip_damaged: bool
+    root: Path, of_part: Path, found: _Found, of: Preprocessing, skip_damaged: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
     """Decodes what was found; returns pixels, labels and notes.  Raises `UserError` for no images, and for damaged ones."""
     if not found.files:
         raise UserError(f"{of_part} has no images{_unread(found)}: add some, or remove the folder")
-    check_fits(len(found.files), size, str(root))
-    pixels, labels, damaged = _decoded(found, size)
+    check_fits(len(found.files), of.size, str(root))
+    pixels, labels, damaged = _decoded(found, of)
     if damaged and not skip_damaged:
         raise UserError(
             damaged[0]
@@ -187,12 +188,12 @@ def _absent(of_part: Path, labels: NDArray[np.int64], classes: Sequence[str]) ->
     )
 
 
-def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
+def _decoded(found: _Found, of: Preprocessing) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
     """Pixels and labels of what can be decoded, and why the rest cannot."""
     pixels, labels, damaged = [], [], []
     for file, label in found.files:
         try:
-            pixels.append(fit_square(decode(file), size))
+            pixels.append(prepare(file, of))
             labels.append(label)
         except UserError as error:
             damaged.append(str(error))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Images:
     name: str  # of the data set: digits, cifar10, cifar100 or a folder's path
     split: str  # train, validation or test
     notes: tuple[str, ...] = ()  # what of the set was left out, guessed or is odd: a sentence each
+    preprocessing: Preprocessing | None = None  # how files became pixels; None for those that are no files
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -79,11 +81,11 @@ def affordable(count: int, size: int, mebibytes: int, *, least: int = 1) -> int:
     return max(least, min(count, (mebibytes << 20) // (12 * size * size)))
 
 
-def check_fits(count: int, size: int, name: str) -> None:
-    """Raises `UserError` if `count` images of `size` × `size` pixels are more than this machine's memory."""
-    needed, memory = 3 * count * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def check_fits(count: int, size: tuple[int, int], name: str) -> None:
+    """Raises `UserError` if `count` images of `size`, height and width, are more than this machine's memory."""
+    needed, memory = 3 * count * size[0] * size[1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise UserError(
-            f"{count:,} images of {name} at {size} × {size} pixels take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{count:,} images of {name} at {size[0]} × {size[1]} pixels take {needed / 2**30:,.0f} GiB, this machine has "
             f"{memory / 2**30:,.0f}: lower the image size, or use fewer images"
         )

@@ -16,6 +16,7 @@ from vitrm.command_line import CommandParser, add_setting
 from vitrm.config import KINDS, PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.errors import UserError, run_command
 from vitrm.fields import declared, shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.system.files import check_name
 from vitrm.system.memory import shortage_explained
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
-    from vitrm.training.preparation import TeacherModel
     from vitrm.training.parallel.distributed import World
+    from vitrm.training.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
 _EPILOG = """\
@@ -39,6 +40,7 @@ examples:
   vitrm-train --data cifar10 --download --epochs 4        nano on CIFAR-10
   vitrm-train --data photos/ --image-size 64              a folder of images, one folder per class
   vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
+  vitrm-train --data photos/ --fit letterbox              nothing of a wide picture is cut off: it gets bars
   vitrm-train --config run.toml --seed 1                  settings from a file: its keys are the flags' names, as in batch_size = 64
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
@@ -145,7 +147,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
         return {key: given[flag] for key, flag in wanted.items() if flag in given}
 
     return RunConfig(
-        data=named(("download", "limit_train", "skip_damaged"), name="data", dir="data_dir"),
+        data=named(("download", "limit_train", "fit", "skip_damaged"), name="data", dir="data_dir"),
         model=named(MODEL_KEYS, preset="model"),
         recipe=named(RECIPE_KEYS, name="recipe"),
         **named(("seed", "teacher")),
@@ -164,7 +166,13 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 
-def load_data(settings: RunConfig, image_size: int) -> Splits:
+def preprocessing_of(settings: RunConfig, image_size: int, earlier: Preprocessing | None = None) -> Preprocessing:
+    """The preprocessing that the settings name; what they leave out is as in the run that is resumed, where there is an `earlier` one."""
+    changes = {key: settings.data[key] for key in ("fit",) if key in settings.data}
+    return dataclasses.replace(earlier or Preprocessing.square(image_size), size=(image_size, image_size), **changes)
+
+
+def load_data(settings: RunConfig, preprocessing: Preprocessing) -> Splits:
     """The three splits that the settings name.  Raises `UserError`."""
     from vitrm import data
     from vitrm.data import Splits, limited
@@ -175,7 +183,7 @@ def load_data(settings: RunConfig, image_size: int) -> Splits:
             chosen.name,
             split,
             data_dir=chosen.dir,
-            size=image_size,
+            preprocessing=preprocessing,
             download=chosen.download,
             skip_damaged=chosen.skip_damaged,
         )
@@ -321,29 +329,33 @@ def run(
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
     from vitrm.training.run_folder.access import check_folder, check_not_in_use
-    from vitrm.training.run_folder.state import STATE_FILE, read_header
+    from vitrm.training.run_folder.state import STATE_FILE, preprocessing_in, read_header
 
     def saved() -> dict[str, Any] | None:
-        """The settings of the run to be resumed, None for a new run."""
+        """The header of the state of the run to be resumed, None for a new run."""
         check_not_in_use(out)  # before the images are loaded; `train` locks the folder
         if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
-            return read_header(out / STATE_FILE)["settings"]
+            return read_header(out / STATE_FILE)
         check_folder(out, False)
         return None
 
     callbacks = loggers(execution.log or ())  # a package that is missing should not wait for the images
     earlier = world.broadcast(saved)
     if earlier is not None:
-        settings = settings.over(parse({k: v for k, v in earlier.items() if v is not None}, str(out / STATE_FILE)))
+        kept = {k: v for k, v in earlier["settings"].items() if v is not None}
+        settings = settings.over(parse(kept, str(out / STATE_FILE)))
         init = init if resume else None
     model, chosen = resolve(settings)
     teacher = _teacher(settings.teacher) if settings.teacher else None
+    preprocessing = preprocessing_of(
+        settings, model.image_size, None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
+    )
     if settings.data.get("download") and first_on_host():
-        load_data(settings, model.image_size)  # one process fetches, not all of a host at once
+        load_data(settings, preprocessing)  # one process fetches, not all of a host at once
     world.any(False)
     with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
-        data = load_data(settings, model.image_size)
+        data = load_data(settings, preprocessing)
     if world.main:
         _say_start(settings, data, out, execution, world)
         for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):

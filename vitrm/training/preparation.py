@@ -18,13 +18,14 @@ from vitrm.errors import UserError
 from vitrm.fields import shown
 from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import Recipe
 from vitrm.system.memory import shortage_explained
-from vitrm.training.teachers.distillation import Teacher, check_teacher
-from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
 from vitrm.training.supervision import Learner
+from vitrm.training.teachers.distillation import Teacher, check_teacher
+from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
 
 TeacherModel = Checkpoint | TorchvisionWeights
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from
@@ -50,12 +51,18 @@ def run_identity(
             "name": images.name if images.name in DATASETS else "folder",
             "train": len(images),
             "id": images.id,
+            "preprocessing": preprocessing_of(images).to_dict(),
         },
         "seed": seed,
     }
     if teacher is not None:
         identity["teacher"] = origin_of(teacher)
     return identity
+
+
+def preprocessing_of(images: Images) -> Preprocessing:
+    """How files became `images`; of images that were none, how a file may become one like them."""
+    return images.preprocessing or Preprocessing.square(images.pixels.shape[-1])
 
 
 def origin_of(run: TeacherModel) -> dict[str, str]:

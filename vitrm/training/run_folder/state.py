@@ -23,6 +23,7 @@ from vitrm.config import from_dict as config_from_dict
 from vitrm.config import to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import Real, Rule, Whole, checked, shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular
@@ -271,12 +272,24 @@ def check_identity(asked: dict[str, Any], saved: dict[str, Any], folder: Path) -
     )
 
 
+def preprocessing_in(header: dict[str, Any], where: str) -> Preprocessing:
+    """The preprocessing of the run with this header.  Raises `UserError` for a damaged one."""
+    of_run = _completed(header["identity"], where)
+    return Preprocessing.recorded(of_run["data"]["preprocessing"], of_run["model"]["image_size"], where)
+
+
 def _completed(identity: dict[str, Any], where: str) -> dict[str, Any]:
     """A saved identity with the settings that came after it was saved, at their defaults."""
     if not all(isinstance(identity.get(key), dict) for key in ("model", "recipe", "data")):
         raise _damaged(where, f"its identity is {shown(identity)}")
-    model = to_dict(config_from_dict(identity["model"], where))
-    return {**identity, "model": model, "recipe": asdict(recipe_from_dict(identity["recipe"], where))}
+    config = config_from_dict(identity["model"], where)
+    preprocessing = Preprocessing.recorded(identity["data"].get("preprocessing"), config.image_size, where)
+    return {
+        **identity,
+        "model": to_dict(config),
+        "recipe": asdict(recipe_from_dict(identity["recipe"], where)),
+        "data": {**identity["data"], "preprocessing": preprocessing.to_dict()},
+    }
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
