@@ -17,7 +17,7 @@ from small_models import with_props
 from vitrm import data
 from vitrm.runtime.bench.report.gallery import png_address
 from vitrm.runtime.bench.report.page import render
-from vitrm.runtime.bench.report.table import milliseconds, percent, size
+from vitrm.runtime.bench.report.numbers import between, milliseconds, percent, size, times
 from vitrm.runtime.bench.rows import BenchResult
 from vitrm.runtime.bench.run import bench
 
