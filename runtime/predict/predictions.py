@@ -45,11 +45,7 @@ def prepare(path: str | os.PathLike[str], size: int) -> NDArray[np.float32]:
     Upright, RGB, on white where transparent (vitrm.data.decoding); the center square, resampled bicubically.
     Raises `UserError`, naming it, for a file that cannot be decoded.
     """
-    return _prepared(decode(Path(path)), size)
-
-
-def _prepared(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    return to_floats(fit_square(pixels, size))
+    return to_floats(fit_square(decode(Path(path)), size))
 
 
 def predict(
@@ -100,7 +96,7 @@ def predict_with_pictures(
         failures: dict[int, str] = {}
         for i, picture in enumerate(chunk):
             try:
-                images.append(_prepared(picture.pixels(), size))
+                images.append(picture.prepared(size))
             except UserError as error:
                 failures[i] = str(error)
         result = session.infer(np.stack(images), steps=steps, halt_threshold=halt_threshold) if images else None
@@ -140,6 +136,12 @@ class Picture:
         if self.error is not None:
             raise self.error
         return decode(self.path) if self.frame is None else self.frame
+
+    def prepared(self, size: int) -> NDArray[np.float32]:
+        """As `prepare` gives a file, and a frame like it."""
+        if self.error is not None:
+            raise self.error
+        return prepare(self.path, size) if self.frame is None else to_floats(fit_square(self.frame, size))
 
 
 def _pictures(paths: Iterable[Path], rate: float | None) -> Iterator[Picture]:
