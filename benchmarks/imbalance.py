@@ -27,7 +27,18 @@ COMMON, RARE, TESTED = 200, 6, 200
 def recalls(folder: Path, balance: str, seed: int, epochs: int) -> tuple[dict[str, Any], str]:
     """The recall of each class, and the folder's run."""
     out = folder / f"{balance}-{seed}"
-    argv = ["--data", str(folder / "photos"), "--model", "tiny", "--image-size", "32", "--epochs", str(epochs), "--device", "cpu"]
+    argv = [
+        "--data",
+        str(folder / "photos"),
+        "--model",
+        "tiny",
+        "--image-size",
+        "32",
+        "--epochs",
+        str(epochs),
+        "--device",
+        "cpu",
+    ]
     if train([*argv, "--balance", balance, "--seed", str(seed), "--out", str(out)]):
         raise SystemExit("training failed")
     return json.loads((out / "results.json").read_text()), str(out)
@@ -57,7 +68,9 @@ def main() -> None:
         print(f"{balance:9} mean recall: {mean}")
     if args.json:
         record = made(f"recall of a class with {RARE} images beside one with {COMMON}", ("vitrm", "torch"))
-        write_json(args.json, {**record, "images": [COMMON, RARE], "tested": TESTED, "epochs": args.epochs, "rows": rows})
+        write_json(
+            args.json, {**record, "images": [COMMON, RARE], "tested": TESTED, "epochs": args.epochs, "rows": rows}
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def pan(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def watch(model: ViTRM, frames: torch.Tensor, threshold: float, how: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def watch(
+    model: ViTRM, frames: torch.Tensor, threshold: float, how: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Answers and steps [streams, frames] of streams [streams, frames, 3, H, W]."""
     answers, used = [], []
     start = model.initial_state(len(frames))
@@ -64,7 +66,9 @@ def watch(model: ViTRM, frames: torch.Tensor, threshold: float, how: str) -> tup
 
 def _chosen(active: torch.Tensor, new: State, old: State) -> State:
     rows = active[:, None, None]
-    of_z = tuple(torch.where(active.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new.of_z, old.of_z, strict=True))
+    of_z = tuple(
+        torch.where(active.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new.of_z, old.of_z, strict=True)
+    )
     return State(torch.where(rows, new.y, old.y), torch.where(rows, new.z, old.z), of_z)
 
 
@@ -102,7 +106,9 @@ def main() -> None:
     images = data.load("cifar10", "test", data_dir=args.data_dir).take(slice(0, args.images))
     rows = [row for run in args.runs.split(",") for row in measure(run, images)]
     if args.json:
-        record = made("a video's frames started from the frame before, on pans over CIFAR-10 test images", ("vitrm", "torch"))
+        record = made(
+            "a video's frames started from the frame before, on pans over CIFAR-10 test images", ("vitrm", "torch")
+        )
         write_json(args.json, {**record, "images": args.images, "frames_each": FRAMES, "steps": STEPS, "rows": rows})
 
 

@@ -114,9 +114,7 @@ class Session(ABC):
         """Classifies picture and video files, one after the other: see `vitrm.runtime.predict.predict`."""
         from vitrm.runtime.predict.predictions import predict
 
-        return predict(
-            self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate
-        )
+        return predict(self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate)
 
     def prepare(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
@@ -250,6 +248,10 @@ def open_session(
         raise UserError(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
+    from vitrm.data.decoding import HEIF_SUFFIXES, IMAGE_SUFFIXES
+
+    if suffix in IMAGE_SUFFIXES | HEIF_SUFFIXES:
+        raise UserError(f"{file} is a picture: vitrm-predict ARTIFACT {file} says which class is on it")
     raise UserError(
         f"{file} is not an artifact this version knows, expected an .onnx or .plan file written by vitrm-export"
     )

@@ -42,7 +42,9 @@ def annotated(image: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
         for label, share in zip(prediction.labels[:_SHOWN], prediction.probabilities[:_SHOWN], strict=True)
     ]
     used = prediction.steps_used
-    foot = "" if used is None else f"{used} step{'' if used == 1 else 's'}, sure {100 * (prediction.halt_prob or 0):.0f} %"
+    foot = (
+        "" if used is None else f"{used} step{'' if used == 1 else 's'}, sure {100 * (prediction.halt_prob or 0):.0f} %"
+    )
     pad, high = size // 2, size + size // 2
     layer = Image.new("RGBA", picture.size)
     pen = ImageDraw.Draw(layer)
@@ -51,7 +53,9 @@ def annotated(image: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
     for i, (label, share) in enumerate(lines):
         top, number = pad + i * high, f"{100 * share:.0f} %"
         room = width - 3 * pad - pen.textlength(number, font)
-        pen.rectangle((pad, top + size + 3, pad + (width - 2 * pad) * share, top + size + 3 + max(1, size // 8)), fill=_BAR)
+        pen.rectangle(
+            (pad, top + size + 3, pad + (width - 2 * pad) * share, top + size + 3 + max(1, size // 8)), fill=_BAR
+        )
         pen.text((pad, top), _fitting(label, room, pen, font), font=font, fill=_INK)
         pen.text((width - pad, top), number, font=font, fill=_INK, anchor="ra")
     pen.text((pad, pad + len(lines) * high), foot, font=font, fill=_INK)
@@ -118,7 +122,9 @@ class Annotations:
     def __enter__(self) -> Annotations:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end_video()
 
 

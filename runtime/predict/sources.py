@@ -66,7 +66,12 @@ def _below(folder: str) -> list[Path]:
         where = f"; its videos ({videos}) are read where they are named, as in '{folder}/*.mp4'" if videos else ""
         raise UserError(f"{folder} holds no pictures: expected files ending in {', '.join(sorted(suffixes))}{where}")
     if videos:
-        say(neutral_line(f"note: {folder} holds {videos} videos, which are passed over: name them, as in '{folder}/*.mp4'"), error=True)
+        say(
+            neutral_line(
+                f"note: {folder} holds {videos} videos, which are passed over: name them, as in '{folder}/*.mp4'"
+            ),
+            error=True,
+        )
     return files
 
 

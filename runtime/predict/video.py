@@ -62,7 +62,9 @@ def load_opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UserError("videos and cameras are read by OpenCV, which is not installed: pip install 'vitrm[video]'") from None
+        raise UserError(
+            "videos and cameras are read by OpenCV, which is not installed: pip install 'vitrm[video]'"
+        ) from None
     return cv2
 
 
@@ -170,7 +172,9 @@ def _newest(cv2: Any, capture: Any, path: Path) -> Iterator[_Decoded]:
         while True:
             with ready:
                 if not ready.wait_for(lambda: newest or stopped.is_set(), _PATIENCE) or not newest:
-                    raise UserError(f"{path} gives no more frames: look at its cable, and whether another program has it")
+                    raise UserError(
+                        f"{path} gives no more frames: look at its cable, and whether another program has it"
+                    )
                 frame = newest.pop()
             yield frame
     finally:

@@ -46,7 +46,9 @@ def test_all_are_in_the_index() -> None:
     assert all(f"]({file.name})" in index for file in EXAMPLES.iterdir() if file.suffix in (".py", ".sh"))
 
 
-def test_the_service_answers_as_the_runtime_does(artifacts: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_answers_as_the_runtime_does(
+    artifacts: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs("fastapi", "httpx")
     from fastapi.testclient import TestClient
 
@@ -120,7 +122,9 @@ def test_the_client_asks_as_triton_is_asked(artifacts: Path, pictures: Path, tmp
     try:
         files = [pictures / "00.jpg", pictures / "07.jpg"]
         url = f"127.0.0.1:{server.server_port}"
-        ended = run(sys.executable, EXAMPLES / "triton_client.py", "mine", tmp_path / "labels.txt", *files, "--url", url)
+        ended = run(
+            sys.executable, EXAMPLES / "triton_client.py", "mine", tmp_path / "labels.txt", *files, "--url", url
+        )
     finally:
         server.shutdown()
         server.server_close()
@@ -134,7 +138,15 @@ def test_ray_labels_a_folder_on_several_workers(artifacts: Path, pictures: Path,
     needs("ray", "pyarrow", "pandas")
     quiet = {"RAY_DEDUP_LOGS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     flags = ["--workers", "2", "--batch", "5"]
-    run(sys.executable, EXAMPLES / "ray_batch.py", artifacts / "mine.onnx", pictures, tmp_path / "labels", *flags, **quiet)
+    run(
+        sys.executable,
+        EXAMPLES / "ray_batch.py",
+        artifacts / "mine.onnx",
+        pictures,
+        tmp_path / "labels",
+        *flags,
+        **quiet,
+    )
     rows = [row for file in (tmp_path / "labels").glob("*.csv") for row in csv.DictReader(file.open())]
     expected = answers(artifacts / "mine.onnx", pictures)
     assert {Path(row["path"]).name for row in rows} == set(expected)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
-    from vitrm.training.preparation import TeacherModel
     from vitrm.training.parallel.distributed import World
+    from vitrm.training.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
 _ELSEWHERE = {  # flags of other trainers

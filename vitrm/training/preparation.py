@@ -20,11 +20,11 @@ from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
 from vitrm.recipe import Recipe
 from vitrm.system.memory import shortage_explained
-from vitrm.training.teachers.distillation import Teacher, check_teacher
-from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
 from vitrm.training.supervision import Learner
+from vitrm.training.teachers.distillation import Teacher, check_teacher
+from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
 
 TeacherModel = Checkpoint | TorchvisionWeights
 WHITENING_IMAGES = 5000  # that filters which whiten are computed from

@@ -37,11 +37,11 @@ from vitrm.errors import UserError
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.recipe import Recipe
 from vitrm.training.augmentation.augment import Batch
-from vitrm.training.teachers.distillation import TeacherTargets, classification_loss, divergence
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
 from vitrm.training.parallel.distributed import World
+from vitrm.training.teachers.distillation import TeacherTargets, classification_loss, divergence
 
 
 @dataclass(frozen=True)

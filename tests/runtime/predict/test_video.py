@@ -52,7 +52,9 @@ def test_colors_are_not_mirrored(tmp_path):
     assert red > 200 > 60 > max(green, blue)
 
 
-@pytest.mark.parametrize(("rate", "times"), [(2, [0, 0.5, 1, 1.5, 2, 2.5]), (1, [0, 1, 2]), (50, [i / RATE for i in range(COUNT)])])
+@pytest.mark.parametrize(
+    ("rate", "times"), [(2, [0, 0.5, 1, 1.5, 2, 2.5]), (1, [0, 1, 2]), (50, [i / RATE for i in range(COUNT)])]
+)
 def test_a_rate_leaves_frames_out_evenly(clip, rate, times):
     assert [frame.seconds for frame in video.frames(clip, rate)] == pytest.approx(times)
 
@@ -64,7 +66,9 @@ def test_the_command_classifies_frames_as_infer_does(stepwise, clip, tmp_path, c
     assert [line["seconds"] for line in lines] == [0, 1, 2]
     session = vitrm.runtime.open(stepwise)
     direct = list(session.predict([clip], top=1, rate=1, halt_threshold=0.5, batch=2))
-    assert [(line["top"][0]["label"], line["steps_used"]) for line in lines] == [(p.labels[0], p.steps_used) for p in direct]
+    assert [(line["top"][0]["label"], line["steps_used"]) for line in lines] == [
+        (p.labels[0], p.steps_used) for p in direct
+    ]
     assert len(list(video.frames(tmp_path / "clip.mp4"))) == 3
 
 
@@ -88,11 +92,15 @@ def test_a_damaged_video_is_named_after_its_good_frames(artifact, clip, tmp_path
 def test_a_slow_reader_of_a_camera_gets_its_newest_frame(clip, monkeypatch):
     # A file stands for the device: opened, read and closed the same way, by the thread that reads cameras.
     monkeypatch.setattr(video, "is_camera", lambda path: True)
-    source, seen = video.frames(clip), []
-    with pytest.raises(UserError, match="gives no more frames"):
-        while True:
-            seen.append(next(source))
+    seen = []
+
+    def watch() -> None:
+        for frame in video.frames(clip):
+            seen.append(frame)
             time.sleep(0.3)  # a file is read faster than any camera: by then it has ended
+
+    with pytest.raises(UserError, match="gives no more frames"):
+        watch()
     assert 1 <= len(seen) < COUNT
     last = cv2.resize(_digits()[2], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     assert np.abs(seen[-1].pixels.astype(int) - last).mean() < 12

@@ -82,7 +82,9 @@ class TorchvisionTeacher:
         self.source, self.device, self.size = source, device, image_size or source.image_size
         self.model = source.build().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (source.mean, source.std))
-        self.classifier: tuple[Tensor, Tensor] | None = None  # W [classes, features] and b on the features; None: its own
+        self.classifier: tuple[Tensor, Tensor] | None = (
+            None  # W [classes, features] and b on the features; None: its own
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -153,7 +155,9 @@ def load(source: str) -> TorchvisionWeights:
         head = _last_layer(_network(name, _IMAGENET))
     last = weights.get(f"{head}.weight")
     if last is None:
-        raise UserError(f"{source}: there is no {head}.weight in it, so it is no {name}: name the network that it was saved from")
+        raise UserError(
+            f"{source}: there is no {head}.weight in it, so it is no {name}: name the network that it was saved from"
+        )
     loaded = TorchvisionWeights(
         name=name,
         source=source,
@@ -194,7 +198,9 @@ def make_teacher(
     # ImageNet's own classes are never meant: a data set with a thousand classes has others, or its own teacher's file.
     if source.outputs == len(images.classes) and source.source.count(":") > 1:
         names = ", ".join(images.classes[:3])
-        say(f"teacher {source.source}: its {source.outputs} outputs are taken for the classes in their order ({names} …)")
+        say(
+            f"teacher {source.source}: its {source.outputs} outputs are taken for the classes in their order ({names} …)"
+        )
         return teacher
     say(f"teacher {source.source}: computing its features of {min(len(images), FEATURE_IMAGES):,} training images")
 
@@ -262,14 +268,21 @@ def _network(name: str, outputs: int) -> nn.Module:
     from torchvision import models
 
     more: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):  # as their published weights are: with branches for training, and a normalization inside
+    if name in (
+        "googlenet",
+        "inception_v3",
+    ):  # as their published weights are: with branches for training, and a normalization inside
         more = {"aux_logits": True, "init_weights": False, "transform_input": True}
     return models.get_model(name, weights=None, num_classes=outputs, **more)
 
 
 def _last_layer(model: nn.Module) -> str:
     """The name of the layer that gives the logits."""
-    named = [n for n, m in model.named_modules() if _IMAGENET in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))]
+    named = [
+        n
+        for n, m in model.named_modules()
+        if _IMAGENET in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))
+    ]
     return named[-1]
 
 

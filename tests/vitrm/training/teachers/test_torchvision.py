@@ -16,7 +16,6 @@ from torchvision import models
 from vitrm import checkpoint
 from vitrm.data import Images
 from vitrm.errors import UserError
-from vitrm.recipe import recipe
 from vitrm.training.cli import main
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
@@ -43,7 +42,9 @@ def _mobile(classes: int) -> dict[str, torch.Tensor]:
     return models.mobilenet_v3_small(num_classes=classes).state_dict()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "inception_v3", "vit_b_16", CHEAP])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "googlenet", "inception_v3", "vit_b_16", CHEAP]
+)
 def test_every_kind_of_network_loses_its_last_layer_alone(name):
     with torch.device("meta"):
         whole = torchvision._network(name, 1000).eval()
@@ -115,12 +116,28 @@ def test_a_run_learns_from_features_and_goes_on_with_the_same_teacher(few, model
 @pytest.mark.slow
 def test_the_command_says_what_the_teacher_knows_and_keeps_where_it_lies(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(weights)
-    small = ["--model", "tiny", "--dim", "16", "--limit-train", "70", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+    small = [
+        "--model",
+        "tiny",
+        "--dim",
+        "16",
+        "--limit-train",
+        "70",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--device",
+        "cpu",
+    ]
     flags = ["--teacher-image-size", "64", "--out", str(tmp_path / "run")]
     assert main([*small, "--teacher", f"torchvision:{CHEAP}:squeeze.pth", *flags]) == 0
     out = capsys.readouterr().out
     assert "a linear classifier of its 512 features is right on" in out
-    assert read_header(tmp_path / "run" / STATE_FILE)["settings"]["teacher"] == f"torchvision:{CHEAP}:{weights}/squeeze.pth"
+    assert (
+        read_header(tmp_path / "run" / STATE_FILE)["settings"]["teacher"]
+        == f"torchvision:{CHEAP}:{weights}/squeeze.pth"
+    )
 
 
 @pytest.mark.slow
@@ -128,7 +145,13 @@ def test_a_classifier_of_the_own_classes_is_asked_itself(few, model, short, weig
     teacher = load(f"torchvision:mobilenet_v3_small:{weights / 'mobile-10.pth'}")
     said: list[str] = []
     asked = make_teacher(
-        teacher, few.train, torch.device("cpu"), image_size=64, balanced=False, broadcast=lambda make: make(), say=said.append
+        teacher,
+        few.train,
+        torch.device("cpu"),
+        image_size=64,
+        balanced=False,
+        broadcast=lambda make: make(),
+        say=said.append,
     )
     assert "its 10 outputs are taken for the classes in their order (0, 1, 2 …)" in said[0]
     images = torch.from_numpy(few.train.floats(slice(0, 2)))
@@ -166,7 +189,9 @@ def test_without_a_network_the_way_out_is_said(monkeypatch, tmp_path):
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(torch.hub, "urlopen", unreachable)
-    with pytest.raises(UserError, match=r"cannot be fetched from https://.*resnet50.*write torchvision:resnet50:FILE\.pth"):
+    with pytest.raises(
+        UserError, match=r"cannot be fetched from https://.*resnet50.*write torchvision:resnet50:FILE\.pth"
+    ):
         load("torchvision:resnet50")
 
 
