@@ -248,6 +248,10 @@ def open_session(
         raise UserError(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
+    from vitrm.data.decoding import HEIF_SUFFIXES, IMAGE_SUFFIXES
+
+    if suffix in IMAGE_SUFFIXES | HEIF_SUFFIXES:
+        raise UserError(f"{file} is a picture: vitrm-predict ARTIFACT {file} says which class is on it")
     raise UserError(
         f"{file} is not an artifact this version knows, expected an .onnx or .plan file written by vitrm-export"
     )

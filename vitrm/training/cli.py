@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from vitrm.training.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
+_ELSEWHERE = {  # flags of other trainers
+    "--class-weights": "classes of unequal size are made to count the same by --balance loss or --balance sampling",
+    "--pretrained": "--init RUN starts from other weights, --teacher torchvision:resnet50 learns from a network of ImageNet",
+    "--weights": "--init RUN starts from other weights",
+    "--imgsz": "it is called --image-size",
+}
 _EPILOG = """\
 examples:
   vitrm-train                                             nano on scikit-learn's digits, a few minutes on a CPU
@@ -65,6 +71,7 @@ def parser() -> CommandParser:
         "vitrm-train",
         "Trains a ViTRM, or a baseline to compare it with, into a run folder.",
         _EPILOG,
+        elsewhere=_ELSEWHERE,
         usage="vitrm-train [--data NAME|DIR] [--model PRESET] [--recipe NAME] [--out DIR] [--any-setting VALUE …]",
     )
     run = declared(RunConfig)
@@ -265,6 +272,11 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
         settings = settings.over(read(args.config))
     init = None
     if args.init:
+        if args.init.startswith(TORCHVISION) or args.init == "imagenet":
+            raise UserError(
+                f"--init {args.init}: a run starts from a run's weights; a network of ImageNet is a teacher, as in --teacher "
+                "torchvision:resnet50"
+            )
         init = _loaded(args.init)
         if not settings.model:
             settings.model.update(preset_fields(init.model))

@@ -92,11 +92,15 @@ def test_a_damaged_video_is_named_after_its_good_frames(artifact, clip, tmp_path
 def test_a_slow_reader_of_a_camera_gets_its_newest_frame(clip, monkeypatch):
     # A file stands for the device: opened, read and closed the same way, by the thread that reads cameras.
     monkeypatch.setattr(video, "is_camera", lambda path: True)
-    source, seen = video.frames(clip), []
-    with pytest.raises(UserError, match="gives no more frames"):
-        while True:
-            seen.append(next(source))
+    seen = []
+
+    def watch() -> None:
+        for frame in video.frames(clip):
+            seen.append(frame)
             time.sleep(0.3)  # a file is read faster than any camera: by then it has ended
+
+    with pytest.raises(UserError, match="gives no more frames"):
+        watch()
     assert 1 <= len(seen) < COUNT
     last = cv2.resize(_digits()[2], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     assert np.abs(seen[-1].pixels.astype(int) - last).mean() < 12
