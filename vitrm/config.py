@@ -37,6 +37,7 @@ from vitrm.model_size import (
     check_size,
     layer_parameters,
 )
+from vitrm.tokens import following
 
 WHITENED = 24  # filters of the tokenizer "whitened": the 12 directions of 2 × 2 pixels, and their negatives
 
@@ -248,14 +249,15 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The preset called `name`, with fields replaced by `changes`.
 
-    Raises `UserError` for an unknown preset, an unknown field or an impossible value.
+    With another image size the patch size, and the convolutions of a tokenizer, follow it where `changes` say nothing of them
+    (vitrm.tokens).  Raises `UserError` for an unknown preset, an unknown field or an impossible value.
     """
     if name not in PRESETS:
         raise UserError(
             f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
         )
     config = PRESETS[name]
-    return from_dict({**to_dict(config), **changes}, f"model preset {name}")
+    return from_dict({**to_dict(config), **following(config, changes), **changes}, f"model preset {name}")
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

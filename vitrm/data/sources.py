@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data.decoding import fit, fit_square
-from vitrm.data.folders import read_folder
+from vitrm.data.folders import Reading, read_folder
 from vitrm.data.images import Images, check_fits
 from vitrm.data.splits import SPLITS, part, train_or_validation
 from vitrm.errors import UserError
@@ -36,13 +36,16 @@ def load(
     preprocessing: Preprocessing | None = None,
     download: bool = False,
     skip_damaged: bool = False,
+    keep: bool = True,
+    in_memory: int | None = None,
 ) -> Images:
     """The part `split` of data set `name`, brought to the model's size by `preprocessing`; None: by the default one, to `size` × `size` pixels.
 
     `name` is digits, cifar10, cifar100 or the path of a folder of class folders.  `data_dir` is where
     CIFAR's files are (default: the environment's VITRM_DATA, else `data`); with `download` torchvision
     fetches them there.  With `skip_damaged`, files of a folder that cannot be decoded are left out, and named in the
-    images' `notes`.  Raises `UserError` if it is not there, damaged or not a data set.
+    images' `notes`; with `keep`, decoded pictures are kept in the user's cache folder for the next time.  A part of more
+    bytes than `in_memory` is read from there when it is asked for (`MappedRows`); None: all of it is in memory.  Raises `UserError` if it is not there, damaged or not a data set.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
@@ -53,7 +56,7 @@ def load(
         return _cifar(name, split, _data_dir(data_dir), of, download)
     # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
     if os.path.isdir(name):
-        return read_folder(Path(name), split, of, skip_damaged=skip_damaged)
+        return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
     hint = ""
     if os.path.exists(name):
         hint = "; there is a file of that name, but a folder is needed (one picture: vitrm-predict ARTIFACT FILE)"

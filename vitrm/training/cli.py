@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.system.files import check_name
 from vitrm.system.memory import shortage_explained
 from vitrm.system.terminal import say
+from vitrm.tokens import FOLLOWING, following
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
 from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, TORCHVISION, DataSettings, RunConfig, parse, read
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
     from vitrm.training.parallel.distributed import World
-    from vitrm.training.preparation import TeacherModel
+    from vitrm.training.start.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
 _ELSEWHERE = {  # flags of other trainers
@@ -154,7 +156,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
         return {key: given[flag] for key, flag in wanted.items() if flag in given}
 
     return RunConfig(
-        data=named(("download", "limit_train", "fit", "skip_damaged"), name="data", dir="data_dir"),
+        data=named(("download", "limit_train", "fit", "cache", "skip_damaged"), name="data", dir="data_dir"),
         model=named(MODEL_KEYS, preset="model"),
         recipe=named(RECIPE_KEYS, name="recipe"),
         **named(("seed", "teacher")),
@@ -185,17 +187,20 @@ def load_data(settings: RunConfig, preprocessing: Preprocessing) -> Splits:
     from vitrm.data import Splits, limited
 
     chosen = DataSettings(**settings.data)
-    parts = {
-        split: data.load(
-            chosen.name,
-            split,
-            data_dir=chosen.dir,
-            preprocessing=preprocessing,
-            download=chosen.download,
-            skip_damaged=chosen.skip_damaged,
-        )
-        for split in data.SPLITS
-    }
+    with data.decoding_once():
+        parts = {
+            split: data.load(
+                chosen.name,
+                split,
+                data_dir=chosen.dir,
+                preprocessing=preprocessing,
+                download=chosen.download,
+                skip_damaged=chosen.skip_damaged,
+                keep=chosen.cache,
+                in_memory=data.memory() // 4,
+            )
+            for split in data.SPLITS
+        }
     if chosen.limit_train is not None:
         parts["train"] = limited(parts["train"], chosen.limit_train)
     return Splits(parts["train"], parts["validation"], parts["test"])
@@ -208,9 +213,10 @@ def preset_fields(config: ModelConfig) -> dict[str, Any]:
     """
     from_data = dict.fromkeys(("classes", "mean", "std"))
     wanted = {**to_dict(config), **from_data}
-    for name, known in PRESETS.items():
-        if {**to_dict(known), **from_data, "image_size": config.image_size} == wanted:
-            return {"preset": name, "image_size": config.image_size}
+    for name in PRESETS:
+        with suppress(UserError):  # a preset that cannot be of this size
+            if {**to_dict(preset(name, image_size=config.image_size)), **from_data} == wanted:
+                return {"preset": name, "image_size": config.image_size}
     if not isinstance(config, ViTRMConfig):
         raise UserError(
             f"this {config.kind} is none of the presets: name its settings with --model and the flags after it"
@@ -278,8 +284,11 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
                 "torchvision:resnet50"
             )
         init = _loaded(args.init)
-        if not settings.model:
-            settings.model.update(preset_fields(init.model))
+        if "preset" not in settings.model:
+            base = preset_fields(init.model)
+            if "dim" in base:  # no preset: what follows an image size is written out
+                base |= following(init.model, settings.model)
+            settings.model = {**base, **settings.model}
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
         place = settings.data.get(key)
         if place and place not in DATASETS and os.path.isdir(place):
@@ -355,8 +364,12 @@ def run(
     callbacks = loggers(execution.log or ())  # a package that is missing should not wait for the images
     earlier = world.broadcast(saved)
     if earlier is not None:
+        # What an earlier version made of the image size is kept.
+        follows = {key: value for key, value in earlier["identity"]["model"].items() if key in FOLLOWING}
         kept = {k: v for k, v in earlier["settings"].items() if v is not None}
         settings = settings.over(parse(kept, str(out / STATE_FILE)))
+        if settings.model.get("image_size") == earlier["identity"]["model"].get("image_size"):
+            settings.model = {**follows, **settings.model}
         init = init if resume else None
     model, chosen = resolve(settings)
     teacher = _teacher(settings.teacher) if settings.teacher else None
@@ -370,6 +383,8 @@ def run(
         data = load_data(settings, preprocessing)
     if world.main:
         _say_start(settings, data, out, execution, world)
+        if note := followed(settings, model):
+            say(f"note: {note}")
         for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
             say(f"note: {note}")
         if note := unequal_classes(data.train, chosen):
@@ -389,6 +404,22 @@ def run(
         settings=dataclasses.asdict(settings),
         world=world,
     )
+
+
+def followed(settings: RunConfig, model: ModelConfig) -> str:
+    """Says which settings of the preset followed the image size; "" where none did."""
+    own = to_dict(PRESETS[settings.model.get("preset", DEFAULT_MODEL)])
+    new = to_dict(model)
+    changed = [key for key in FOLLOWING if key not in settings.model and own.get(key) != new.get(key)]
+    if not changed:
+        return ""
+    named = ", ".join(f"{key} {_listed(new[key])} instead of {_listed(own[key])}" for key in changed)
+    tokens = f"{model.tokens} image tokens" if isinstance(model, ViTRMConfig) else "few enough image tokens"
+    return f"for images of {model.image_size} pixels {named}, which makes {tokens}; --patch-size and the like choose otherwise"
+
+
+def _listed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say_start(settings: RunConfig, data: Splits, out: Path, execution: Execution, world: World) -> None:

@@ -74,6 +74,10 @@ class DataSettings:
         2, 10**9, "train on so many images only, drawn from all classes (default: all)", unit="images"
     )
     fit: str = choice(*FITS, help=declared(Preprocessing)["fit"].help)
+    cache: bool = flag(
+        True,
+        "keep the decoded pictures of a folder in $XDG_CACHE_HOME/vitrm/images (default: ~/.cache), for the next run",
+    )
     skip_damaged: bool = flag(False, "leave out files of a folder that cannot be read, and name them")
 
     def __post_init__(self) -> None:
@@ -174,6 +178,7 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
                 "download",
                 "limit_train",
                 "fit",
+                "cache",
                 "skip_damaged",
                 *MODEL_KEYS,
                 *RECIPE_KEYS,
