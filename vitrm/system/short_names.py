@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 
 _CUT, _SETTING = "…", " · "
+_SUFFIX = 9  # letters up to which an end that several names share stays whole: .onnx
+_ALIKE = 3  # letters by which two names are taken for relatives
 _KEPT = 3  # letters that stay of a beginning or an end that several names share
 
 
@@ -15,7 +17,7 @@ def shorten(name: str, length: int) -> str:
         return name
     if length < 3:
         return name[: max(length - 1, 0)] + _CUT
-    end = (length - 1) // 2
+    end = (length - 1) * 2 // 3  # files of one run differ there: -s6-int8.onnx
     return name[: length - 1 - end] + _CUT + name[len(name) - end :]
 
 
@@ -38,11 +40,19 @@ def shorten_all(names: Sequence[str], length: int) -> list[str]:
 
 def _shorten_apart(names: Sequence[str], length: int) -> list[str]:
     short = {name: shorten(name, length) for name in names}
-    for text in set(short.values()):
-        alike = [name for name, other in short.items() if other == text]
-        if len(alike) > 1:
-            short |= zip(alike, _apart(alike, length), strict=True)
+    for alike in _relatives([name for name in names if len(name) > length]):
+        apart = _apart(alike, length)
+        if max(map(len, apart)) <= length or len({short[name] for name in alike}) < len(alike):
+            short |= zip(alike, apart, strict=True)
     return [short[name] for name in names]
+
+
+def _relatives(names: Sequence[str]) -> list[list[str]]:
+    """Groups names that begin and end alike; those that are alone are left out."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        groups.setdefault((name[:_ALIKE], name[-_ALIKE:]), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _apart(names: Sequence[str], length: int) -> list[str]:
@@ -51,8 +61,8 @@ def _apart(names: Sequence[str], length: int) -> list[str]:
     tail = len(os.path.commonprefix([name[head:][::-1] for name in names]))
     middle = max(map(len, names)) - head - tail
     room = max(length - middle, 2 * _KEPT)
-    before = min(head, max(room // 2, room - tail))
-    after = min(tail, room - before)
+    after = tail if tail < min(room, _SUFFIX) else min(tail, max(room - head, room // 2))
+    before = min(head, room - after)
     return [
         shorten(name[:head], before) + name[head : len(name) - tail] + shorten(name[len(name) - tail :], after)
         for name in names

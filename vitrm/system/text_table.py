@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = "  "  # between two columns
+_EDGES = 2  # columns that the rules of a table take at its sides
 _LEAST = 12  # letters of a shortened name
 
 
@@ -68,14 +69,14 @@ class TextTable:
             widest[0] = min(widest[0], _LEAST)
         for length in range(max(map(len, heads)), _LEAST - 1, -1):
             short = shorten_all(heads, length)
-            if sum(max(len(h), w) + len(_GAP) for h, w in zip(short, widest, strict=True)) <= width + len(_GAP):
+            if sum(max(len(h), w) + len(_GAP) for h, w in zip(short, widest, strict=True)) <= width - _EDGES + len(_GAP):
                 return short
         return shorten_all(heads, _LEAST)
 
     def _room(self, cells: Sequence[Sequence[str]], width: int) -> int:
         """Returns the letters that a terminal `width` columns wide leaves for the first column."""
         others = [max(map(len, column)) for column in zip(self.head, *cells, strict=True)][1:]
-        return max(width - sum(others) - len(_GAP) * len(others), _LEAST)
+        return max(width - _EDGES - sum(others) - len(_GAP) * len(others), _LEAST)
 
     def plain(self) -> str:
         """Returns the table in letters alone: its title, its head above a rule, its rows."""

@@ -302,9 +302,9 @@ class TrainingRun:
             # The picture may cost one per cent of the time, whatever the length of an epoch.
             if time.monotonic() - drawn > 100 * drawing:
                 drawn = time.monotonic()
-                self.files.draw_curves(self.progress.history)
+                self.files.draw_curves(self.progress.history, self._best_epoch)
                 drawing = time.monotonic() - drawn
-        self.files.draw_curves(self.progress.history)
+        self.files.draw_curves(self.progress.history, self._best_epoch)
 
     def _epoch(self, save_due: Ticker) -> None:
         """Trains on what is left of the current epoch."""
@@ -395,6 +395,10 @@ class TrainingRun:
         self.reporter.epoch(line, self.recipe.epochs, left)
         for callback in self.callbacks:
             callback.on_epoch(line)
+
+    @property
+    def _best_epoch(self) -> int | None:
+        return self.progress.best["epoch"] if self.progress.best else None
 
     @property
     def _depth(self) -> int:

@@ -197,7 +197,8 @@ def distribution_chart(
     height, bottom = len(rows) * _RIDGE + _BOTTOM + 6, len(rows) * _RIDGE + 6
     svg = _svg(height, label)
     for tick, written in _apart([(x(t), f"{t:g}") for t in x.ticks(6)]):
-        _vertical(svg, "grid", tick, 6, bottom)
+        for i in range(1, len(rows) + 1):  # beside the names, not through them
+            _vertical(svg, "grid", tick, i * _RIDGE - _RIDGE + 32, i * _RIDGE)
         _text(svg, "tick", tick, bottom + 18, written)
     _horizontal(svg, "axis", bottom, left=_RIGHT)
     _text(svg, "name", _WIDTH / 2, height - 6, "milliseconds, logarithmic" if log else "milliseconds")

@@ -43,7 +43,7 @@ def cards(rows: Sequence[BenchRow], quiet: bool) -> list[tuple[str, str, str]]:
     if row.speedup is not None and row.speedup_range is not None:
         low, high = row.speedup_range
         detail = f"{between(low, high)} over the rounds" if quiet else "uncertain: the machine was busy"
-        found.append(("× eager", times(row.speedup, row.speedup_range, quiet), detail))
+        found.append(("× eager", f"{times(row.speedup, row.speedup_range, quiet)} ×", detail))
     if row.accuracy is not None and row.accuracy_interval is not None:
         low, high = row.accuracy_interval
         found.append(("accuracy", percent(row.accuracy), f"95 %: {low * 100:.1f} to {high * 100:.1f} %"))

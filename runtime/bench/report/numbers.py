@@ -45,7 +45,7 @@ def times(value: float | None, span: tuple[float, float] | None, quiet: bool = T
     if value is None or span is None:
         return "–"
     low, high = span
-    return f"{value:.2f} ×" if quiet and high - low <= 0.1 * value else f"{between(low, high, '–')} ×"
+    return f"{value:.2f}" if quiet and high - low <= 0.1 * value else between(low, high, "–")
 
 
 def between(low: float, high: float, to: str = " to ") -> str:

@@ -74,7 +74,7 @@ def sentence(saving: Saving, quiet: bool) -> str:
     if saving.speedups:
         speed = ", ".join(f"{between(*span)} × at batch {batch}" for batch, span in saving.speedups)
         parts.append(f"as fast as without: {speed}{'' if quiet else ' (uncertain)'}")
-    return f"halting above {saving.threshold:g}, {saving.name}: {'; '.join(parts)}"
+    return f"halting above {saving.threshold:g}: {saving.name.partition(' · halting')[0]} takes {'; '.join(parts)}"
 
 
 def cards(saving: Saving, quiet: bool) -> list[tuple[str, str, str]]:
