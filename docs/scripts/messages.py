@@ -44,7 +44,7 @@ GROUPS = (
     ),
     Group(
         "Data sets and folders of photos",
-        ("vitrm/data/",),
+        ("vitrm/data/", "vitrm/preprocessing.py"),
         "The folder is not laid out as a folder for each class, a picture is damaged, CIFAR is not where it is looked for, or all images together"
         " do not fit into memory. See [your own photos](start/photos.md#the-folder) and [CIFAR](troubles.md#cifar-10-is-not-found).",
     ),
