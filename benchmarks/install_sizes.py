@@ -17,7 +17,20 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from record import made
 
-EXTRAS = ("cpu", "gpu", "tensorrt", "tensorrt-rtx", "optimum", "tensorboard", "heif", "video", "examples", "peers", "docs", "dev")
+EXTRAS = (
+    "cpu",
+    "gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "optimum",
+    "tensorboard",
+    "heif",
+    "video",
+    "examples",
+    "peers",
+    "docs",
+    "dev",
+)
 
 
 def needed(requirements: list[str], extra: str, found: dict[str, int], missing: set[str]) -> None:

@@ -38,9 +38,9 @@ GROUPS = (
     ),
     Group(
         "A model that cannot be built",
-        ("vitrm/config.py", "vitrm/baseline_configs.py", "vitrm/model_size.py"),
-        "The settings contradict each other, or make a model that no machine it is meant for could run. A large `image_size` needs a large"
-        " `patch_size`: every patch is a token. Change the setting that the message names.",
+        ("vitrm/config.py", "vitrm/baseline_configs.py", "vitrm/model_size.py", "vitrm/tokens.py"),
+        "The settings contradict each other, or make a model that no machine it is meant for could run. Every patch"
+        " is a token, so a large `image_size` needs a large `patch_size`. Change the setting that the message names.",
     ),
     Group(
         "Data sets and folders of photos",
@@ -56,9 +56,8 @@ GROUPS = (
     ),
     Group(
         "Training",
-        ("vitrm/training/loop.py", "vitrm/training/supervision.py", "vitrm/training/distillation.py", "vitrm/training/callbacks.py",
-         "vitrm/training/parallel/"),
-        "The loss became infinite, a teacher or other weights do not fit, or devices and processes do not. The last good state is kept.",
+        ("vitrm/training/",),
+        "The loss became infinite, a batch needs more memory than there is, a teacher or other weights do not fit, or devices and processes do not. The last good state is kept.",
     ),
     Group(
         "Files, permissions, disks, locks",
