@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import vitrm.runtime
-from vitrm.data.decoding import fit_square
+from vitrm.data.decoding import fit
 from vitrm.data.images import to_floats
 from vitrm.runtime.predict.video import frames
 from vitrm.runtime.stepping import SteppingSession
@@ -34,10 +34,10 @@ def main() -> None:
     if not isinstance(session, SteppingSession):
         parser.error(f"{args.artifact} is no stepwise folder: export with --graph stepwise")
 
-    size, names = session.metadata.image_size, session.metadata.class_names
+    preprocessing, names = session.metadata.preprocessing, session.metadata.class_names
     for frame in frames(args.video, args.fps):
         due = time.monotonic() + 1 / args.fps
-        state = session.start(to_floats(fit_square(frame.pixels, size))[None])
+        state = session.start(to_floats(fit(frame.pixels, preprocessing))[None])
         longest = 0.0
         for _ in range(args.most_steps):
             began = time.monotonic()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular, read_json, sha256_of, write_json
@@ -59,6 +60,13 @@ class Checkpoint:
     def weights_id(self) -> str:
         """SHA-256 over names, shapes and float32 values of the weights: the same for the same function."""
         return weights_sha256(self.weights)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How picture files become the model's input.  Raises `UserError` for a description that is none."""
+        return Preprocessing.recorded(
+            self.data.get("preprocessing"), self.model.image_size, self.source or "checkpoint"
+        )
 
     @property
     def trained_depth(self) -> int | None:
@@ -236,7 +244,9 @@ def _read_one_config(path: Path, verify: bool) -> dict[str, Any]:
         raise UserError(f"{path}: 'model', 'data' and 'training' must be JSON objects: not a vitrm checkpoint")
     if verify and "sha256" in config:
         _check_digests(config, path)
-    _check_classes(from_dict(config["model"], str(path)), config["data"], path)
+    model = from_dict(config["model"], str(path))
+    _check_classes(model, config["data"], path)
+    Preprocessing.recorded(config["data"].get("preprocessing"), model.image_size, str(path))
     return config
 
 

@@ -31,7 +31,8 @@ examples:
   vitrm-predict model.onnx camera --top 1          until Ctrl-C; camera:1 is the second one
   vitrm-predict model.onnx photos/ --annotate seen copies with the answer written on them
 
-Pictures are turned upright, laid on white where transparent, and cut to their center square.
+Pictures are prepared as the model was trained (its metadata says how): by default turned upright, laid on white where
+transparent, and cut to their center square.
 
 exit status: 0 all classified; 2 a picture could not be read (the others are classified), or the input was wrong; 130 interrupted.
 """

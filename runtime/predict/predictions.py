@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.data.decoding import decode, fit_square
+from vitrm.data import decoding
 from vitrm.data.images import to_floats
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.predict.video import frames, is_camera, is_video
 from vitrm.runtime.session import Session
 
@@ -41,13 +42,14 @@ class Prediction:
         return {"path": str(self.path), **when, "top": top, "halt_prob": self.halt_prob, "steps_used": self.steps_used}
 
 
-def prepare(path: str | os.PathLike[str], size: int) -> NDArray[np.float32]:
-    """One picture as every model of this toolkit takes it: float32 [3, size, size] in [0, 1].
+def prepare(path: str | os.PathLike[str], preprocessing: Preprocessing | int) -> NDArray[np.float32]:
+    """One picture as a model takes it: float32 [3, height, width] in [0, 1].
 
-    Upright, RGB, on white where transparent (vitrm.data.decoding); the center square, resampled bicubically.
+    `preprocessing` is that of the artifact, `session.metadata.preprocessing`; a number is the side of the default one's square.
     Raises `UserError`, naming it, for a file that cannot be decoded.
     """
-    return to_floats(fit_square(decode(Path(path)), size))
+    of = Preprocessing.square(preprocessing) if isinstance(preprocessing, int) else preprocessing
+    return Picture(Path(path)).prepared(of)
 
 
 def predict(
@@ -92,14 +94,14 @@ def predict_with_pictures(
     rate: float | None,
 ) -> Iterator[tuple[Prediction, Picture]]:
     """As `predict`; each prediction with the picture that it is of."""
-    size, names = session.metadata.image_size, session.metadata.class_names
+    of, names = session.metadata.preprocessing, session.metadata.class_names
     batch = best_batch(session, halt_threshold) if batch is None else batch
     for chunk in _batches(_pictures(map(Path, paths), rate), batch):
         images: list[NDArray[np.float32]] = []
         failures: dict[int, str] = {}
         for i, picture in enumerate(chunk):
             try:
-                images.append(picture.prepared(size))
+                images.append(picture.prepared(of))
             except UserError as error:
                 failures[i] = str(error)
         result = session.infer(np.stack(images), steps=steps, halt_threshold=halt_threshold) if images else None
@@ -150,13 +152,13 @@ class Picture:
         """RGB [H, W, 3], upright.  Raises `UserError` for what cannot be read."""
         if self.error is not None:
             raise self.error
-        return decode(self.path) if self.frame is None else self.frame
+        return decoding.decode(self.path) if self.frame is None else self.frame
 
-    def prepared(self, size: int) -> NDArray[np.float32]:
-        """As `prepare` gives a file, and a frame like it."""
-        if self.error is not None:
-            raise self.error
-        return prepare(self.path, size) if self.frame is None else to_floats(fit_square(self.frame, size))
+    def prepared(self, of: Preprocessing) -> NDArray[np.float32]:
+        """As a model takes it: float32 [3, height, width] in [0, 1].  Raises `UserError` for what cannot be read."""
+        if self.error is None and self.frame is None:
+            return to_floats(decoding.prepare(self.path, of))
+        return to_floats(decoding.fit(self.pixels(), of))
 
 
 def _pictures(paths: Iterable[Path], rate: float | None) -> Iterator[Picture]:

@@ -8,6 +8,7 @@
     dir = "data"                   # where CIFAR's files are
     download = true
     limit_train = 5000             # images
+    fit = "crop"                   # or letterbox, squash
 
     [model]
     preset = "nano"
@@ -36,6 +37,7 @@ from vitrm.fields import (
     Whole,
     check,
     checked,
+    choice,
     declared,
     did_you_mean,
     flag,
@@ -44,6 +46,7 @@ from vitrm.fields import (
     text_or_none,
     whole_or_none,
 )
+from vitrm.preprocessing import FITS, Preprocessing
 from vitrm.recipe import Recipe
 from vitrm.system import strict_json
 from vitrm.system.files import read_text
@@ -69,6 +72,11 @@ class DataSettings:
     download: bool = flag(False, "fetch CIFAR into --data-dir if it is not there")
     limit_train: int | None = whole_or_none(
         2, 10**9, "train on so many images only, drawn from all classes (default: all)", unit="images"
+    )
+    fit: str = choice(*FITS, help=declared(Preprocessing)["fit"].help)
+    cache: bool = flag(
+        True,
+        "keep the decoded pictures of a folder in $XDG_CACHE_HOME/vitrm/images (default: ~/.cache), for the next run",
     )
     skip_damaged: bool = flag(False, "leave out files of a folder that cannot be read, and name them")
 
@@ -169,6 +177,8 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
                 "data_dir",
                 "download",
                 "limit_train",
+                "fit",
+                "cache",
                 "skip_damaged",
                 *MODEL_KEYS,
                 *RECIPE_KEYS,

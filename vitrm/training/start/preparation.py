@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from vitrm import checkpoint
-from vitrm.baselines.networks import CLASSIFIERS, Baseline
+from vitrm.baselines.networks import Baseline
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import ModelConfig, to_dict
 from vitrm.data import DATASETS, Images, normalization
 from vitrm.errors import UserError
-from vitrm.fields import shown
 from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import Recipe
 from vitrm.system.memory import shortage_explained
 from vitrm.training.parallel.device import workers_for
 from vitrm.training.parallel.distributed import World
+from vitrm.training.start.transfer import transfer
 from vitrm.training.supervision import Learner
 from vitrm.training.teachers.distillation import Teacher, check_teacher
 from vitrm.training.teachers.torchvision import TorchvisionTeacher, TorchvisionWeights, make_teacher
@@ -50,12 +51,18 @@ def run_identity(
             "name": images.name if images.name in DATASETS else "folder",
             "train": len(images),
             "id": images.id,
+            "preprocessing": preprocessing_of(images).to_dict(),
         },
         "seed": seed,
     }
     if teacher is not None:
         identity["teacher"] = origin_of(teacher)
     return identity
+
+
+def preprocessing_of(images: Images) -> Preprocessing:
+    """How files became `images`; of images that were none, how a file may become one like them."""
+    return images.preprocessing or Preprocessing.square(images.pixels.shape[-1])
 
 
 def origin_of(run: TeacherModel) -> dict[str, str]:
@@ -125,25 +132,15 @@ def whiten(model: ViTRM | Baseline, images: Images) -> None:
             module.whiten((some.float() / 255 - model.mean) / model.std)
 
 
-def start_from(learner: Learner, init: Checkpoint, classes: Sequence[str]) -> None:
-    """Takes over the weights of `init`, without its classifier if it knows other classes.
+def start_from(learner: Learner, init: Checkpoint, classes: Sequence[str]) -> tuple[str, ...]:
+    """Takes over the weights of `init`, without its classifier if it knows other classes; returns what was done to them, in sentences.
 
-    Raises `UserError` if it is another model.
+    Raises `UserError` if it is another model, and for a tokenizer that is to stay as it is and cannot be taken over.
     """
-    own, theirs = to_dict(learner.model.config), to_dict(init.model)
-    differing = [
-        f"{k} {shown(own.get(k))} against {shown(theirs.get(k))}"
-        for k in own.keys() | theirs.keys()
-        if own.get(k) != theirs.get(k) and k not in ("classes", "mean", "std", "dropout")
-    ]
-    if differing:
-        raise UserError(
-            f"{init.source} is another model than asked for ({', '.join(sorted(differing))}): name its preset"
-        )
-    weights = dict(init.weights)
-    if list(init.data.get("classes", [])) != list(classes):
-        fresh = learner.model.state_dict()
-        for head in CLASSIFIERS:
-            weights |= {k: v for k, v in fresh.items() if k.startswith(head)}
+    same = list(init.data.get("classes", [])) == list(classes)
+    found = transfer(init, learner.model, same)
+    if found.new_tokenizer and learner.recipe.freeze == "tokenizer":
+        raise UserError(f"freeze is 'tokenizer', but {found.notes[0]}: leave out --freeze, or --image-size")
     for model in (learner.model, learner.ema.model):
-        checkpoint.load_weights(model, weights, init.source)
+        checkpoint.load_weights(model, found.weights, init.source)
+    return found.notes
