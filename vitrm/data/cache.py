@@ -85,6 +85,9 @@ def decoded(files: Sequence[Path], folder: Path, of: Preprocessing, *, keep: boo
     Raises `UserError` where there is room neither on the disk nor in memory.
     """
     index = _Index([os.path.relpath(file, folder) for file in files], _stats(files), {})
+    key = (str(folder), of, tuple(index.names), index.stats.tobytes())
+    if _kept is not None and key in _kept:
+        return _kept[key]
     large = len(files) >= LEAST_FILES or int(index.stats[:, 0].sum()) >= LEAST_BYTES
     if keep and large:
         entry = images_folder() / _key(folder, of)
@@ -95,9 +98,6 @@ def decoded(files: Sequence[Path], folder: Path, of: Preprocessing, *, keep: boo
             return _build(entry, files, index, folder, of)
         except _NoRoomError as error:
             say(f"note: decoded pictures are not kept ({error}): every run decodes them anew", error=True)
-    key = (str(folder), of, tuple(index.names), index.stats.tobytes())
-    if _kept is not None and key in _kept:
-        return _kept[key]
     check_fits(len(files), of.size, str(folder))
     pixels = np.zeros((len(files), 3, *of.size), np.uint8)
     made = Decoded(pixels, _decode_into(pixels, files, range(len(files)), of, folder))
