@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ _kept: dict[Any, Decoded] | None = None  # within `decoding_once`
 class Decoded:
     """The pictures of some files, in their order; those of damaged ones are zeros."""
 
-    pixels: NDArray[np.uint8] | MappedRows  # [n, 3, height, width]
+    pixels: NDArray[np.uint8]  # [n, 3, height, width]; or MappedRows, as in `Images`
     damaged: dict[int, str]  # position → why
 
 
@@ -138,7 +138,7 @@ def _read(entry: Path, wanted: _Index, of: Preprocessing) -> Decoded | None:
     with suppress(OSError):
         os.utime(entry)  # used, for whoever clears the cache by age
     damaged = {i: index.damaged[int(row)] for i, row in enumerate(rows) if int(row) in index.damaged}
-    return Decoded(MappedRows(pixels, rows), damaged)
+    return Decoded(cast("NDArray[np.uint8]", MappedRows(pixels, rows)), damaged)
 
 
 def _open(entry: Path, of: Preprocessing) -> tuple[NDArray[np.uint8], _Index] | None:
