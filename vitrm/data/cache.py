@@ -41,7 +41,7 @@ PIXELS_FILE, INDEX_FILE = "pixels.npy", "index.npz"
 _AT_ONCE = 256  # files handed to the workers together
 _COPIED = 64 << 20  # bytes of rows copied at a time
 _SPARE = 1 << 30  # bytes of the disk that are left free
-_FIRST_WORD, _NEXT_WORD = 3.0, 10.0  # seconds
+_FIRST_WORD, _NEXT_WORD = 3.0, 30.0  # seconds
 _WAIT = 86_400.0  # seconds for another process that decodes the same pictures
 _kept: dict[Any, Decoded] | None = None  # within `decoding_once`
 
