@@ -59,16 +59,7 @@ class Checkpoint:
     @property
     def weights_id(self) -> str:
         """SHA-256 over names, shapes and float32 values of the weights: the same for the same function."""
-        import torch
-
-        digest = hashlib.sha256()
-        for name in sorted(self.weights):
-            tensor = self.weights[name]
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.float32)
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_sha256(self.weights)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -107,6 +98,20 @@ class Checkpoint:
         return model.eval()
 
 
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values of weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def build_model(config: ModelConfig) -> ViTRM | Baseline:
     """A freshly initialized model of `config`."""
     from vitrm.baselines.networks import Baseline
@@ -122,8 +127,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
-def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Raises `UserError` for weights of `model` that are missing, unexpected or misshapen."""
+def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str, what: str = "the config") -> None:
+    """Raises `UserError` for weights of `model` that are missing, unexpected or misshapen; `what` they do not fit then."""
     own = model.state_dict()
     missing = sorted(set(own) - set(weights))
     unexpected = sorted(set(weights) - set(own))
@@ -134,7 +139,7 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
             named = ", ".join(shown(name, quoted=False) for name in names[:3])
             parts.append(f"{len(names)} {label} ({named}{', …' if len(names) > 3 else ''})")
     if parts:
-        raise UserError(f"{where}: the weights do not fit the config: {'; '.join(parts)}")
+        raise UserError(f"{where}: the weights do not fit {what}: {'; '.join(parts)}")
 
 
 def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bool = False) -> None:

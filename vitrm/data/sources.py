@@ -57,7 +57,9 @@ def load(
     # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
     if os.path.isdir(name):
         return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
-    hint = "; there is a file of that name, but a folder is needed" if os.path.exists(name) else ""
+    hint = ""
+    if os.path.exists(name):
+        hint = "; there is a file of that name, but a folder is needed (one picture: vitrm-predict ARTIFACT FILE)"
     raise UserError(
         f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class"
         f"{hint or did_you_mean(name, DATASETS)}"

@@ -25,7 +25,7 @@ from vitrm.system.terminal import say
 from vitrm.tokens import FOLLOWING, following
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
-from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, DataSettings, RunConfig, parse, read
+from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, TORCHVISION, DataSettings, RunConfig, parse, read
 from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
     from vitrm.training.parallel.distributed import World
+    from vitrm.training.start.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
+_ELSEWHERE = {  # flags of other trainers
+    "--class-weights": "classes of unequal size are made to count the same by --balance loss or --balance sampling",
+    "--pretrained": "--init RUN starts from other weights, --teacher torchvision:resnet50 learns from a network of ImageNet",
+    "--weights": "--init RUN starts from other weights",
+    "--imgsz": "it is called --image-size",
+}
 _EPILOG = """\
 examples:
   vitrm-train                                             nano on scikit-learn's digits, a few minutes on a CPU
@@ -46,6 +53,7 @@ examples:
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --data cifar10 --teacher runs/resnet18-cifar10      learn from a trained model's answers, too
+  vitrm-train --data photos/ --teacher torchvision:resnet50       from what a network of ImageNet sees; …:FILE.pth for weights at hand
   vitrm-train --sweep n=1,2,3 n_sup=1,2,4 --out runs/ablation   a run per combination, a table and two pictures
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
   torchrun --nproc-per-node 4 -m vitrm.training.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
@@ -65,6 +73,7 @@ def parser() -> CommandParser:
         "vitrm-train",
         "Trains a ViTRM, or a baseline to compare it with, into a run folder.",
         _EPILOG,
+        elsewhere=_ELSEWHERE,
         usage="vitrm-train [--data NAME|DIR] [--model PRESET] [--recipe NAME] [--out DIR] [--any-setting VALUE …]",
     )
     run = declared(RunConfig)
@@ -269,6 +278,11 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
         settings = settings.over(read(args.config))
     init = None
     if args.init:
+        if args.init.startswith(TORCHVISION) or args.init == "imagenet":
+            raise UserError(
+                f"--init {args.init}: a run starts from a run's weights; a network of ImageNet is a teacher, as in --teacher "
+                "torchvision:resnet50"
+            )
         init = _loaded(args.init)
         if "preset" not in settings.model:
             base = preset_fields(init.model)
@@ -281,6 +295,10 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
             settings.data[key] = str(Path(place).resolve())
     if settings.teacher and os.path.isdir(settings.teacher):
         settings.teacher = str(Path(settings.teacher).resolve())
+    elif settings.teacher and settings.teacher.startswith(TORCHVISION):
+        from vitrm.training.teachers.torchvision import absolute
+
+        settings.teacher = absolute(settings.teacher)
     return settings, init
 
 
@@ -304,6 +322,15 @@ def _loaded(name: str) -> Checkpoint:
     if checkpoint.note and os.environ.get("RANK", "0") == "0":
         say(f"note: {checkpoint.source}: {checkpoint.note}")
     return checkpoint
+
+
+def _teacher(name: str) -> TeacherModel:
+    """Loads the model that `--teacher` names."""
+    if not name.startswith(TORCHVISION):
+        return _loaded(name)
+    from vitrm.training.teachers.torchvision import load as load_torchvision
+
+    return load_torchvision(name)
 
 
 def run(
@@ -346,7 +373,7 @@ def run(
             settings.model = {**follows, **settings.model}
         init = init if resume else None
     model, chosen = resolve(settings)
-    teacher = _loaded(settings.teacher) if settings.teacher else None
+    teacher = _teacher(settings.teacher) if settings.teacher else None
     preprocessing = preprocessing_of(
         settings, model.image_size, None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
     )

@@ -45,7 +45,7 @@ from vitrm.training.run_folder.access import alone_in, take_over
 from vitrm.training.run_folder.files import RunFiles
 from vitrm.training.run_folder.state import STATE_FILE, RunProgress
 from vitrm.training.start.memory import check_batch, fitting_batch
-from vitrm.training.start.preparation import fit_config, new_learner, origin_of, run_identity, start_from
+from vitrm.training.start.preparation import TeacherModel, fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.supervision import BatchResult
 
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
@@ -79,7 +79,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     init: Checkpoint | None = None,
-    teacher: Checkpoint | None = None,
+    teacher: TeacherModel | None = None,
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
@@ -101,7 +101,7 @@ def train(
         resume: continue from the state in `out`, which must be of the same model, recipe, data, seed and teacher
         init: checkpoint of the same model, on any data, whose weights a new run starts from; its classifier is left out for
             other classes
-        teacher: trained model whose answers count as `recipe.distill_weight` says
+        teacher: trained model, or a network of torchvision with weights, whose answers count as `recipe.distill_weight` says
         execution: device, precision and threads
         reporter: told how far the run is
         on_batch: called after each batch
@@ -153,7 +153,7 @@ class TrainingRun:
         reporter: Reporter,
         on_batch: OnBatch | None,
         world: World,
-        teacher: Checkpoint | None,
+        teacher: TeacherModel | None,
         settings: dict[str, Any],
     ) -> None:
         config = fit_config(model_config, data.train)
@@ -182,6 +182,7 @@ class TrainingRun:
             bf16=self.bf16,
             world=world,
             teacher=teacher,
+            say=reporter.say,
         )
         self.source = TrainingBatches(data.train, recipe, seed, self.batch_size, part)
         self.progress = RunProgress()
@@ -301,9 +302,9 @@ class TrainingRun:
             # The picture may cost one per cent of the time, whatever the length of an epoch.
             if time.monotonic() - drawn > 100 * drawing:
                 drawn = time.monotonic()
-                self.files.draw_curves(self.progress.history)
+                self.files.draw_curves(self.progress.history, self._best_epoch)
                 drawing = time.monotonic() - drawn
-        self.files.draw_curves(self.progress.history)
+        self.files.draw_curves(self.progress.history, self._best_epoch)
 
     def _epoch(self, save_due: Ticker) -> None:
         """Trains on what is left of the current epoch."""
@@ -394,6 +395,10 @@ class TrainingRun:
         self.reporter.epoch(line, self.recipe.epochs, left)
         for callback in self.callbacks:
             callback.on_epoch(line)
+
+    @property
+    def _best_epoch(self) -> int | None:
+        return self.progress.best["epoch"] if self.progress.best else None
 
     @property
     def _depth(self) -> int:

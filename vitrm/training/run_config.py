@@ -84,6 +84,7 @@ class DataSettings:
         check(self)
 
 
+TORCHVISION = "torchvision:"  # begins the name of a teacher that is a network of torchvision
 _FROM_DATA = {"classes", "mean", "std"}  # settings of a model that follow from its data, so not for the file to say
 MODEL_KEYS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in declared(kind) if name not in _FROM_DATA))
 RECIPE_KEYS = tuple(declared(Recipe))
@@ -102,7 +103,8 @@ class RunConfig:
         SEEDS.low, SEEDS.high, "seed of weights, order, augmentation and dropout (default: 0)", unit="n"
     )
     teacher: str | None = text_or_none(
-        "learn from this model's answers as well as from the labels: a run folder or a bundled name", unit="run"
+        "learn from this model's answers as well as from the labels: a run folder, a bundled name, or torchvision:NAME[:FILE]",
+        unit="run",
     )
 
     def __post_init__(self) -> None:
