@@ -5,18 +5,20 @@
     pip install 'vitrm[examples]'
     python examples/triton_client.py mine models/mine/labels.txt photos/*.jpg
 
-The client prepares the pictures as training did; normalization is inside the model.  Requests are sent side by side, so that the server
+The client prepares the pictures as training did, which the model's configuration says how; normalization is inside the model.  Requests are sent side by side, so that the server
 can batch them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
 
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.predict import prepare
 
 AT_ONCE = 16  # requests on their way
@@ -34,10 +36,12 @@ def main() -> None:
 
     with triton.InferenceServerClient(args.url, concurrency=AT_ONCE) as client:
         inputs = {entry["name"]: entry for entry in client.get_model_metadata(args.model)["inputs"]}
-        size = int(inputs["pixel_values"]["shape"][-1])
+        preprocessing = _preprocessing(client.get_model_config(args.model), int(inputs["pixel_values"]["shape"][-1]))
         for start in range(0, len(args.pictures), AT_ONCE):
             some = args.pictures[start : start + AT_ONCE]
-            waiting = [client.async_infer(args.model, _request(prepare(picture, size), inputs)) for picture in some]
+            waiting = [
+                client.async_infer(args.model, _request(prepare(picture, preprocessing), inputs)) for picture in some
+            ]
             for picture, sent in zip(some, waiting, strict=True):
                 answer = sent.get_result()
                 logits = answer.as_numpy("logits").ravel()
@@ -45,6 +49,12 @@ def main() -> None:
                 chance = np.exp(logits[best] - np.logaddexp.reduce(logits))
                 steps = "" if used is None else f"  [{int(used.ravel()[0])} steps]"
                 print(f"{picture}  {labels[best]} {100 * chance:.1f} %{steps}")
+
+
+def _preprocessing(config: dict, side: int) -> Preprocessing:
+    """How pictures become pixels: the model's parameters say so; those of earlier exports do not, which had one way alone."""
+    said = config.get("parameters", {}).get("vitrm_preprocessing")
+    return Preprocessing.recorded(said and json.loads(said["string_value"]), side, "the model's configuration")
 
 
 def _request(pixels: np.ndarray, inputs: dict) -> list:

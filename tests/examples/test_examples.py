@@ -81,7 +81,9 @@ class Inference(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         size = self.session.metadata.image_size
         pixels = {"name": "pixel_values", "datatype": "FP32", "shape": [-1, 3, size, size]}
-        self.answer({"name": "mine", "inputs": [pixels], "outputs": []})
+        said = json.dumps(self.session.metadata.preprocessing.to_dict())
+        parameters = {"vitrm_preprocessing": {"string_value": said}} if self.path.endswith("/config") else {}
+        self.answer({"name": "mine", "inputs": [pixels], "outputs": [], "parameters": parameters})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
