@@ -108,7 +108,7 @@ class Session(ABC):
         top: int = 5,
         steps: int | None = None,
         halt_threshold: float | None = None,
-        batch: int = 32,
+        batch: int | None = None,
         rate: float | None = None,
     ) -> Iterator[Prediction]:
         """Classifies picture and video files, one after the other: see `vitrm.runtime.predict.predict`."""

@@ -64,7 +64,12 @@ def _parser() -> CommandParser:
         metavar="P",
         help="a picture is done once the model is that sure; 1 never halts (default: the artifact's own)",
     )
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="pictures computed at once (default: 32)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="pictures computed at once (default: 32; on a CPU 1 for a loop with a threshold, which waits for the last one)",
+    )
     parser.add_argument(
         "--fps", type=float, metavar="N", help="frames of a second of video that are classified, at most (default: all)"
     )

@@ -18,6 +18,8 @@ from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.predict.video import frames, is_camera, is_video
 from vitrm.runtime.session import Session
 
+BATCH = 32
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -57,7 +59,7 @@ def predict(
     top: int = 5,
     steps: int | None = None,
     halt_threshold: float | None = None,
-    batch: int = 32,
+    batch: int | None = None,
     rate: float | None = None,
 ) -> Iterator[Prediction]:
     """Classifies pictures, in their order; of a video each frame.
@@ -69,7 +71,7 @@ def predict(
         top: classes named per picture, at most.
         steps: the depth; None for the artifact's own.
         halt_threshold: as `Session.infer` has it; None for the artifact's own.
-        batch: pictures computed at once; a camera's frames are computed as they come.
+        batch: pictures computed at once; None for what pays (see `best_batch`).  A camera's frames are computed as they come.
         rate: frames of a second of video, at most; None for all.
 
     Raises:
@@ -88,11 +90,12 @@ def predict_with_pictures(
     top: int,
     steps: int | None,
     halt_threshold: float | None,
-    batch: int,
+    batch: int | None,
     rate: float | None,
 ) -> Iterator[tuple[Prediction, Picture]]:
     """As `predict`; each prediction with the picture that it is of."""
     of, names = session.metadata.preprocessing, session.metadata.class_names
+    batch = best_batch(session, halt_threshold) if batch is None else batch
     for chunk in _batches(_pictures(map(Path, paths), rate), batch):
         images: list[NDArray[np.float32]] = []
         failures: dict[int, str] = {}
@@ -122,6 +125,18 @@ def predict_with_pictures(
                 picture,
             )
             row += 1
+
+
+def best_batch(session: Session, halt_threshold: float | None = None) -> int:
+    """Pictures that are best computed at once.
+
+    A loop goes on until all of its batch have halted: on a CPU, where a batch is hardly faster than its pictures one by one, that
+    costs more than it brings.  From a stepwise folder's batch they leave as they halt.
+    """
+    own = session.metadata
+    threshold = own.halt_threshold if halt_threshold is None else halt_threshold
+    alone = own.graph == "loop" and threshold < 1 and session.device_kind == "cpu"
+    return 1 if alone else BATCH
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import vitrm.runtime
 from vitrm import data
 from vitrm.runtime.predict import predict, prepare
 from vitrm.runtime.predict.cli import main
+from vitrm.runtime.predict.predictions import best_batch
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,13 @@ def test_csv_a_pattern_and_a_threshold(stepwise, pictures, capsys):
     assert len(rows) == 20
     steps = vitrm.runtime.open(stepwise).metadata.steps
     assert {1 <= int(row["steps_used"]) <= steps for row in rows} == {True}
+
+
+def test_pictures_that_halt_wait_for_no_others(loop, stepwise, artifact, halting):
+    batches = {path.stem: best_batch(vitrm.runtime.open(path), 0.9) for path in (loop, stepwise)}
+    assert batches == {"loop": 1, "stepwise": 32}
+    assert best_batch(vitrm.runtime.open(loop), 1.0) == 32
+    assert best_batch(vitrm.runtime.open(halting)) == 32  # unrolled: all steps are computed whatever halts
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(artifact, pictures, tmp_path, capsys):
