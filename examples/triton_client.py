@@ -5,18 +5,20 @@
     pip install 'vitrm[examples]'
     python examples/triton_client.py mine models/mine/labels.txt photos/*.jpg
 
-The client prepares the pictures as training did; normalization is inside the model.  Requests are sent side by side, so that the server
+The client prepares the pictures as training did, which the server keeps; normalization is inside the model.  Requests are sent side by side, so that the server
 can batch them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
 
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.predict import prepare
 
 AT_ONCE = 16  # requests on their way
@@ -34,10 +36,13 @@ def main() -> None:
 
     with triton.InferenceServerClient(args.url, concurrency=AT_ONCE) as client:
         inputs = {entry["name"]: entry for entry in client.get_model_metadata(args.model)["inputs"]}
-        size = int(inputs["pixel_values"]["shape"][-1])
+        stored = client.get_model_config(args.model)["parameters"]["vitrm_preprocessing"]["string_value"]
+        preprocessing = Preprocessing.recorded(json.loads(stored), int(inputs["pixel_values"]["shape"][-1]), args.model)
         for start in range(0, len(args.pictures), AT_ONCE):
             some = args.pictures[start : start + AT_ONCE]
-            waiting = [client.async_infer(args.model, _request(prepare(picture, size), inputs)) for picture in some]
+            waiting = [
+                client.async_infer(args.model, _request(prepare(picture, preprocessing), inputs)) for picture in some
+            ]
             for picture, sent in zip(some, waiting, strict=True):
                 answer = sent.get_result()
                 logits = answer.as_numpy("logits").ravel()

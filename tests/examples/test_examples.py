@@ -79,6 +79,10 @@ class Inference(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path.endswith("/config"):  # as `vitrm-export --triton` writes it
+            stored = json.dumps(self.session.metadata.preprocessing.to_dict())
+            self.answer({"name": "mine", "parameters": {"vitrm_preprocessing": {"string_value": stored}}})
+            return
         size = self.session.metadata.image_size
         pixels = {"name": "pixel_values", "datatype": "FP32", "shape": [-1, 3, size, size]}
         self.answer({"name": "mine", "inputs": [pixels], "outputs": []})
