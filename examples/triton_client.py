@@ -5,8 +5,8 @@
     pip install 'vitrm[examples]'
     python examples/triton_client.py mine models/mine/labels.txt photos/*.jpg
 
-The client prepares the pictures as training did, which the server keeps; normalization is inside the model.  Requests are sent side by side, so that the server
-can batch them.
+The client prepares the pictures as the model's configuration says training did; normalization is inside the model.  Requests are
+sent side by side, so that the server can batch them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def main() -> None:
 
     with triton.InferenceServerClient(args.url, concurrency=AT_ONCE) as client:
         inputs = {entry["name"]: entry for entry in client.get_model_metadata(args.model)["inputs"]}
-        stored = client.get_model_config(args.model)["parameters"]["vitrm_preprocessing"]["string_value"]
-        preprocessing = Preprocessing.recorded(json.loads(stored), int(inputs["pixel_values"]["shape"][-1]), args.model)
+        preprocessing = _preprocessing(client.get_model_config(args.model), int(inputs["pixel_values"]["shape"][-1]))
         for start in range(0, len(args.pictures), AT_ONCE):
             some = args.pictures[start : start + AT_ONCE]
             waiting = [
@@ -50,6 +49,12 @@ def main() -> None:
                 chance = np.exp(logits[best] - np.logaddexp.reduce(logits))
                 steps = "" if used is None else f"  [{int(used.ravel()[0])} steps]"
                 print(f"{picture}  {labels[best]} {100 * chance:.1f} %{steps}")
+
+
+def _preprocessing(config: dict, side: int) -> Preprocessing:
+    """How pictures become pixels: the model's parameters say so; those of earlier exports do not, which had one way alone."""
+    said = config.get("parameters", {}).get("vitrm_preprocessing")
+    return Preprocessing.recorded(said and json.loads(said["string_value"]), side, "the model's configuration")
 
 
 def _request(pixels: np.ndarray, inputs: dict) -> list:

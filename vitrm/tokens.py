@@ -28,9 +28,8 @@ def following(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `UserError` for an image size that no patch divides as the model's tokenizer needs it.
     """
-    size = changes.get("image_size")
     try:
-        _SIZES.accepted(size)
+        size = _SIZES.accepted(changes.get("image_size"))
     except (ValueError, UserError):
         return {}  # not given, or no size: the config itself says what is wrong
     if isinstance(config, CCTConfig):

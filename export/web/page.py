@@ -23,7 +23,7 @@ from vitrm.export.pipeline import export
 from vitrm.export.result import ExportResult
 from vitrm.export.settings import OnStage, default_steps
 from vitrm.export.web import runtime_files
-from vitrm.export.web.gallery import Gallery, choose_gallery
+from vitrm.export.web.gallery import Gallery, Outcomes, choose_gallery
 from vitrm.export.web.options import WebOptions
 from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.metadata import Metadata
@@ -99,7 +99,9 @@ def write_page(
         progress("choosing test images")
         session = vitrm.runtime.open(temporary / "fp32")
         assert isinstance(session, SteppingSession)
-        gallery = choose_gallery(session, options.images, options.halt_threshold, data_dir)
+        gallery = choose_gallery(
+            session, options.images, options.halt_threshold, data_dir, deepest=max(options.max_steps, steps)
+        )
         progress("writing the page")
         compressed = _place_runtime(runtime, temporary / _RUNTIME)
         images = _place_images(gallery, temporary / _IMAGES)
@@ -180,7 +182,20 @@ def _settings(
             for file, image in zip(images, gallery.images, strict=True)
         ],
         "gallery_note": neutral(gallery.note),
+        "first": gallery.first,
+        "outcomes": _outcomes(gallery.outcomes),
         "vitrm": vitrm.__version__,
+    }
+
+
+def _outcomes(found: Outcomes | None) -> dict[str, Any] | None:
+    """Returns the counts as rows of text, a depth each: a line for every number would be three quarters of the file."""
+    if found is None:
+        return None
+    return {
+        "images": found.images,
+        "steps": [" ".join(map(str, row)) for row in found.steps.tolist()],
+        "right": [" ".join(map(str, row)) for row in found.right.tolist()],
     }
 
 
@@ -227,6 +242,7 @@ def _index(settings: dict[str, Any], compressed: int) -> str:
     sizes = " or ".join(f"{m['bytes'] / 1e6:.1f} MB ({m['title']})" for m in settings["models"])
     return environment.get_template(_TEMPLATE).render(
         name=settings["name"],
+        tried=f"{settings['outcomes']['images']:,}" if settings["outcomes"] else "",
         size=settings["image_size"],
         facts=f"{settings['parameters'] / 1e6:.2f} M parameters, {len(settings['classes'])} classes",
         downloads=(

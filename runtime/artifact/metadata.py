@@ -93,7 +93,7 @@ class Metadata:
 
         Raises `UserError` for another format, missing or unknown fields, and values of other types or out of bounds.
         """
-        version = values.get("format")
+        version: Any = values.get("format")
         if not _whole(1, FORMAT)(version):
             raise UserError(
                 f"{where}: metadata format {_short(version)}, this vitrm reads 1 to {FORMAT}: export it again with this version"

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=300,
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr

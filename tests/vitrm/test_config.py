@@ -138,7 +138,7 @@ class LargestTensor(TorchDispatchMode):
     [
         ("resnet20", {"depth": 21}, r"depth is 21, expected 6 n \+ 2"),
         ("airbench", {"image_size": 8}, "image_size is 8, expected a whole number from 9"),
-        ("convmixer-256-8", {"image_size": 33}, "image_size 33 is not a multiple of patch_size 2"),
+        ("convmixer-256-8", {"image_size": 33, "patch_size": 2}, "image_size 33 is not a multiple of patch_size 2"),
         ("convmixer-256-8", {"kernel": 4}, "kernel is 4, expected 5, 3, 7 or 9"),
         ("cct-7-3x1", {"heads": 3}, "dim 256 is not a multiple of heads 3"),
         ("airbench", {"latents": 3}, "unknown key latents for an airbench"),

@@ -13,7 +13,7 @@ from vitrm.tokens import FOLLOWING, MAX_TOKENS
 
 @pytest.mark.parametrize("name", [name for name, config in PRESETS.items() if isinstance(config, ViTRMConfig)])
 def test_every_size_that_halves_well_makes_few_tokens(name: str) -> None:
-    for size in (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512, 1024):
+    for size in (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512):
         config = preset(name, image_size=size)
         assert isinstance(config, ViTRMConfig)
         assert 64 // 4 <= config.tokens <= MAX_TOKENS, size
@@ -41,6 +41,6 @@ def test_what_is_given_stays() -> None:
 
 
 def test_a_size_that_cannot_be_halved_names_its_neighbors() -> None:
-    with pytest.raises(UserError, match="image_size is 100, expected a multiple of 8 .* try 104 or 96"):
+    with pytest.raises(UserError, match=r"image_size is 100, expected a multiple of 8 .* try 104 or 96"):
         preset("nano", image_size=100)
     assert preset("paper", image_size=100).patch_size == 10

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ PIXELS_FILE, INDEX_FILE = "pixels.npy", "index.npz"
 _AT_ONCE = 256  # files handed to the workers together
 _COPIED = 64 << 20  # bytes of rows copied at a time
 _SPARE = 1 << 30  # bytes of the disk that are left free
-_FIRST_WORD, _NEXT_WORD = 3.0, 10.0  # seconds
+_FIRST_WORD, _NEXT_WORD = 3.0, 30.0  # seconds
 _WAIT = 86_400.0  # seconds for another process that decodes the same pictures
 _kept: dict[Any, Decoded] | None = None  # within `decoding_once`
 
@@ -50,7 +50,7 @@ _kept: dict[Any, Decoded] | None = None  # within `decoding_once`
 class Decoded:
     """The pictures of some files, in their order; those of damaged ones are zeros."""
 
-    pixels: NDArray[np.uint8] | MappedRows  # [n, 3, height, width]
+    pixels: NDArray[np.uint8]  # [n, 3, height, width]; or MappedRows, as in `Images`
     damaged: dict[int, str]  # position → why
 
 
@@ -85,6 +85,9 @@ def decoded(files: Sequence[Path], folder: Path, of: Preprocessing, *, keep: boo
     Raises `UserError` where there is room neither on the disk nor in memory.
     """
     index = _Index([os.path.relpath(file, folder) for file in files], _stats(files), {})
+    key = (str(folder), of, tuple(index.names), index.stats.tobytes())
+    if _kept is not None and key in _kept:
+        return _kept[key]
     large = len(files) >= LEAST_FILES or int(index.stats[:, 0].sum()) >= LEAST_BYTES
     if keep and large:
         entry = images_folder() / _key(folder, of)
@@ -95,9 +98,6 @@ def decoded(files: Sequence[Path], folder: Path, of: Preprocessing, *, keep: boo
             return _build(entry, files, index, folder, of)
         except _NoRoomError as error:
             say(f"note: decoded pictures are not kept ({error}): every run decodes them anew", error=True)
-    key = (str(folder), of, tuple(index.names), index.stats.tobytes())
-    if _kept is not None and key in _kept:
-        return _kept[key]
     check_fits(len(files), of.size, str(folder))
     pixels = np.zeros((len(files), 3, *of.size), np.uint8)
     made = Decoded(pixels, _decode_into(pixels, files, range(len(files)), of, folder))
@@ -138,7 +138,7 @@ def _read(entry: Path, wanted: _Index, of: Preprocessing) -> Decoded | None:
     with suppress(OSError):
         os.utime(entry)  # used, for whoever clears the cache by age
     damaged = {i: index.damaged[int(row)] for i, row in enumerate(rows) if int(row) in index.damaged}
-    return Decoded(MappedRows(pixels, rows), damaged)
+    return Decoded(cast("NDArray[np.uint8]", MappedRows(pixels, rows)), damaged)
 
 
 def _open(entry: Path, of: Preprocessing) -> tuple[NDArray[np.uint8], _Index] | None:

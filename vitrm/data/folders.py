@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,7 +190,7 @@ def _images_of(
     if not damaged:
         return made.pixels, labels, notes
     whole = np.array([i not in made.damaged for i in range(len(files))])
-    pixels = made.pixels.take(whole) if isinstance(made.pixels, MappedRows) else made.pixels[whole]
+    pixels: Any = made.pixels.take(whole) if isinstance(made.pixels, MappedRows) else made.pixels[whole]
     return pixels, labels[whole], notes
 
 

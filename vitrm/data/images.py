@@ -78,7 +78,7 @@ class Images:
         """The same with its pixels in memory; of more than `at_most` bytes as it is.  Raises `UserError` for more than memory holds."""
         if not isinstance(self.pixels, MappedRows) or (at_most is not None and self.pixels.nbytes > at_most):
             return self
-        check_fits(len(self), self.pixels.shape[2:], self.name)  # type: ignore[arg-type]
+        check_fits(len(self), self.pixels.shape[2:], self.name)
         return replace(self, pixels=self.pixels[:])
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:

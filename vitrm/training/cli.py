@@ -367,8 +367,9 @@ def run(
         # What an earlier version made of the image size is kept.
         follows = {key: value for key, value in earlier["identity"]["model"].items() if key in FOLLOWING}
         kept = {k: v for k, v in earlier["settings"].items() if v is not None}
-        settings = settings.over(parse(kept, str(out / STATE_FILE)))
-        if settings.model.get("image_size") == earlier["identity"]["model"].get("image_size"):
+        before = parse(kept, str(out / STATE_FILE))
+        settings = settings.over(before)
+        if all(settings.model.get(key) == before.model.get(key) for key in ("preset", "image_size")):
             settings.model = {**follows, **settings.model}
         init = init if resume else None
     model, chosen = resolve(settings)

@@ -181,7 +181,11 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
         axes.set_xlabel(axis.name, parse_math=False)
         axes.set_title("%, at the deepest trained step" + ("; bars: seeds" if _several_seeds(lines) else ""), fontweight="normal")
         if named:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(lines) // _LEGEND))
+            # The uppermost line is named first.
+            signs = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda sign: -sign[0][0].get_ydata()[-1])
+            axes.legend(
+                *zip(*signs, strict=True), loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(lines) // _LEGEND)
+            )
 
 
 def _lines(axis: Axis, rows: Sequence[SweepRow]) -> dict[str, dict[int, list[float]]]:

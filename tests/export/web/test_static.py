@@ -257,7 +257,8 @@ def test_sliders_change_the_steps(tab, page, address):
     deeper = answer(tab)
     assert deeper["used"] == STEPS + 1
     session = vitrm.runtime.open(page.folder / "fp32")
-    first = json.loads((page.folder / "page.json").read_text())["gallery"][0]
+    settings = json.loads((page.folder / "page.json").read_text())
+    first = settings["gallery"][settings["first"]]
     pixels = prepare(page.folder / first["file"], 32)[None]
     expected = session.infer(pixels, steps=STEPS + 1, halt_threshold=1)
     np.testing.assert_allclose(deeper["probabilities"], softmax(expected.logits)[0], atol=2e-4)

@@ -237,7 +237,7 @@ def test_a_run_goes_on_with_another_batch_size_behind_the_images_that_it_learned
     steps = [len(losses) for (epoch, _), losses in first.losses.items() if epoch == 1]
     steps += [len(losses) for (epoch, _), losses in second.losses.items() if epoch == 1 for _ in range(1)]
     assert 1 <= means["steps"] <= max(steps)
-    assert checkpoint.load(tmp_path / "run").training["recipe"]["batch_size"] == 8
+    assert read_header(tmp_path / "run" / STATE_FILE)["identity"]["recipe"]["batch_size"] == 8
     # And it is a run of that batch size from then on.
     train(model, smaller, few, tmp_path / "run", execution=EVERY_BATCH, resume=True)
 

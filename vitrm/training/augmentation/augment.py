@@ -8,7 +8,7 @@ to a batch is a function of that seed alone, on every device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,9 +53,8 @@ class TrainingBatches:
         self.recipe, self.seed, self.batch_size, self.part = recipe, seed, batch_size, part
         self.classes = len(images.classes)
         # Of a set larger than memory a batch is read when it is drawn.
-        mapped = isinstance(images.pixels, MappedRows)
-        self._mapped: MappedRows | None = images.pixels if mapped else None
-        self._pixels = torch.empty(0) if mapped else torch.from_numpy(images.pixels)
+        self._mapped: Any = images.pixels if isinstance(images.pixels, MappedRows) else None
+        self._pixels = torch.from_numpy(images.pixels) if self._mapped is None else torch.empty(0)
         self._labels = torch.from_numpy(images.labels)
         self._flip = recipe.flips(images.name)
         self._members = members_of(images.labels) if recipe.balance == "sampling" else []

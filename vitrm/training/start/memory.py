@@ -1,7 +1,7 @@
 """The memory that a training step needs, told before it is asked for.
 
 Counted are the tensors that autograd keeps of a batch until the backward pass: the model runs once on
-torch's device `meta`, which has shapes and no values.  A step takes more than that for a moment, so what does not fit by this count does not fit.
+torch's device `meta`, which has shapes and no values.  A step takes more than that for a moment: what does not fit by this count does not fit.
 """
 
 from __future__ import annotations
@@ -90,6 +90,6 @@ def check_batch(
     largest = processes * (free // each)
     way_out = f"--batch-size {largest} fits" if largest else "not even one does: choose a smaller model or --image-size"
     raise UserError(
-        f"a batch of {share} images of {config.image_size} × {config.image_size} pixels needs at least {each * share / 1e9:.1f} GB to train "
+        f"a batch of {share} images of {config.image_size} × {config.image_size} pixels needs about {each * share / 1e9:.1f} GB to train "
         f"({each / 1e6:.0f} MB an image), {free / 1e9:.1f} GB are free: {way_out}"
     )

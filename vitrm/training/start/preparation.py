@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitrm import checkpoint
@@ -128,7 +129,11 @@ def whiten(model: ViTRM | Baseline, images: Images) -> None:
     """Sets the filters of `model` that whiten, where it has any, for the training images."""
     for module in model.modules():
         if isinstance(module, Whitening):
-            some = torch.from_numpy(images.pixels[:WHITENING_IMAGES]).to(model.mean.device)
+            # From all of the set: a folder's images come class by class.  Of large ones fewer, which have as many patches.
+            height, width = images.pixels.shape[2:]
+            count = min(len(images), max(64, min(WHITENING_IMAGES, WHITENING_IMAGES * 32**2 // (height * width))))
+            chosen = np.linspace(0, len(images) - 1, count).astype(np.int64)
+            some = torch.from_numpy(images.pixels[chosen]).to(model.mean.device)
             module.whiten((some.float() / 255 - model.mean) / model.std)
 
 

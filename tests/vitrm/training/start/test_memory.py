@@ -31,7 +31,7 @@ def test_it_is_what_a_step_keeps(supervision: str) -> None:
         learner.to_train_mode()
         learner.compute(learner.functions[0], (batch, None, None))
     held = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own) / 4
-    assert memory.bytes_per_image(config, chosen) == pytest.approx(held, rel=0.05)
+    assert memory.bytes_per_image(config, chosen) == pytest.approx(held, rel=0.1)
 
 
 def test_a_batch_beyond_what_is_free_is_refused_with_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_a_batch_beyond_what_is_free_is_refused_with_one_that_fits(monkeypatch: 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100 * each)
     memory.check_batch(config, chosen, 100, CPU, False, 1)
     with pytest.raises(
-        UserError, match=r"a batch of 101 images of 64 × 64 pixels needs at least .* --batch-size 100 fits"
+        UserError, match=r"a batch of 101 images of 64 × 64 pixels needs about .* --batch-size 100 fits"
     ):
         memory.check_batch(config, chosen, 101, CPU, False, 1)
     assert memory.fitting_batch(config, chosen, CPU, False, 2) == 200
