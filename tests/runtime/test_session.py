@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 import torch
+from PIL import Image
 from processes import WITHOUT_TORCH
 from small_models import STEPS, with_props
 from torch._dynamo.utils import counters
