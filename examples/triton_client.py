@@ -5,8 +5,8 @@
     pip install 'vitrm[examples]'
     python examples/triton_client.py mine models/mine/labels.txt photos/*.jpg
 
-The client prepares the pictures as training did, which the model's configuration says how; normalization is inside the model.  Requests are sent side by side, so that the server
-can batch them.
+The client prepares the pictures as the model's configuration says training did; normalization is inside the model.  Requests are
+sent side by side, so that the server can batch them.
 """
 
 from __future__ import annotations

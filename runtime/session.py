@@ -147,12 +147,9 @@ class Session(ABC):
         size = self.metadata.image_size
         expected = f"expected float32 [batch, 3, {size}, {size}] in [0, 1]"
         if not isinstance(images, np.ndarray):
-            raise UserError(f"images are a {type(images).__name__}, {expected}: pass a numpy array")
+            raise UserError(f"images are a {type(images).__name__}, {expected}: {_array_of(images)}")
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            hint = "move the channels to axis 1" if images.ndim == 4 and images.shape[-1] == 3 else "resize or reshape"
-            if images.ndim == 3:
-                hint = "add a batch axis: images[None]"
-            raise UserError(f"images have shape {list(images.shape)}, {expected}: {hint}")
+            raise UserError(f"images have shape {list(images.shape)}, {expected}: {_reshaped(images.shape)}")
         if images.dtype != np.float32:
             hint = "images.astype('float32') / 255" if images.dtype.kind in "iu" else "images.astype('float32')"
             raise UserError(f"images are {images.dtype}, {expected}: {hint}")
@@ -189,6 +186,31 @@ class Session(ABC):
                 f"{self.name} has its halting threshold {own.halt_threshold:g} built in (graph {own.graph}), asked for "
                 f"{halt_threshold:g}: export it with that threshold, or with --graph loop or stepwise to choose at run time"
             )
+
+
+def _array_of(images: object) -> str:
+    """What makes an array of `images`, which are none."""
+    if isinstance(images, (str, os.PathLike)):
+        return f"predict([{str(images)[:80]!r}]) classifies files"
+    if type(images).__module__.startswith("PIL."):
+        return "predict classifies files, and vitrm.data.decoding.fit brings np.asarray(image) to the model's size"
+    return "pass a numpy array"
+
+
+def _reshaped(shape: tuple[int, ...]) -> str:
+    """What brings images of `shape` to the right one."""
+    last = len(shape) in (3, 4) and shape[-1] == 3 and shape[-3] != 3
+    if len(shape) == 3:
+        return (
+            "move the channels in front and add a batch axis: images.transpose(2, 0, 1)[None]"
+            if last
+            else "add a batch axis: images[None]"
+        )
+    return (
+        "move the channels to axis 1: images.transpose(0, 3, 1, 2)"
+        if last
+        else "resize or reshape; predict does it with files"
+    )
 
 
 def _plan_device(device: str) -> str:

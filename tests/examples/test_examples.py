@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=300,
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -79,11 +79,13 @@ class Inference(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path.endswith("/config"):  # as `vitrm-export --triton` writes it
+            stored = json.dumps(self.session.metadata.preprocessing.to_dict())
+            self.answer({"name": "mine", "parameters": {"vitrm_preprocessing": {"string_value": stored}}})
+            return
         size = self.session.metadata.image_size
         pixels = {"name": "pixel_values", "datatype": "FP32", "shape": [-1, 3, size, size]}
-        said = json.dumps(self.session.metadata.preprocessing.to_dict())
-        parameters = {"vitrm_preprocessing": {"string_value": said}} if self.path.endswith("/config") else {}
-        self.answer({"name": "mine", "inputs": [pixels], "outputs": [], "parameters": parameters})
+        self.answer({"name": "mine", "inputs": [pixels], "outputs": []})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -351,6 +351,7 @@ def run(
     from vitrm.training.progress import reporter
     from vitrm.training.run_folder.access import check_folder, check_not_in_use
     from vitrm.training.run_folder.state import STATE_FILE, preprocessing_in, read_header
+    from vitrm.training.start.length import few_batches
 
     def saved() -> dict[str, Any] | None:
         """The header of the state of the run to be resumed, None for a new run."""
@@ -389,6 +390,8 @@ def run(
         for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
             say(f"note: {note}")
         if note := unequal_classes(data.train, chosen):
+            say(f"note: {note}")
+        if init is None and earlier is None and (note := few_batches(len(data.train), chosen)):
             say(f"note: {note}")
     return train(
         model,
