@@ -1,5 +1,5 @@
 #!/bin/bash
-# From an exported .onnx file to measured labels on a Jetson (docs/jetson.md says how to install):
+# From an exported .onnx file to measured labels on a Jetson (docs/deploy/jetson.md says how to install):
 #
 #     examples/jetson.sh mine-6steps-fp16.onnx photos/ measured/
 #

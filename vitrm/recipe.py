@@ -5,7 +5,7 @@ depth, a longer average, no early end.  `fast` is meant for a CPU and for minute
 learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
 for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
 that accuracy does not fall with more steps than two.  `deepen` is a short second stage for a trained model (`--init`):
-four steps at a random depth, the later ones weighing more (docs/anytime.md).
+four steps at a random depth, the later ones weighing more (docs/train/anytime.md).
 
 Weight decay acts on weight matrices and convolutions only, unless `decay_all`: biases, LayerNorms
 (batch norms), position embeddings and the initial state y₀, z₀ set a level rather than a slope, and

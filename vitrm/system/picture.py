@@ -96,7 +96,14 @@ def picture(path: str | os.PathLike[str], width: float, height: float, title: st
 
 def legend_above(axes: Any, columns: int) -> None:
     """Puts the legend between the title and the plot, where it covers no line."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.2, handlelength=1.6)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
 
 
 def heat_colors() -> Any:

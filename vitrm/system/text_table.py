@@ -69,7 +69,9 @@ class TextTable:
             widest[0] = min(widest[0], _LEAST)
         for length in range(max(map(len, heads)), _LEAST - 1, -1):
             short = shorten_all(heads, length)
-            if sum(max(len(h), w) + len(_GAP) for h, w in zip(short, widest, strict=True)) <= width - _EDGES + len(_GAP):
+            if sum(max(len(h), w) + len(_GAP) for h, w in zip(short, widest, strict=True)) <= width - _EDGES + len(
+                _GAP
+            ):
                 return short
         return shorten_all(heads, _LEAST)
 

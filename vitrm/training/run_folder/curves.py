@@ -48,7 +48,9 @@ def draw_curves(
 
 
 def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], marker: str) -> None:
-    axes.plot(epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms")
+    axes.plot(
+        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms"
+    )
     last = [line["validation_loss"][-1] for line in history]
     axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
     axes.set_title("Loss", pad=22)
@@ -65,7 +67,9 @@ def _draw_accuracy(
     depths = len(by_epoch[-1])
     if depths > 1:
         band = f"all {depths} steps"
-        axes.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0)
+        axes.fill_between(
+            epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0
+        )
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
     value = 100 * kept["validation_accuracy"][-1]

@@ -78,7 +78,9 @@ def draw_mistakes(
         return
     rows = -(-len(worst) // _COLUMNS)
     width = 1.9 * _COLUMNS
-    with picture(path, width, 2.35 * rows + 0.5, shorten(neutral_line(f"Surest mistakes, {title}"), round(9 * width))) as figure:
+    with picture(
+        path, width, 2.35 * rows + 0.5, shorten(neutral_line(f"Surest mistakes, {title}"), round(9 * width))
+    ) as figure:
         for place, i in enumerate(worst, 1):
             axes = figure.add_subplot(rows, _COLUMNS, place)
             axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")

@@ -99,7 +99,7 @@ def _tokenizer_shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 def _check_same(init: Checkpoint, model: ViTRM | Baseline) -> None:
     own, theirs = to_dict(model.config), to_dict(init.model)
-    resized = ("image_size", *FOLLOWING)
+    resized: tuple[str, ...] = ("image_size", *FOLLOWING)
     if own.get("token_mixer") == "mlp":
         resized = ()  # its weights are of a number of tokens
     differing = [

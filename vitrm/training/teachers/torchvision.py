@@ -80,7 +80,7 @@ class TorchvisionTeacher:
     def __init__(self, source: TorchvisionWeights, device: torch.device, image_size: int = 0) -> None:
         """`image_size`: to which images are resized before; 0: the one of `source`."""
         self.source, self.device, self.size = source, device, image_size or source.image_size
-        self.model = source.build().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        self.model = source.build().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (source.mean, source.std))
         self.classifier: tuple[Tensor, Tensor] | None = (
             None  # W [classes, features] and b on the features; None: its own
