@@ -246,7 +246,9 @@ class TrainingRun:
         # Compiled only now: restoring replaced weights, and a failed start should fail fast.
         if self.execution.compiles(self.device, self.world.size):
             if self.execution.compile is None:
-                self.reporter.say("compiling the training step, which takes a minute or more; --no-compile leaves it out")
+                self.reporter.say(
+                    "compiling the training step, which takes a minute or more; --no-compile leaves it out"
+                )
             images = self.source.part.stop - self.source.part.start
             compile_learner(self.learner, self.learner.model.config.image_size, images, self.reporter.say)
         try:

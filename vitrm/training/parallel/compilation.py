@@ -1,7 +1,7 @@
 """torch.compile of a learner's functions.
 
 On a CPU it makes training a quarter faster (docs/training.md) after a minute or two: only when asked for.  On a GPU it makes
-a few dozen kernels of more than a thousand (tests/vitrm/training/test_fake_cuda.py counts them): unless told otherwise.
+a few dozen kernels of more than a thousand (tests/vitrm/training/test_supervision.py counts them): unless told otherwise.
 """
 
 from __future__ import annotations
