@@ -61,7 +61,7 @@ def main() -> None:
     )
     args = p.parse_args()
     checkpoint = checkpoints.load(args.run)
-    test = load(str(checkpoint.data["name"]), "test", data_dir=args.data_dir, size=checkpoint.model.image_size)
+    test = load(str(checkpoint.data["name"]), "test", data_dir=args.data_dir, preprocessing=checkpoint.preprocessing)
     pixels, labels = test.pixels[: args.limit], test.labels[: args.limit]
     exact = predict(EagerSession(checkpoint, steps=args.steps), pixels)
     name = Path(args.run).name

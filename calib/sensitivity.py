@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from vitrm.calib.quant_params import QuantTable
 from vitrm.calib.sites import ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
-from vitrm.system.files import atomic_path, write_json
+from vitrm.system.files import write_json
+from vitrm.system.picture import DIM, NEUTRAL, heat_colors, picture
 
 SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
 
@@ -32,6 +34,7 @@ class Sensitivity:
     """The noise of each site."""
 
     noise: dict[Site, float]
+    work: dict[Site, int]  # multiply-adds per image, which int8 makes faster
     target: str
     shared: bool  # whether scales, and so decisions, are shared by all steps
     calibration_id: str
@@ -60,28 +63,58 @@ class Sensitivity:
                 "calibration": self.calibration_id,
                 "images": self.images,
                 "noise": {str(site): value for site, value in sorted(self.noise.items())},
+                "multiply_adds": {str(site): self.work[site] for site in sorted(self.noise)},
             },
         )
         self._draw(Path(path).with_suffix(".png"))
 
     def _draw(self, path: Path) -> None:
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
-
         rows = sorted({(ROLES.index(s.role), s.layer) for s in self.noise})
         steps = sorted({s.step for s in self.noise})
-        table = np.full((len(rows), len(steps)), np.nan)
+        table, work = np.full((len(rows), len(steps)), np.nan), np.zeros(len(rows))
         for site, value in self.noise.items():
-            table[rows.index((ROLES.index(site.role), site.layer)), steps.index(site.step)] = max(value, 1e-12)
-        figure = Figure(figsize=(3.5 + 0.45 * len(steps), 1.2 + 0.19 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        drawn = axes.imshow(table, aspect="auto", norm=LogNorm(), cmap="magma_r", interpolation="nearest")
-        axes.set_yticks(range(len(rows)), [f"{ROLES[role]}  {layer}" for role, layer in rows], fontsize=7)
-        axes.set_xticks(range(len(steps)), [str(step) if step else "embed" for step in steps], fontsize=7)
-        axes.set(xlabel="step", title="int8 at one site alone")
-        figure.colorbar(drawn, label="error of the final logits / their variance")
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
+            row = rows.index((ROLES.index(site.role), site.layer))
+            table[row, steps.index(site.step)] = max(value, 1e-12)
+            work[row] += self.work[site]
+        height = 1.7 + 0.21 * len(rows)
+        with picture(path, 5.2 + 0.42 * len(steps), height, "What int8 at one place alone does") as figure:
+            cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
+            _draw_noise(figure, cells, table, steps)
+            _draw_work(bars, work)
+            cells.set_yticks(range(len(rows)), [_row_name(ROLES[role], layer) for role, layer in rows], fontsize=8)
+            for axes in (cells, bars):
+                for place in range(1, len(rows)):
+                    if rows[place][0] != rows[place - 1][0]:  # another role begins
+                        axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
+
+
+def _row_name(role: str, layer: str) -> str:
+    return f"{role.replace('_', ' ')}   {layer.removeprefix('block.')}"
+
+
+def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Sequence[int]) -> None:
+    from matplotlib.colors import LogNorm
+
+    drawn = axes.imshow(table, aspect="auto", norm=LogNorm(), cmap=heat_colors(), interpolation="nearest")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(steps)), [str(step) if step else "–" for step in steps])
+    axes.set_xlabel("step (–: once per image)" if 0 in steps else "step")
+    axes.set_title("Harm, by step", pad=8)
+    label = "error of the final logits / their variance"
+    figure.colorbar(drawn, ax=axes, location="bottom", label=label, aspect=30, pad=0.02)
+
+
+def _draw_work(axes: Any, work: NDArray[np.float64]) -> None:
+    """Draws what keeping a row in floating point costs: its share of the multiply-adds that int8 makes faster."""
+    shares = 100 * work / work.sum()
+    axes.barh(range(len(work)), shares, color=NEUTRAL, height=0.7)
+    axes.grid(visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("% of multiply-adds")
+    axes.set_title("Cost, all steps", pad=8)
+    axes.set_xlim(0, max(shares) * 1.12)
+    axes.xaxis.get_major_locator().set_params(nbins=3)
 
 
 @torch.no_grad()
@@ -97,7 +130,12 @@ def sensitivity(
     model = checkpoint.build()
     assert isinstance(model, ViTRM)
     tensor, steps = torch.from_numpy(images), calibration.steps
-    states = run_observed(model, tensor, steps)
+    quantizer, work = FakeQuantizer.of(model, table), {}
+
+    def count(site: Site, values: torch.Tensor) -> None:
+        work[site] = values[0].numel() // values.shape[-1] * quantizer.weights[site.layer].numel()
+
+    states = run_observed(model, tensor, steps, count)
     embedded = model.embed(tensor)
 
     def logits(states: Sequence[State]) -> NDArray[np.float64]:
@@ -105,11 +143,10 @@ def sensitivity(
 
     exact = logits(states)
     variance = float(np.square(exact - exact.mean(0)).sum())
-    quantizer = FakeQuantizer.of(model, table)
     noise = {}
     for done, site in enumerate(calibration.ranges, 1):
         start = Start(site.step - 1, embedded, states[site.step - 2]) if site.step > 1 else None
         rounded = run_observed(model, tensor, steps, quantizer.only(site), start)
         noise[site] = float(np.square(logits(rounded) - exact).sum()) / max(variance, 1e-30)
         progress(done / len(calibration.ranges))
-    return Sensitivity(noise, table.target, table.shared, calibration.id, len(images))
+    return Sensitivity(noise, work, table.target, table.shared, calibration.id, len(images))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from vitrm.calib.quant_params import QuantTable
 from vitrm.calib.sites import ROLES, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
-from vitrm.system.files import atomic_path
+from vitrm.system.picture import BLUE, ORANGE, TEAL, legend_above, picture
 
 
 @dataclass(frozen=True)
@@ -57,30 +58,42 @@ def draw_state_error(
 
     `shared` is with scales that all steps share, `own` with each step's own.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     steps = range(1, calibration.steps + 1)
-    for name, style, error in (("each step its own scales", "-", own), ("scales shared by all steps", "--", shared)):
-        left.plot(steps, error.y, f"C0{style}", marker="o", label=f"y, {name}")
-        left.plot(steps, error.z, f"C1{style}", marker="o", label=f"z, {name}")
-    left.set(xlabel="step", ylabel="signal-to-noise ratio, dB", title="int8 error of the state", xticks=list(steps))
-    left.legend(fontsize=8)
-    for i, role in enumerate(ROLES[1:]):  # of what each step does
-        widths = [
-            [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
-            for step in steps
-        ]
-        right.fill_between(steps, [min(w) for w in widths], [max(w) for w in widths], color=f"C{i}", alpha=0.2)
-        right.plot(steps, [float(np.median(w)) for w in widths], f"C{i}", marker="o", label=role)
-    right.set(
-        xlabel="step",
-        ylabel="width of the range",
-        yscale="log",
-        title="ranges: median of a role's sites, and all",
-        xticks=list(steps),
-    )
-    right.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    roles = [role for role in ROLES[1:] if any(site.role == role for site in calibration.ranges)]
+    count = -(-len(roles) // 2)
+    with picture(path, 9.6, 4.0) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
+        _draw_ratio(left.subplots(), shared, own, steps)
+        right.suptitle("Width of activation ranges: median of the layers, and all", x=0.02, ha="left", fontsize=10)
+        panels = np.atleast_2d(right.subplots(2, max(count, 1), sharex=True, sharey=True)).ravel()
+        for axes, role in zip(panels, roles, strict=False):
+            _draw_ranges(axes, calibration, role, steps)
+        for axes in panels[len(roles) :]:
+            axes.set_visible(False)
+        for axes in panels[-max(count, 1) :]:
+            axes.set_xlabel("step")
+
+
+def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) -> None:
+    for name, style, error in (("each step its own scales", "-", own), ("shared scales", "--", shared)):
+        axes.plot(steps, error.y, style, color=BLUE, marker="o", label=f"y, {name}")
+        axes.plot(steps, error.z, style, color=ORANGE, marker="o", label=f"z, {name}")
+    axes.set_title("State under int8: signal-to-noise ratio, dB", pad=36)
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    legend_above(axes, 2)
+
+
+def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -> None:
+    """Draws the widths of one role's ranges by step: flat lines need no scales of their own."""
+    widths = [
+        [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
+        for step in steps
+    ]
+    met = [(step, w) for step, w in zip(steps, widths, strict=True) if w]
+    x = [step for step, _ in met]
+    axes.fill_between(x, [min(w) for _, w in met], [max(w) for _, w in met], color=TEAL, alpha=0.22, lw=0)
+    axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o")
+    axes.set_yscale("log")
+    axes.set_title(role.replace("_", " "), fontsize=9, fontweight="normal")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.system.gpus import gpu_index
+
+if TYPE_CHECKING:
+    from vitrm.runtime.predict.predictions import Prediction
 
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalized pixels do by far more.
 _RANGE_SLACK = 1e-3
@@ -96,6 +100,21 @@ class Session(ABC):
         artifact cannot run.
         """
         return self.prepare(images, steps=steps, halt_threshold=halt_threshold)()
+
+    def predict(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        top: int = 5,
+        steps: int | None = None,
+        halt_threshold: float | None = None,
+        batch: int | None = None,
+        rate: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Classifies picture and video files, one after the other: see `vitrm.runtime.predict.predict`."""
+        from vitrm.runtime.predict.predictions import predict
+
+        return predict(self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate)
 
     def prepare(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
@@ -229,6 +248,10 @@ def open_session(
         raise UserError(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
+    from vitrm.data.decoding import HEIF_SUFFIXES, IMAGE_SUFFIXES
+
+    if suffix in IMAGE_SUFFIXES | HEIF_SUFFIXES:
+        raise UserError(f"{file} is a picture: vitrm-predict ARTIFACT {file} says which class is on it")
     raise UserError(
         f"{file} is not an artifact this version knows, expected an .onnx or .plan file written by vitrm-export"
     )

@@ -149,6 +149,14 @@ class Recipe:
         unit="steps",
     )
 
+    teacher_image_size: int = whole(
+        0,
+        0,
+        4096,
+        "to which a torchvision teacher's images are resized; 0: what its weights were made for, mostly 224",
+        unit="pixels",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         if self.final_lr > self.lr:
@@ -236,7 +244,12 @@ RECIPES["nano-v2"] = Recipe(
     agreement_weight=0.5,
     token_weight=1.0,
 )
-TEACHER_KEYS = ("distill_weight", "distill_temperature", "teacher_steps")  # fields that say nothing without a teacher
+TEACHER_KEYS = (  # fields that say nothing without a teacher
+    "distill_weight",
+    "distill_temperature",
+    "teacher_steps",
+    "teacher_image_size",
+)
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 

@@ -1,4 +1,7 @@
-"""Test images for the page: some that the model is sure of at once, and some on which it needs its steps."""
+"""Test images for the page: some that the model is sure of at once, and some on which it needs its steps.
+
+Those are a choice.  What the page's settings do with test images on the whole is counted on all that were tried.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from vitrm.runtime.stepping import SteppingSession
 
 CONSIDERED = 512  # test images that are tried
 _BATCH = 64
+_THRESHOLDS = 100  # into which the page's slider divides 0 … 1
 
 
 @dataclass(frozen=True)
@@ -29,21 +33,39 @@ class GalleryImage:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """Steps taken and right answers over many test images, at every depth and threshold that the page can be set to."""
+
+    images: int
+    steps: NDArray[np.int64]  # [depths, thresholds]: all images' together, at depth 1, 2, … and threshold 0, 0.01, … 1
+    right: NDArray[np.int64]  # [depths, thresholds]
+
+
+@dataclass(frozen=True)
 class Gallery:
     """The images, or none."""
 
     images: tuple[GalleryImage, ...]
     note: str  # the images in a sentence, or why there are none
+    first: int = 0  # place of the image that the page begins with
+    outcomes: Outcomes | None = None  # of all images that were tried
 
 
 def choose_gallery(
-    session: SteppingSession, count: int, threshold: float, data_dir: str | os.PathLike[str] | None = None
+    session: SteppingSession,
+    count: int,
+    threshold: float,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    deepest: int | None = None,
 ) -> Gallery:
     """Chooses `count` images from the test part of the data set that the artifact was trained on.
 
     Half are easy: right after one step, the surest ones, of as many classes as there are.  Half are hard: some that the
     first step gets wrong and a later one right, some that halt in between at `threshold`, some that do not halt.
-    Where the data set is not at hand there are none, and the note says so.
+    The page begins with one that halts in between, if there is one: there the steps can be watched.  `deepest` is the depth up
+    to which outcomes are counted (default: the artifact's).  Where the data set is not at hand there are no images, and the
+    note says so.
     """
     metadata = session.metadata
     if count == 0:
@@ -54,15 +76,56 @@ def choose_gallery(
         return Gallery(
             (), f"No test images here: {name} was not at hand when the page was made. Choose pictures of your own."
         )
-    tops, halts = _trajectories(session, sample, metadata.steps)
-    easy, hard = choose(tops, halts, sample.labels, threshold, count)
+    steps = metadata.steps
+    tops, halts = _trajectories(session, sample, max(steps, deepest or steps))
+    easy, hard = choose(tops[:steps], halts[:steps], sample.labels, threshold, count)
     chosen = [_image(sample, i, group, metadata) for group, some in (("easy", easy), ("hard", hard)) for i in some]
     tried = f"{len(sample)} of {sample.total:,}" if len(sample) < sample.total else f"the {sample.total:,}"
     note = (
         f"The easy and hard ones are chosen, out of {tried} test images of {sample.name}: the surest after one step, and "
         "some that need more."
     )
-    return Gallery(tuple(chosen), note)
+    return Gallery(
+        tuple(chosen),
+        note,
+        first=beginning(halts[:steps, easy + hard], threshold),
+        outcomes=count_outcomes(tops, halts, sample.labels),
+    )
+
+
+def beginning(halts: NDArray[np.float32], threshold: float) -> int:
+    """Returns the place of the image that takes the most steps and still halts before the last: 0 where none does.
+
+    Args:
+        halts: [steps, n], halt_prob after each step.
+        threshold: halt_prob beyond which an image halts.
+    """
+    halted = halts > threshold
+    used = np.where(halted.any(0), halted.argmax(0), 0)  # [n], from 0
+    between = np.where(used < len(halts) - 1, used, 0)
+    return int(between.argmax()) if between.size else 0
+
+
+def count_outcomes(tops: NDArray[np.int64], halts: NDArray[np.float32], labels: NDArray[np.int64]) -> Outcomes:
+    """Counts steps and right answers of n images at each depth and threshold.
+
+    Args:
+        tops: [depths, n], the most probable class after each step.
+        halts: [depths, n], halt_prob after each step.
+        labels: [n].
+    """
+    depths, images = tops.shape
+    right = tops == labels
+    steps_taken = np.empty((depths, _THRESHOLDS + 1), np.int64)
+    right_ones = np.empty_like(steps_taken)
+    for place in range(_THRESHOLDS + 1):
+        halted = halts > place / _THRESHOLDS
+        first = np.where(halted.any(0), halted.argmax(0), depths - 1)
+        for depth in range(depths):
+            last = np.minimum(first, depth)
+            steps_taken[depth, place] = (last + 1).sum()
+            right_ones[depth, place] = right[last, np.arange(images)].sum()
+    return Outcomes(images, steps_taken, right_ones)
 
 
 def choose(

@@ -17,13 +17,13 @@ import vitrm
 import vitrm.runtime
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
-from vitrm.data.decoding import BACKGROUND, LONGEST, MAX_PIXELS
+from vitrm.data.decoding import LONGEST, MAX_PIXELS
 from vitrm.errors import UserError
 from vitrm.export.pipeline import export
 from vitrm.export.result import ExportResult
 from vitrm.export.settings import OnStage, default_steps
 from vitrm.export.web import runtime_files
-from vitrm.export.web.gallery import Gallery, choose_gallery
+from vitrm.export.web.gallery import Gallery, Outcomes, choose_gallery
 from vitrm.export.web.options import WebOptions
 from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.metadata import Metadata
@@ -78,6 +78,7 @@ def write_page(
     folder, options = Path(folder), options or WebOptions()
     if checkpoint.model.kind != "vitrm":
         raise UserError(f"--web shows steps, and {with_article(checkpoint.model.kind)} has none: name a vitrm run")
+    _check_preprocessing(checkpoint)
     check_folder(folder)
     steps = default_steps(checkpoint) if options.steps is None else options.steps
     runtime = runtime_files.find_runtime(options.runtime, download=options.download, on_stage=progress)
@@ -98,7 +99,9 @@ def write_page(
         progress("choosing test images")
         session = vitrm.runtime.open(temporary / "fp32")
         assert isinstance(session, SteppingSession)
-        gallery = choose_gallery(session, options.images, options.halt_threshold, data_dir)
+        gallery = choose_gallery(
+            session, options.images, options.halt_threshold, data_dir, deepest=max(options.max_steps, steps)
+        )
         progress("writing the page")
         compressed = _place_runtime(runtime, temporary / _RUNTIME)
         images = _place_images(gallery, temporary / _IMAGES)
@@ -111,6 +114,16 @@ def write_page(
         total = _bytes(temporary)
     first = total - settings["models"][1]["bytes"]
     return PageResult(folder, models, gallery, total, first, compressed)
+
+
+def _check_preprocessing(checkpoint: Checkpoint) -> None:
+    """Raises `UserError` for a preprocessing that the page's scripts do not know."""
+    of = checkpoint.preprocessing
+    if (of.resampling, of.orientation) != ("bicubic", "exif"):
+        raise UserError(
+            f"{checkpoint.source} takes pictures resampled {of.resampling}, orientation {of.orientation}: the page does bicubic and "
+            "exif alone"
+        )
 
 
 def check_folder(folder: Path) -> None:
@@ -142,7 +155,9 @@ def _settings(
         "data": neutral(str(metadata.data.get("name", ""))),
         "classes": [neutral(name) for name in metadata.class_names],
         "image_size": metadata.image_size,
-        "background": list(BACKGROUND),
+        "background": list(metadata.preprocessing.background),
+        "fit": metadata.preprocessing.fit,
+        "padding": list(metadata.preprocessing.padding),
         "longest": LONGEST,
         "max_pixels": MAX_PIXELS,
         "trained_depth": metadata.trained_depth,
@@ -167,7 +182,20 @@ def _settings(
             for file, image in zip(images, gallery.images, strict=True)
         ],
         "gallery_note": neutral(gallery.note),
+        "first": gallery.first,
+        "outcomes": _outcomes(gallery.outcomes),
         "vitrm": vitrm.__version__,
+    }
+
+
+def _outcomes(found: Outcomes | None) -> dict[str, Any] | None:
+    """Returns the counts as rows of text, a depth each: a line for every number would be three quarters of the file."""
+    if found is None:
+        return None
+    return {
+        "images": found.images,
+        "steps": [" ".join(map(str, row)) for row in found.steps.tolist()],
+        "right": [" ".join(map(str, row)) for row in found.right.tolist()],
     }
 
 
@@ -214,6 +242,7 @@ def _index(settings: dict[str, Any], compressed: int) -> str:
     sizes = " or ".join(f"{m['bytes'] / 1e6:.1f} MB ({m['title']})" for m in settings["models"])
     return environment.get_template(_TEMPLATE).render(
         name=settings["name"],
+        tried=f"{settings['outcomes']['images']:,}" if settings["outcomes"] else "",
         size=settings["image_size"],
         facts=f"{settings['parameters'] / 1e6:.2f} M parameters, {len(settings['classes'])} classes",
         downloads=(

@@ -35,6 +35,7 @@ def collect(
     started: str,
     threads: int,
     busy_cpus: float | None,
+    disturbed: bool,
     power: dict[str, Any],
     depth_curves: tuple[DepthCurve, ...],
     corruptions: tuple[Robustness, ...],
@@ -49,6 +50,7 @@ def collect(
         started: ISO 8601, UTC.
         threads: CPU threads of every case.
         busy_cpus: CPUs that other processes kept busy meanwhile; None where nobody counts.
+        disturbed: whether those were too many for good figures.
         power: what `Meters.describe` says; empty where energy was not asked for.
         depth_curves: accuracy after every step, where asked for.
         corruptions: what corrupted images do, where asked for.
@@ -65,7 +67,7 @@ def collect(
         rows=rows_of(opened, options.batches),
         notes=tuple(dict.fromkeys([*notes, *_never_recognized(by_class)])),
         data=tuple(_describe(s) for s in {id(s): s for s in samples.values()}.values()),
-        machine=describe_machine(busy_cpus, root),
+        machine={**describe_machine(busy_cpus, root), "disturbed": disturbed},
         versions=machine.versions(packages),
         threads=threads,
         device=options.device,
@@ -140,7 +142,7 @@ def _evidence(case: Case, reference: Case | None, sample: Sample) -> CaseEvidenc
     assert case.predictions is not None
     answers = reference.predictions if reference else None
     return CaseEvidence(
-        key=case.key,
+        file=case.session.name,
         name=case.name,
         kind=case.kind,
         metadata=case.metadata,
@@ -161,14 +163,14 @@ def rows_of(opened: OpenBench, batches: Sequence[int]) -> tuple[BenchRow, ...]:
         row
         for batch in batches
         for row in (
-            *(_row(c, _reference(c, opened.cases), opened.samples[c.group], batch) for c in opened.cases),
+            *(_row(c, opened.cases, opened.samples[c.group], batch) for c in opened.cases),
             *(BenchRow(name=u.name, kind=u.kind, status=u.reason, batch=batch) for u in opened.unopened),
         )
     )
 
 
-def _row(case: Case, reference: Case | None, sample: Sample, batch: int) -> BenchRow:
-    session, own = case.session, case.metadata
+def _row(case: Case, cases: Sequence[Case], sample: Sample, batch: int) -> BenchRow:
+    session, own, reference = case.session, case.metadata, _reference(case, cases)
     answers = _answer_figures(case, reference, sample)
     return BenchRow(
         name=case.name,
@@ -189,6 +191,7 @@ def _row(case: Case, reference: Case | None, sample: Sample, batch: int) -> Benc
         notes=_notes(case, batch),
         **answers,
         **_speed_figures(case, reference, batch),
+        **_halting_figures(case, cases, sample, batch),
         **_energy_figures(case, batch, answers.get("accuracy")),
     )
 
@@ -250,6 +253,38 @@ def _speed_figures(case: Case, reference: Case | None, batch: int) -> dict[str, 
         ratio = speedup(reference.timings[batch], timing)
         values |= {"speedup": ratio.median, "speedup_range": (ratio.low, ratio.high)}
     return values
+
+
+def _halting_figures(case: Case, cases: Sequence[Case], sample: Sample, batch: int) -> dict[str, Any]:
+    """Returns the fields of a row that say what halting saves; none where no image may halt."""
+    own, answers = case.metadata, case.predictions
+    if not own.recursive or own.halt_threshold >= 1 or own.steps == 1 or answers is None:
+        return {}
+    values: dict[str, Any] = {}
+    if answers.steps_used is not None:
+        values["halted_first"] = float((answers.steps_used == 1).mean())
+    timing, full = case.timings.get(batch), _without_halting(case, cases)
+    if full and full.predictions and sample.labels is not None:
+        values["accuracy_without_halting"] = accuracy(full.predictions, sample.labels).value
+    if timing and full and batch in full.timings:
+        ratio = speedup(full.timings[batch], timing, of_means=True)
+        values |= {"halting_speedup": ratio.median, "halting_speedup_range": (ratio.low, ratio.high)}
+    return values
+
+
+def _without_halting(case: Case, cases: Sequence[Case]) -> Case | None:
+    """Returns the same artifact at the same depth, where no image halts, if that was measured too."""
+    path, depth = case.session.path, case.metadata.steps
+    return next(
+        (
+            c
+            for c in cases
+            if c.kind == case.kind == "artifact"
+            and (c.session.path, c.metadata.steps) == (path, depth)
+            and c.metadata.halt_threshold >= 1
+        ),
+        None,
+    )
 
 
 def _energy_figures(case: Case, batch: int, right: float | None) -> dict[str, Any]:

@@ -12,10 +12,12 @@ import numpy as np
 
 from vitrm.data import affordable
 from vitrm.data.images import to_floats
+from vitrm.model_size import NEVER
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES, Predictions
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.bench.rows import DepthCurve
+from vitrm.runtime.halting.choose import THRESHOLDS, Trajectory, at_threshold
 
 _BATCH = 100
 
@@ -26,26 +28,30 @@ def depth_curve(
     depths: int,
     *,
     artifacts: Mapping[str, Predictions],
+    steps: int,
     seconds: float = 20.0,
     progress: Callable[[float], None] | None = None,
 ) -> DepthCurve:
     """The curve of a recursive model over depths 1 … `depths`, on as many labelled images as fit into `seconds`.
 
-    `artifacts` are answers to the whole sample; their points are taken on the same images as the curve.
+    `artifacts` are answers to the whole sample; their points are taken on the same images as the curve.  What halting would have
+    given at each threshold is of at most `steps` steps, on those images, too.
     """
     assert sample.labels is not None
     batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     order, start = sample.order(), time.perf_counter()
-    right, halt, seen = np.zeros(depths), np.zeros(depths), 0
+    parts: list[Trajectory] = []
+    seen = 0
     while seen < len(order) and (seen == 0 or time.perf_counter() - start < seconds):
         chosen = order[seen : seen + batch]
         logits, halt_prob = session.trajectory(to_floats(sample.pixels[chosen]), depths)
-        right += (logits.argmax(2) == sample.labels[chosen]).sum(1)
-        halt += halt_prob.sum(1)
+        parts.append(Trajectory(logits.argmax(2) == sample.labels[chosen], halt_prob))
         seen += len(chosen)
         if progress:
             progress(min(1.0, max(seen / len(order), (time.perf_counter() - start) / seconds)))
     subset = order[:seen]
+    right, halt_prob = np.concatenate([p.right for p in parts], 1), np.concatenate([p.halt_prob for p in parts], 1)
+    to_depth = Trajectory(right[:steps], halt_prob[:steps])
     points = []
     for name, predictions in artifacts.items():
         if predictions.steps_used is not None:
@@ -53,8 +59,10 @@ def depth_curve(
             points.append((name, float(predictions.steps_used[subset].mean()), share))
     return DepthCurve(
         run=session.metadata.run,
-        accuracy=tuple(float(v) for v in right / seen),
-        halt_prob=tuple(float(v) for v in halt / seen),
+        accuracy=tuple(float(v) for v in right.mean(1)),
+        halt_prob=tuple(float(v) for v in halt_prob.mean(1)),
         images=seen,
         points=tuple(points),
+        steps=steps,
+        halting=tuple(at_threshold(to_depth, t) for t in (*sorted(THRESHOLDS), NEVER)) if steps > 1 else (),
     )

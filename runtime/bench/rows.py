@@ -16,7 +16,7 @@ from vitrm.runtime.bench.accuracy import Comparison, Predictions
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.bench.latency import Latency
 from vitrm.runtime.bench.robustness.measure import Robustness
-from vitrm.runtime.halting.choose import HaltingChoice
+from vitrm.runtime.halting.choose import HaltingChoice, HaltingPoint
 
 FORMAT = 3  # 1 spelled the kind of a row "artefact"; up to 2 a halting point had a drop_bound, not the images lost and gained
 OK = "ok"
@@ -63,6 +63,12 @@ class BenchRow:
     max_logit_difference: float | None = None  # largest |Δlogit| from eager; None also where one is not finite
     halt_agreement: float | None = None  # share of images whose halt_prob > 0.5 says the same
     mean_steps_used: float | None = None
+    halted_first: float | None = None  # share of images that halted after their first step; None where none may halt
+    accuracy_without_halting: float | None = None  # of the same artifact where no image halts, where that was measured
+    halting_speedup: float | None = (
+        None  # times as fast as the same artifact where no image halts, from the same rounds
+    )
+    halting_speedup_range: tuple[float, float] | None = None  # the middle 80 % of the rounds
     halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
     bytes: int | None = None  # of the artifact's file; of the weights in memory for eager
@@ -103,13 +109,17 @@ class DepthCurve:
     halt_prob: tuple[float, ...]  # mean over the images, at depth 1, 2, …
     images: int
     points: tuple[tuple[str, float, float], ...]  # (artifact, mean steps used, accuracy)
+    steps: int  # full depth, at which halting is compared: that of the deepest artifact
+    halting: tuple[
+        HaltingPoint, ...
+    ]  # what halting would have given at that depth, by rising threshold; the last never halts
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseEvidence:
     """Answers and times of one case, image by image and run by run."""
 
-    key: str
+    file: str  # or folder, as it was named; what is measured, where it is none
     name: str
     kind: str  # artifact, peer, eager or compiled; eager-bf16 or compiled-bf16
     metadata: Metadata
@@ -135,7 +145,9 @@ class BenchResult:
     rows: tuple[BenchRow, ...]
     notes: tuple[str, ...]  # what a reader should know of the whole
     data: tuple[dict[str, Any], ...]  # name, split, images, total, labelled: what accuracy was measured on
-    machine: dict[str, Any]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring)
+    machine: dict[
+        str, Any
+    ]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring), disturbed (too many of them)
     versions: dict[str, str]  # package → version
     threads: int
     device: str  # as asked for: cpu, cuda or auto
@@ -155,6 +167,11 @@ class BenchResult:
         """One row for each artifact that could not be measured."""
         rows = {r.name: r for r in self.rows if r.kind == "artifact" and not r.ok}
         return tuple(rows.values())
+
+    @property
+    def quiet(self) -> bool:
+        """Whether other processes left the machine alone meanwhile, as far as anybody counted."""
+        return not self.machine.get("disturbed", False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values: no evidence, and null for what is not finite."""

@@ -29,7 +29,8 @@ from vitrm.runtime.system import machine
 from vitrm.runtime.system.power import ROOT, SensorError
 
 EVALUATION_BATCH = 100
-_INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through
+_INPUT_BATCHES = 8  # different inputs that a latency measurement cycles through …
+_INPUT_IMAGES = 64  # … and the fewest images in them: of eight, chance decides how many halt early
 _INPUT_MEBIBYTES = 1024  # of them, for each row
 _DEPTHS = 16  # of the curve that a report shows, or two beyond the deepest artifact
 _DEVICE_RUNS = 100  # timed on the GPU's own clock
@@ -73,7 +74,7 @@ def bench(
     cases, samples = opened.cases, opened.samples
     for case in cases:
         predict_case(case, samples[case.group], report)
-    busy_cpus = _measure_batches(cases, samples, options, threads, meters, notes, report)
+    busy_cpus, disturbed = _measure_batches(cases, samples, options, threads, meters, notes, report)
     curves = _depth_curves(cases, samples, notes, report) if options.depths else []
     corruptions = (
         measure_corruptions(cases, samples, opened.choices, options.corruption_images, notes, report)
@@ -89,6 +90,7 @@ def bench(
         started=started,
         threads=threads,
         busy_cpus=busy_cpus,
+        disturbed=disturbed,
         power=meters.describe() if meters else {},
         depth_curves=tuple(curves),
         corruptions=corruptions,
@@ -118,24 +120,26 @@ def _measure_batches(
     meters: Meters | None,
     notes: list[str],
     report: ReportProgress,
-) -> float | None:
-    """Measures every batch size; returns how many CPUs other processes kept busy meanwhile, None where nobody counts.
+) -> tuple[float | None, bool]:
+    """Measures every batch size.
 
-    Appends to `notes` where that was too many for good figures.
+    Returns how many CPUs other processes kept busy meanwhile, None where nobody counts, and whether that was too many for
+    good figures, which it appends to `notes`.
     """
     before = machine.CpuClock.read()
     for batch in options.batches:
         measure_batch(cases, samples, batch, options.seconds, meters, report)
     after = machine.CpuClock.read()
     if before is None or after is None:
-        return None
+        return None, False
     busy = after.others_since(before)
-    if busy > max(0.25, (after.cpus - threads) / 2):
+    disturbed = busy > max(0.25, (after.cpus - threads) / 2)
+    if disturbed:
         notes.append(
             f"the machine was not quiet: other processes kept {busy:.1f} of {after.cpus} CPUs busy while latency was "
             "measured, so times are too long and ratios uncertain (two threads that wait for each other suffer most)"
         )
-    return busy
+    return busy, disturbed
 
 
 def measure_batch(
@@ -187,7 +191,7 @@ def measure_batch(
 
 def _prepare(case: Case, sample: Sample, batch: int) -> list[Callable[[], object]]:
     """Returns a run for each of several inputs, after the first of them has run once."""
-    wanted = min(_INPUT_BATCHES * batch, len(sample))
+    wanted = min(max(_INPUT_BATCHES * batch, _INPUT_IMAGES), len(sample))
     count = max(1, affordable(wanted, case.metadata.image_size, _INPUT_MEBIBYTES) // batch)
     prepared: list[Callable[[], object]] = [case.session.prepare(sample.batch(batch, i)) for i in range(count)]
     prepared[0]()  # compiles, allocates, or fails here rather than among the others
@@ -247,6 +251,7 @@ def _depth_curves(
                 sample,
                 max([_DEPTHS, *(c.metadata.steps + 2 for c in relatives)]),
                 artifacts={c.name: c.predictions for c in relatives if c.predictions},
+                steps=max([c.metadata.steps for c in relatives], default=own.steps),
                 progress=lambda fraction: report("accuracy by depth", fraction),
             )
         except Exception as error:

@@ -51,6 +51,7 @@ class HaltingPoint:
     threshold: float
     accuracy: float  # in [0, 1]
     mean_steps: float
+    halted_first: float  # share of images that halt after their first step, in [0, 1]
     lost: int  # images: right at full depth, wrong when halted
     gained: int  # images: wrong at full depth, right when halted
 
@@ -147,6 +148,7 @@ def at_threshold(trajectory: Trajectory, threshold: float) -> HaltingPoint:
         threshold=threshold,
         accuracy=float(right.mean()),
         mean_steps=float(last.mean()) + 1,
+        halted_first=float(halted[0].mean()),
         lost=int((full & ~right).sum()),
         gained=int((right & ~full).sum()),
     )

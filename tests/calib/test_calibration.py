@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import pictures
 import pytest
 import reference
 import torch
@@ -237,7 +238,7 @@ def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
 
 
 @pytest.mark.slow
-def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
+def test_the_states_error_and_its_picture(checkpoint, images, tmp_path, monkeypatch):
     made = calibrate(checkpoint, STEPS, images=images)
     floats = images.floats(slice(0, 64))
     found = {
@@ -252,6 +253,8 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path):
     wide = replace(made, ranges={site: Range(10 * r.low, 10 * r.high) for site, r in made.ranges.items()})
     worse = state_error(checkpoint, quant_table(wide, "cpu", shared=False), floats, STEPS)
     assert 8 < np.mean(found["cpu", False].z) - np.mean(worse.z) < 25
+    seen = pictures.watch(monkeypatch)
     draw_state_error(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert {"latents", "answer", "project latents", "y, shared scales"} <= set(seen)
     assert torch.is_grad_enabled()

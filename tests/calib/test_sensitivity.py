@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import pictures
 import reference
 import torch
 
@@ -77,7 +78,7 @@ def test_noises_nearly_add_up(checkpoint, calibration, images):
     assert sum(found.noise.values()) == pytest.approx(total, rel=0.5)
 
 
-def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_path):
+def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_path, monkeypatch):
     bad = Site(2, "answer", "block.1.ffn.down")
     ranges = {s: Range(30 * r.low, 30 * r.high) if s == bad else r for s, r in calibration.ranges.items()}
     worse = replace(calibration, ranges=ranges)
@@ -91,10 +92,17 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     assert [noise for _, noise in shared.ranked()] == sorted((n for _, n in shared.ranked()), reverse=True)
     assert sum(len(sites) for sites, _ in shared.ranked()) == len(calibration.ranges)
 
+    seen = pictures.watch(monkeypatch)
     own.save(tmp_path / "s.json")
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["noise"][str(bad)] == own.noise[bad]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    assert "latents   1.ffn.up" in seen
+    # What each costs: tokens × weights, which no scale changes.
+    site, linear = Site(2, "latents", "block.1.ffn.up"), checkpoint.build().block.get_submodule("1.ffn.up")
+    assert own.work.keys() == own.noise.keys()
+    assert own.work[site] % linear.weight.numel() == 0
+    assert own.work[site] // linear.weight.numel() == shared.work[site] // linear.weight.numel() > 1
     assert np.isfinite(list(written["noise"].values())).all()
 
 

@@ -256,6 +256,7 @@ def test_refuses_what_is_no_artifact(artifact: Path, run: Path, tmp_path: Path) 
     (tmp_path / "engine.plan").write_bytes(b"ftrt")
     (tmp_path / "weights.pt").write_bytes(b"PK")
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     for name, message in [
         ("missing.onnx", "does not exist"),
         ("cut.onnx", "may be truncated"),
@@ -264,6 +265,7 @@ def test_refuses_what_is_no_artifact(artifact: Path, run: Path, tmp_path: Path) 
         ("engine.plan", "no side-car engine.plan.json"),
         ("weights.pt", "export the run with vitrm-export"),
         ("notes.txt", "not an artifact this version knows"),
+        ("photo.jpg", "is a picture: vitrm-predict ARTIFACT"),
         (".", "is a folder"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
 from vitrm.system import strict_json
-from vitrm.system.files import atomic_path, write_text
+from vitrm.system.files import write_text
+from vitrm.system.picture import heat_colors, picture
+from vitrm.system.short_names import shorten, shorten_all
 from vitrm.training.run_config import RunConfig, parse
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 
 CSV_FILE = "sweep.csv"
 MAX_CELLS = 10_000
+_LABEL, _TICKS, _LEGEND = (
+    28,
+    50,
+    14,
+)  # letters of a label; letters that stand side by side below a picture; lines that fit beside it
 _COLUMNS = ("test_accuracy", "validation_accuracy", "best_epoch", "epochs", "seconds")
 
 
@@ -157,12 +164,40 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
 
     Runs that differ in their seed alone are one line, of their mean, with a bar from the least to the largest.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    lines = _lines(axis, rows)
+    named = any(lines)
+    with picture(path, 7.6 if named else 5.4, 3.9, f"Test accuracy over {axis.name}") as figure:
+        axes = figure.subplots()
+        for i, (label, points) in enumerate(lines.items()):
+            x = sorted(points)
+            means = [sum(points[p]) / len(points[p]) for p in x]
+            spread = [[m - min(points[p]) for p, m in zip(x, means, strict=True)]]
+            spread.append([max(points[p]) - m for p, m in zip(x, means, strict=True)])
+            bars = spread if any(len(points[p]) > 1 for p in x) else None
+            # One hue, darker line by line: the order of the other setting's values is what the eye should read.
+            color = heat_colors()(0.35 + 0.65 * (i + 1) / len(lines))
+            name = shorten(label, _LABEL)
+            axes.errorbar(x, means, yerr=bars, marker="o", capsize=3, label=name, color=color)
+        texts = shorten_all([str(v) for v in axis.values], _LABEL)
+        crowded = sum(map(len, texts)) > _TICKS
+        axes.set_xticks(range(len(texts)), texts, rotation=90 if crowded else 0, parse_math=False)
+        axes.set_xlim(-0.3, len(texts) - 0.7)
+        axes.set_xlabel(axis.name, parse_math=False)
+        axes.set_title(
+            "%, at the deepest trained step" + ("; bars: seeds" if _several_seeds(lines) else ""), fontweight="normal"
+        )
+        if named:
+            # The uppermost line is named first.
+            signs = sorted(
+                zip(*axes.get_legend_handles_labels(), strict=True), key=lambda sign: -sign[0][0].get_ydata()[-1]
+            )
+            axes.legend(
+                *zip(*signs, strict=True), loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(lines) // _LEGEND)
+            )
 
-    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
+
+def _lines(axis: Axis, rows: Sequence[SweepRow]) -> dict[str, dict[int, list[float]]]:
+    """Returns the accuracies of each line, percent: by the other settings, then by the place of the axis's value."""
     places = {repr(value): i for i, value in enumerate(axis.values)}
     lines: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -170,23 +205,11 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
         label = ", ".join(f"{k} = {v}" for k, v in others.items())
         place = places[repr(row.cell.values[axis.name])]
         lines.setdefault(label, {}).setdefault(place, []).append(100 * row.accuracy)
-    for i, (label, points) in enumerate(lines.items()):
-        x = sorted(points)
-        means = [sum(points[p]) / len(points[p]) for p in x]
-        spread = [[m - min(points[p]) for p, m in zip(x, means, strict=True)]]
-        spread.append([max(points[p]) - m for p, m in zip(x, means, strict=True)])
-        # One hue, darker line by line: the order of the other setting's values is what the eye should read.
-        color = (0.1, 0.3, 0.6, 0.3 + 0.7 * (i + 1) / len(lines))
-        bars = spread if any(len(points[p]) > 1 for p in x) else None
-        axes.errorbar(x, means, yerr=bars, marker="o", markersize=4, capsize=3, label=label, color=color)
-    axes.set_xticks(range(len(axis.values)), [str(v) for v in axis.values])
-    axes.set_xlabel(axis.name)
-    axes.set_ylabel("test accuracy at the deepest trained step, %")
-    axes.grid(alpha=0.3)
-    if any(lines):
-        axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        canvas.print_png(temporary)
+    return lines
+
+
+def _several_seeds(lines: dict[str, dict[int, list[float]]]) -> bool:
+    return any(len(values) > 1 for points in lines.values() for values in points.values())
 
 
 def _value(text: str) -> Any:

@@ -22,19 +22,38 @@ MATRIX_CLASSES = 100  # the most whose matrix is drawn
 
 
 def tables(result: BenchResult) -> list[TextTable]:
-    """Returns a table for each set of images: recall by class of the first `MOST` artifacts measured on it."""
+    """Returns a table for each set of images: recall by class of the first `MOST` different artifacts measured on it."""
     sets: dict[tuple[str, tuple[str, ...]], dict[str, ClassResults]] = {}
-    for one in result.by_class:
+    for one, _ in different(result):
         artifacts = sets.setdefault((one.data, one.result.classes), {})
         if len(artifacts) < MOST:
             artifacts[one.name] = one
     return [class_table({name: one.result for name, one in artifacts.items()}) for artifacts in sets.values()]
 
 
+def different(result: BenchResult) -> list[tuple[ClassResults, list[str]]]:
+    """Returns the results that differ, each with the names of further artifacts that have the very same confusion matrix."""
+    found: list[tuple[ClassResults, list[str]]] = []
+    for one in result.by_class:
+        for other, names in found:
+            same = (one.data, one.result.classes) == (other.data, other.result.classes)
+            if same and np.array_equal(one.result.confusion, other.result.confusion):
+                names.append(one.name)
+                break
+        else:
+            found.append((one, []))
+    return found
+
+
 def sentences(result: BenchResult) -> list[str]:
-    """Says the most frequent mistakes of the first `MOST` artifacts, a line each."""
-    lines = [(one.name, confusions(one.result)) for one in result.by_class[:MOST]]
-    return [neutral_line(f"{name}: {line}") for name, line in lines if line]
+    """Says the most frequent mistakes of the first `MOST` artifacts that differ, and which are the same."""
+    lines = []
+    for one, others in different(result)[:MOST]:
+        if others:
+            lines.append(f"{one.name}: the very same by class with {', '.join(others)}")
+        if line := confusions(one.result):
+            lines.append(f"{one.name}: {line}")
+    return [neutral_line(line) for line in lines]
 
 
 def print_by_class(result: BenchResult, console: Console) -> None:
@@ -51,12 +70,12 @@ def plain_by_class(result: BenchResult) -> str:
 
 
 def confusion_figures(result: BenchResult, color_of: Mapping[str, int]) -> list[Figure]:
-    """Shows the confusion matrix of the first `MOST` artifacts."""
+    """Shows the confusion matrix of the first `MOST` artifacts that differ."""
     from vitrm.runtime.bench.report.charts import heat_map
     from vitrm.runtime.bench.report.figures import Figure
 
     figures = []
-    for one in result.by_class[:MOST]:
+    for one, others in different(result)[:MOST]:
         found = one.result
         if len(found.classes) > MATRIX_CLASSES:
             continue
@@ -70,5 +89,7 @@ def confusion_figures(result: BenchResult, color_of: Mapping[str, int]) -> list[
             y_label="class",
         )
         caption = "Images of the row's class that were taken for the column's; shaded by their share of the class."
+        if others:
+            caption += f" The same for {', '.join(others)}."
         figures.append(Figure(chart, caption, one.name))
     return figures

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,13 +18,17 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from vitrm.system.short_names import shorten_all
+
 Node = ElementTree.Element
-_WIDTH, _HEIGHT = 600, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
+_WIDTH, _HEIGHT = 480, 280  # a phone's width times 1.4: text stays legible there
+_RIGHT, _TOP, _BOTTOM = 18, 14, 46
+_LETTER = 7.6  # width of a digit where the style makes text largest: on a phone
 _BINS = 90
-_NAMED, _COUNTED = 40, 20  # rows of a matrix up to which names, and counts in the cells, can be read
-_NAME_ROOM = 130
-_RIDGE, _RIDGE_LEFT = 58, 150  # height of one distribution, and the room for its name
+_FEW, _NAMED, _COUNTED = 12, 32, 16  # rows of a matrix up to which text is large, names fit, counts fit into the cells
+_LARGE = 600  # width of a matrix with more than a few rows
+_NAME_ROOM, _CLASS = 130, 13  # width for the names of classes, and their letters
+_RIDGE, _RIDGE_NAME = 66, 36  # height of one distribution, and the letters of its name
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,32 @@ def line_chart(
         y_limits: values that the vertical axis does not go beyond.
     """
     x, y = _scales(series, x_ticks, log, y_limits)
+    y_ticks = [(tick, y_text(tick)) for tick in y.ticks()]
+    left = 34 + _LETTER * max((len(text) for _, text in y_ticks), default=0)
+    x = replace(x, start=left)
     svg = _svg(_HEIGHT, label)
-    for tick in y.ticks():
-        _horizontal(svg, "grid", y(tick))
-        _text(svg, "tick", _LEFT - 8, y(tick) + 4, y_text(tick), anchor="end")
-    for tick in x_ticks or x.ticks(8):
-        _text(svg, "tick", x(tick), _HEIGHT - _BOTTOM + 19, f"{tick:g}")
-    _horizontal(svg, "axis", _HEIGHT - _BOTTOM)
-    _text(svg, "name", (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label)
+    for tick, text in y_ticks:
+        _horizontal(svg, "grid", y(tick), left)
+        _text(svg, "tick", left - 8, y(tick) + 4, text, anchor="end")
+    for tick, text in _apart([(x(t), f"{t:g}") for t in x_ticks or x.ticks(6)]):
+        _text(svg, "tick", tick, _HEIGHT - _BOTTOM + 19, text)
+    _horizontal(svg, "axis", _HEIGHT - _BOTTOM, left)
+    _text(svg, "name", (left + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label)
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     name = _node(svg, "text", "name", transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle")
     name.text = y_label
     for one in series:
         _draw(svg, one, x, y, y_text)
     return _markup(svg)
+
+
+def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Leaves out the labels (place of the middle, text) that would touch the one before."""
+    kept: list[tuple[float, str]] = []
+    for place, text in labels:
+        if not kept or place - kept[-1][0] > _LETTER * (len(text) + len(kept[-1][1]) + 1.5) / 2:
+            kept.append((place, text))
+    return kept
 
 
 def _scales(
@@ -138,7 +154,7 @@ def _scales(
     if y_limits:
         y_low, y_high = max(y_low, y_limits[0]), min(y_high, y_limits[1])
     return (
-        Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT, log),
+        Scale(x_low, x_high, 0, _WIDTH - _RIGHT, log),
         Scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, log),
     )
 
@@ -177,23 +193,25 @@ def distribution_chart(
     slowest = max(float(m[2]) for m in marks)
     log = slowest / fastest > 12
     low, high = (fastest / 1.15, slowest * 1.15) if log else (0.0, slowest * 1.06)
-    x = Scale(low, high, _RIDGE_LEFT, _WIDTH - _RIGHT, log)
+    x = Scale(low, high, _RIGHT, _WIDTH - _RIGHT, log)
     height, bottom = len(rows) * _RIDGE + _BOTTOM + 6, len(rows) * _RIDGE + 6
     svg = _svg(height, label)
-    for tick in x.ticks(6):
-        _vertical(svg, "grid", x(tick), 6, bottom)
-        _text(svg, "tick", x(tick), bottom + 18, f"{tick:g}")
-    _horizontal(svg, "axis", bottom, left=_RIDGE_LEFT)
-    name = "milliseconds, logarithmic" if log else "milliseconds"
-    _text(svg, "name", (_RIDGE_LEFT + _WIDTH - _RIGHT) / 2, height - 6, name)
-    for i, (row, percentiles) in enumerate(zip(rows, marks, strict=True)):
-        _draw_ridge(svg, row, percentiles, x, base=6 + (i + 1) * _RIDGE - 6, text=text)
+    for tick, written in _apart([(x(t), f"{t:g}") for t in x.ticks(6)]):
+        for i in range(1, len(rows) + 1):  # beside the names, not through them
+            _vertical(svg, "grid", tick, i * _RIDGE - _RIDGE + 32, i * _RIDGE)
+        _text(svg, "tick", tick, bottom + 18, written)
+    _horizontal(svg, "axis", bottom, left=_RIGHT)
+    _text(svg, "name", _WIDTH / 2, height - 6, "milliseconds, logarithmic" if log else "milliseconds")
+    names = shorten_all([name for name, _, _ in rows], _RIDGE_NAME)
+    for i, (row, short, percentiles) in enumerate(zip(rows, names, marks, strict=True)):
+        _draw_ridge(svg, row, short, percentiles, x, base=6 + (i + 1) * _RIDGE - 6, text=text)
     return _markup(svg)
 
 
 def _draw_ridge(
     svg: Node,
     row: tuple[str, int, NDArray[np.float64]],
+    short: str,
     percentiles: NDArray[np.float64],
     x: Scale,
     *,
@@ -202,11 +220,12 @@ def _draw_ridge(
 ) -> None:
     name, color, samples = row
     group = _node(svg, "g", f"s{color}")
-    heading = _text(group, "row", 0, base - 22, _short(name), anchor=None)
+    heading = _text(group, "row", 0, base - _RIDGE + 22, short, anchor=None)
     _titled(heading, name)
-    _text(group, "tick", 0, base - 5, " · ".join(text(float(p)) for p in percentiles), anchor=None)
-    _node(group, "polygon", "area", points=_ridge(samples, x, base, _RIDGE - 16))
-    for value, length, what in zip(percentiles, (40, 14, 14), ("p50", "p90", "p99"), strict=True):
+    figures = " · ".join(text(float(p)) for p in percentiles)
+    _text(group, "tick", _WIDTH, base - _RIDGE + 22, figures, anchor="end")
+    _node(group, "polygon", "area", points=_ridge(samples, x, base, _RIDGE - 32))
+    for value, length, what in zip(percentiles, (_RIDGE - 30, 12, 12), ("p50", "p90", "p99"), strict=True):
         mark = _vertical(group, "mark", x(float(value)), base, base - length)
         _titled(mark, f"{name} {what}: {text(float(value))} ms")
 
@@ -221,10 +240,6 @@ def _ridge(samples: NDArray[np.float64], x: Scale, base: float, height: float) -
         f"{(a + b) / 2:.1f},{base - level:.1f}" for a, b, level in zip(edges[:-1], edges[1:], levels, strict=True)
     )
     return f"{x.start:.1f},{base} {outline} {x.end:.1f},{base}"
-
-
-def _short(name: str, length: int = 20) -> str:
-    return name if len(name) <= length else name[: length // 2 - 1] + "…" + name[-(length // 2) :]
 
 
 # Matrices --------------------------------------------------------------------------------------
@@ -254,9 +269,10 @@ def heat_map(
     many = len(names)
     named, counted = many <= _NAMED, many <= _COUNTED
     left, bottom = (_NAME_ROOM, _NAME_ROOM) if named else (34, 34)
-    side = _WIDTH - left - _RIGHT
+    width = _WIDTH if many <= _FEW else _LARGE
+    side = width - left - _RIGHT
     cell = side / many
-    svg = _svg(side + _TOP + bottom, label)
+    svg = _svg(side + _TOP + bottom, label, width)
     group = _node(svg, "g", f"s{color}")
     for (row, column), count in np.ndenumerate(counts):
         if not count:
@@ -269,12 +285,12 @@ def heat_map(
             _text(svg, style, x + cell / 2, y + cell / 2 + 4, str(count))
     _node(svg, "rect", "frame", x=left, y=_TOP, width=side, height=side)
     if named:
-        for i, name in enumerate(names):
+        for i, (name, short) in enumerate(zip(names, shorten_all(names, _CLASS), strict=True)):
             middle = (i + 0.5) * cell
-            _titled(_text(svg, "tick", left - 6, _TOP + middle + 4, _short(name, 16), anchor="end"), name)
+            _titled(_text(svg, "tick", left - 6, _TOP + middle + 4, short, anchor="end"), name)
             x, y = left + middle + 4, _TOP + side + 8
             below = _node(svg, "text", "tick", transform=f"translate({x:.1f} {y:.1f}) rotate(-90)", text_anchor="end")
-            below.text = _short(name, 16)
+            below.text = short
     _text(svg, "name", left + side / 2, side + _TOP + bottom - 6, x_label)
     turned = _node(
         svg, "text", "name", transform=f"translate(14 {_TOP + side / 2:.1f}) rotate(-90)", text_anchor="middle"
@@ -286,8 +302,8 @@ def heat_map(
 # SVG -------------------------------------------------------------------------------------------
 
 
-def _svg(height: float, label: str) -> Node:
-    return ElementTree.Element("svg", {"viewBox": f"0 0 {_WIDTH} {height:g}", "role": "img", "aria-label": label})
+def _svg(height: float, label: str, width: float = _WIDTH) -> Node:
+    return ElementTree.Element("svg", {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label})
 
 
 def _node(parent: Node, tag: str, style: str, **attributes: Any) -> Node:
@@ -299,7 +315,7 @@ def _node(parent: Node, tag: str, style: str, **attributes: Any) -> Node:
     return ElementTree.SubElement(parent, tag, {"class": style, **texts})
 
 
-def _horizontal(parent: Node, style: str, y: float, left: float = _LEFT) -> Node:
+def _horizontal(parent: Node, style: str, y: float, left: float) -> Node:
     return _node(parent, "line", style, x1=left, x2=_WIDTH - _RIGHT, y1=y, y2=y)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.runtime.bench.accuracy import wilson
-from vitrm.runtime.bench.report import table
+from vitrm.runtime.bench.report import numbers, table
 from vitrm.runtime.bench.report.charts import Series, distribution_chart, line_chart
 from vitrm.runtime.bench.robustness.measure import SEVERITIES, Robustness
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
@@ -58,11 +58,11 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
         if not 0 < len(rows) <= _MOST:
             continue
         label = f"Distribution of latency at batch {batch}: " + "; ".join(
-            f"{r.name} p50 {table.milliseconds(r.latency_ms.p50)} ms, p99 {table.milliseconds(r.latency_ms.p99)} ms"
+            f"{r.name} p50 {numbers.milliseconds(r.latency_ms.p50)} ms, p99 {numbers.milliseconds(r.latency_ms.p99)} ms"
             for r in result.rows
             if r.batch == batch and r.latency_ms
         )
-        chart = distribution_chart(rows, label=label, text=table.milliseconds)
+        chart = distribution_chart(rows, label=label, text=numbers.milliseconds)
         caption = "Where the timed runs lie. The long mark is p50, the short ones p90 and p99."
         figures.append(Figure(chart, caption, f"Batch {batch}"))
     return [*figures, *_by_batch(result, color_of, batches)]
@@ -121,7 +121,7 @@ def frontier_figures(result: BenchResult) -> list[Figure]:
         best = _best([(ms, accuracy) for _, ms, accuracy in places])
         series.append(Series("no other is both faster and more accurate", best, 0, dashed=True))
         label = f"Accuracy against milliseconds per image at batch {batch}: " + "; ".join(
-            f"{r.name} {table.percent(accuracy)} in {table.milliseconds(ms)} ms" for r, ms, accuracy in places
+            f"{r.name} {numbers.percent(accuracy)} in {numbers.milliseconds(ms)} ms" for r, ms, accuracy in places
         )
         chart = line_chart(
             series, label=label, x_label="ms per image", y_label="accuracy", y_text=_share, y_limits=_SHARES
@@ -157,7 +157,7 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
     ]
     chart = line_chart(
         series,
-        label=f"Accuracy of {run} by steps: " + ", ".join(f"{table.percent(a, 1)} at {d:g}" for d, a in accuracy),
+        label=f"Accuracy of {run} by steps: " + ", ".join(f"{numbers.percent(a, 1)} at {d:g}" for d, a in accuracy),
         x_label="recursion steps",
         y_label="accuracy",
         y_text=_share,
@@ -172,6 +172,38 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
 
 
 # Halting ---------------------------------------------------------------------------------------
+
+
+def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
+    """Shows accuracy over the mean steps that every threshold takes, beside that of the same depth for every image."""
+    run, steps = Path(curve.run).name, curve.steps
+    by_threshold = tuple(sorted((p.mean_steps, p.accuracy) for p in curve.halting))
+    by_depth = tuple((float(i), a) for i, a in enumerate(curve.accuracy[:steps], 1))
+    points = [(name, x, y) for name, x, y in curve.points if x <= steps]
+    series = [
+        Series("halting, every threshold", by_threshold, 1),
+        Series("every image the same depth", by_depth, 0, dashed=True),
+        *(Series(name, ((x, y),), color_of.get(name, 1), marks_only=True) for name, x, y in points),
+    ]
+    chart = line_chart(
+        series,
+        label=f"Accuracy of {run} by mean steps: "
+        + ", ".join(
+            f"{numbers.percent(p.accuracy, 1)} after {p.mean_steps:.2f} above {p.threshold:g}"
+            for p in curve.halting[::20]
+        ),
+        x_label="mean steps",
+        y_label="accuracy",
+        y_text=_share,
+        x_ticks=list(range(1, steps + 1)),
+        y_limits=_SHARES,
+    )
+    caption = (
+        f"{run}, eager, on {curve.images:,} test images; a ring is an artifact's own answer on them. On the left, cheap thresholds; "
+        "on the right, never halting. A threshold picked from this curve is picked on the test images: vitrm-bench --halting chooses one "
+        "on validation images."
+    )
+    return Figure(chart, caption, f"{run}: what a threshold buys", series)
 
 
 def halting_figures(choices: Sequence[HaltingChoice]) -> list[Figure]:
@@ -207,7 +239,7 @@ def _reliability(choice: HaltingChoice) -> Figure:
         Series("halting head", points, 1, spans),
         Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True),
     ]
-    told = "; ".join(f"{table.percent(t, 0)} at {p:.2f}" for p, t in points)
+    told = "; ".join(f"{numbers.percent(t, 0)} at {p:.2f}" for p, t in points)
     chart = line_chart(
         series,
         label=f"Share of right answers by stated chance: {told}",
@@ -218,7 +250,7 @@ def _reliability(choice: HaltingChoice) -> Figure:
     )
     caption = (
         f"halt_prob after each of {choice.steps} steps on {choice.images:,} validation images, in {len(found.count)} bins, against "
-        f"how often the answer was right (whiskers: 95 %). Expected calibration error {table.percent(found.ece, 1)}."
+        f"how often the answer was right (whiskers: 95 %). Expected calibration error {numbers.percent(found.ece, 1)}."
     )
     return Figure(chart, caption, f"{choice.name}: is halt_prob true?", series)
 
@@ -259,7 +291,7 @@ def _by_severity(found: Robustness, field: str, group: str | None = None) -> tup
 def _severity_figure(title: str, series: Sequence[Series], caption: str) -> Figure:
     chart = line_chart(
         series,
-        label=_told(f"{title}, by severity", series, lambda y: table.percent(y, 1)),
+        label=_told(f"{title}, by severity", series, lambda y: numbers.percent(y, 1)),
         x_label="severity (0: the images as they are)",
         y_label="share of images",
         y_text=_share,

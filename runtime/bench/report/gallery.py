@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,18 +71,32 @@ def gallery(case: CaseEvidence, *, repeat: bool = False) -> Gallery:
     return _gallery(case, text, _worst_first(case, compared.disagreeing)[:_DIFFERING])
 
 
-def mistakes(case: CaseEvidence) -> Gallery | None:
-    """Chooses the wrong answers that an artifact is surest of; None without labels, or without mistakes."""
-    if case.sample.labels is None:
-        return None
-    answers = case.predictions
-    worst = surest_mistakes(case.sample.labels, answers.top1, answers.probabilities.max(1), _MISTAKEN)
-    if not len(worst):
-        return None
-    wrong = int((answers.top1 != case.sample.labels).sum())
-    return _gallery(
-        case, f"is wrong on {wrong:,} of {len(case.sample):,} images. The {len(worst)} it is surest of:", worst
-    )
+def mistakes(cases: Sequence[CaseEvidence]) -> list[Gallery]:
+    """Chooses the wrong answers that each artifact is surest of; none without labels, or without mistakes.
+
+    Of artifacts that give the same answers to the same images, only the first one's.
+    """
+    galleries: list[Gallery] = []
+    shown: list[CaseEvidence] = []
+    for case in cases:
+        labels, answers = case.sample.labels, case.predictions
+        if labels is None:
+            continue
+        worst = surest_mistakes(labels, answers.top1, answers.probabilities.max(1), _MISTAKEN)
+        if not len(worst):
+            continue
+        wrong = f"is wrong on {int((answers.top1 != labels).sum()):,} of {len(case.sample):,} images"
+        alike = next((c for c in shown if c.sample is case.sample and _same_answers(c, case)), None)
+        if alike:
+            galleries.append(_gallery(case, f"{wrong}: it gives the same answers as {alike.name}."))
+        else:
+            shown.append(case)
+            galleries.append(_gallery(case, f"{wrong}. The {len(worst)} it is surest of:", worst))
+    return galleries
+
+
+def _same_answers(one: CaseEvidence, other: CaseEvidence) -> bool:
+    return bool((one.predictions.top1 == other.predictions.top1).all())
 
 
 def _gallery(case: CaseEvidence, text: str, indices: Iterable[np.int64] = ()) -> Gallery:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
-from vitrm.runtime.bench.report import by_class, table
+from vitrm.runtime.bench.report import by_class, headline, numbers, savings, table
 from vitrm.runtime.bench.robustness import table as corruption_table
 from vitrm.runtime.bench.robustness.measure import BROKEN
+from vitrm.system.short_names import shorten_all
 from vitrm.system.terminal import neutral
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _TEMPLATE, _STYLE = "page.html", "page.css"
+_NAME = 56  # letters of a name in a table
+_CLASSES = 24  # names of classes that are listed
 
 
 def check_libraries() -> None:
@@ -60,22 +63,28 @@ def _contents(result: BenchResult) -> dict[str, Any]:
     color_of = figures.colors(result)
     artifacts = [case for case in evidence.cases if case.kind == "artifact"]
     rows = _first_rows(result)
-    columns = table.columns(result)
     return {
         "title": f"vitrm-bench: {', '.join(r.name for r in rows if r.kind == 'artifact')}",
         "started": result.started.replace("T", " ").replace("+00:00", " UTC"),
-        "headline": _headline(rows),
+        "headline": headline.headline(rows, result.quiet),
         "notes": result.notes,
-        "cards": _cards(rows),
-        "columns": columns,
+        "cards": headline.cards(rows, result.quiet),
+        "tables": [_table(title, columns, shown) for title, columns, shown in table.page_tables(result)],
         "left": table.LEFT,
-        "rows": [(row, [cell(row) for _, cell in columns[1:]] if row.ok else []) for row in result.rows],
+        "short": _short_names(result),
+        "savings": [(saving, savings.cards(saving, result.quiet)) for saving in savings.measured(result)],
+        "saving_curves": [
+            (Path(curve.run).name, curve, figures.savings_figure(curve, color_of), savings.estimates(curve))
+            for curve in evidence.depth_curves
+            if curve.halting
+        ],
+        "saving_head": savings.HEAD,
         "latency": figures.latency_figures(result, evidence.cases, color_of),
         "frontier": figures.frontier_figures(result),
         "class_tables": by_class.tables(result),
         "class_sentences": by_class.sentences(result),
         "confusions": by_class.confusion_figures(result, color_of),
-        "mistakes": [g for g in map(mistakes, artifacts[: by_class.MOST]) if g],
+        "mistakes": mistakes(artifacts[: by_class.MOST]),
         "halting": figures.halting_figures(result.halting),
         "corruption_sentences": [s for one in result.corruptions for s in corruption_table.sentences(one)],
         "corruption_figures": figures.corruption_figures(result.corruptions, color_of),
@@ -87,57 +96,16 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "broken": BROKEN,
         "depths": [(curve, figures.depth_figure(curve, color_of)) for curve in evidence.depth_curves],
         "galleries": _galleries(artifacts),
-        "artifacts": [(case.name, _artifact_facts(case, rows)) for case in artifacts],
+        "artifacts": _artifacts(artifacts, rows),
         "method": _method_facts(result),
         "footer": table.footer(result),
-        "percent": table.percent,
+        "percent": numbers.percent,
     }
 
 
 def _first_rows(result: BenchResult) -> list[BenchRow]:
     """Returns the rows of the first batch size: each case once."""
     return [r for r in result.rows if r.batch == result.rows[0].batch]
-
-
-def _headline(rows: Sequence[BenchRow]) -> str:
-    """Says the finding in one sentence."""
-    artifacts = [r for r in rows if r.kind == "artifact" and r.ok]
-    if not artifacts:
-        return "Nothing could be measured"
-    timed = [r for r in artifacts if r.latency_ms]
-    best = min(timed, key=lambda r: r.latency_ms.p50 if r.latency_ms else 0) if timed else artifacts[0]
-    subject = best.name if len(artifacts) == 1 else f"{best.name}, the fastest of {len(artifacts)},"
-    parts = []
-    if best.speedup is not None:
-        parts.append(f"runs {best.speedup:.2f} × as fast as eager PyTorch at batch {best.batch}")
-    elif best.latency_ms:
-        parts.append(f"takes {table.milliseconds(best.latency_ms.p50)} ms at batch {best.batch}")
-    if best.agreement is not None:
-        all_of_them = "all" if best.agreement == 1 else f"{table.percent(best.agreement)} of"
-        parts.append(f"gives its answer on {all_of_them} {best.images:,} images")
-    return f"{subject} {' and '.join(parts)}" if parts else subject
-
-
-def _cards(rows: Sequence[BenchRow]) -> list[tuple[str, str, str]]:
-    """Returns the figures of the only artifact, where there is one: what it is, how much, and what of it."""
-    artifacts = [r for r in rows if r.kind == "artifact" and r.ok]
-    if len(artifacts) != 1:
-        return []
-    row = artifacts[0]
-    cards = []
-    if row.latency_ms:
-        p50, p99 = table.milliseconds(row.latency_ms.p50), table.milliseconds(row.latency_ms.p99)
-        cards.append((f"p50, batch {row.batch}", f"{p50} ms", f"p99 {p99} ms"))
-    if row.speedup is not None and row.speedup_range is not None:
-        low, high = row.speedup_range
-        cards.append(("× eager", f"{row.speedup:.2f} ×", f"{low:.2f} to {high:.2f} over the rounds"))
-    if row.accuracy is not None and row.accuracy_interval is not None:
-        low, high = row.accuracy_interval
-        cards.append(("accuracy", table.percent(row.accuracy), f"95 %: {low * 100:.1f} to {high * 100:.1f} %"))
-    if row.agreement is not None:
-        flips = f"flips {table.flips(row)}" if row.flips else "top-1, without labels"
-        cards.append(("agreement with eager", table.percent(row.agreement), flips))
-    return [*cards, ("size", table.size(row.bytes), f"{row.precision}, {row.graph}")]
 
 
 def _galleries(artifacts: Sequence[CaseEvidence]) -> list[Gallery]:
@@ -151,28 +119,68 @@ def _galleries(artifacts: Sequence[CaseEvidence]) -> list[Gallery]:
     return galleries
 
 
-def _artifact_facts(case: CaseEvidence, rows: Sequence[BenchRow]) -> list[tuple[str, Any]]:
-    m = case.metadata
-    row = next(r for r in rows if r.name == case.name)
-    halting = "never" if m.halt_threshold >= 1 else f"above {m.halt_threshold:g}"
+def _artifacts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Returns the facts of every file, once however many depths and thresholds it was measured at."""
+    files: dict[str, list[CaseEvidence]] = {}
+    for case in cases:
+        files.setdefault(case.file, []).append(case)
     return [
-        ("file", case.key),
+        (those[0].name.partition(" · ")[0] if len(those) > 1 else those[0].name, _artifact_facts(those, rows))
+        for those in files.values()
+    ]
+
+
+def _steps(cases: Sequence[CaseEvidence]) -> str:
+    """Says the depths and thresholds that a file was measured at."""
+    if not cases[0].metadata.recursive:
+        return "no recursion"
+    return "; ".join(
+        f"{m.steps}, halting {'never' if m.halt_threshold >= 1 else f'above {m.halt_threshold:g}'}"
+        for m in (case.metadata for case in cases)
+    )
+
+
+def _artifact_facts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> list[tuple[str, Any]]:
+    case, m = cases[0], cases[0].metadata
+    row = next(r for r in rows if r.name == case.name)
+    return [
+        ("file", case.file),
         ("size", f"{row.bytes:,} bytes" if row.bytes else "–"),
-        ("model", ", ".join(f"{k} {_value(v)}" for k, v in m.model.items())),
+        ("model", ", ".join(f"{k} {_value(v)}" for k, v in m.model.items() if v is not None)),
         ("graph", m.graph),
-        ("steps", f"{m.steps}, halting {halting}" if m.recursive else "no recursion"),
+        ("steps", _steps(cases)),
         ("precision", m.precision),
         ("made for", m.target),
-        ("classes", f"{len(m.classes)}: {', '.join(m.classes)}"),
-        ("trained on", m.data.get("name", "not said")),
-        ("exported from", m.run),
-        ("weights", m.weights_sha256),
+        ("classes", _classes(m.classes)),
+        ("trained on", m.data.get("name") or "not said"),
+        ("exported from", m.run or "not said"),
+        ("weights", m.weights_sha256 or "not said"),
         ("calibration", m.calibration_id or "none"),
         ("parity at export", "; ".join(f"{k} {v:.3g}" for k, v in m.parity.items()) or "not recorded"),
         ("exported with", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or "not recorded"),
         ("backend here", f"{row.backend}, {row.device}"),
         *(("note", note) for note in row.notes),
     ]
+
+
+def _table(title: str, columns: Sequence[table.Column], rows: Sequence[BenchRow]) -> dict[str, Any]:
+    """Returns a table as the template draws it: its heads, and of each row the cells beside the name."""
+    return {
+        "title": title,
+        "heads": [name for name, _ in columns],
+        "rows": [(row, [cell(row) for _, cell in columns[1:]] if row.ok else []) for row in rows],
+    }
+
+
+def _short_names(result: BenchResult) -> dict[str, str]:
+    """Returns every name as tables show it, short enough for a sheet of paper; the whole one is in what was measured."""
+    names = list(dict.fromkeys(row.name for row in result.rows))
+    return dict(zip(names, shorten_all(names, _NAME), strict=True))
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
+    return f"{len(names)}: {', '.join(names[:_CLASSES])}{more}"
 
 
 def _method_facts(result: BenchResult) -> list[tuple[str, Any]]:

@@ -1,10 +1,12 @@
-"""Text of a bench: one table where the terminal is wide enough for it, else one for speed and one for answers."""
+"""Text of a bench: one table where the terminal is wide enough for it, else several with a few columns each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from vitrm.runtime.bench.report.numbers import milliseconds, number, percent, size, times
+from vitrm.runtime.bench.report.savings import measured, sentence
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.halting.choose import HaltingChoice
 from vitrm.system.terminal import neutral_line
@@ -15,48 +17,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, Callable[[BenchRow], str]]  # its head, and its cell of a row
 _WIDE = 150  # columns that the one table needs
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """Writes a share as a percentage that says 100 % only when it is: 0.99996 is "99.99 %"."""
-    if share is None:
-        return "–"
-    text = f"{share * 100:.{digits}f}"
-    if share < 1 and float(text) >= 100:
-        text = f"{100 - 10.0**-digits:.{digits}f}"
-    return f"{text} %"
-
-
-def milliseconds(value: float | None) -> str:
-    """Writes milliseconds with three significant digits."""
-    if value is None:
-        return "–"
-    return (
-        f"{value:.0f}"
-        if value >= 100
-        else f"{value:.1f}"
-        if value >= 10
-        else f"{value:.2f}"
-        if value >= 1
-        else f"{value:.3f}"
-    )
-
-
-def size(count: int | None) -> str:
-    """Writes bytes in decimal units, as file managers and registries count."""
-    if count is None:
-        return "–"
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
-
-
-def number(value: float | None) -> str:
-    """Writes a count or rate, with thousands apart."""
-    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def times(value: float | None) -> str:
-    """Writes a ratio."""
-    return "–" if value is None else f"{value:.2f} ×"
+_EAGER = "× eager"
 
 
 def difference(row: BenchRow) -> str:
@@ -85,16 +46,37 @@ def columns(result: BenchResult) -> list[Column]:
     at = next(i for i, (name, _) in enumerate(COLUMNS) if name == "accuracy")
     metered = any(r.watts is not None for r in result.rows)
     top5 = any(r.top5_accuracy is not None for r in result.rows)
-    return [*COLUMNS[:at], *(ENERGY if metered else []), COLUMNS[at], *([TOP5] if top5 else []), *COLUMNS[at + 1 :]]
+    speedup: Column = (
+        _EAGER,
+        lambda r: times(r.speedup, r.speedup_range, result.quiet) if r.kind != "eager" else "1",
+    )
+    chosen = [*COLUMNS[:at], *(ENERGY if metered else []), COLUMNS[at], *([TOP5] if top5 else []), *COLUMNS[at + 1 :]]
+    return [speedup if name == _EAGER else (name, cell) for name, cell in chosen]
 
 
 def result_tables(result: BenchResult, width: int | None = None) -> list[TextTable]:
-    """Returns one table, or two where a terminal of `width` columns is too narrow for it."""
+    """Returns one table, or several where a terminal of `width` columns is too narrow for it."""
     if width is None or width >= _WIDE:
         return [_table(result, columns(result))]
-    speed = [c for c in columns(result) if c[0] in _SPEED or c in ENERGY]
-    answers = [c for c in columns(result) if c[0] in _ANSWERS or c is TOP5]
-    return [_table(result, speed, title="Speed"), _table(result, answers, title="Answers", once=True)]
+    shown = dict(columns(result))
+    tables = []
+    for title, names, once in _NARROW:
+        chosen = [(name, shown[name]) for name in names if name in shown]
+        if len(chosen) > 2:  # energy may not have been measured
+            tables.append(_table(result, chosen, title=title, once=once))
+    return tables
+
+
+def page_tables(result: BenchResult) -> list[tuple[str, list[Column], list[BenchRow]]]:
+    """Returns the page's tables: of each its title, its columns and its rows.
+
+    Two, which fit on a sheet of paper: times are of a batch size, answers are not.
+    """
+    shown = columns(result)
+    speed = [c for c in shown if c[0] not in _ANSWERS]
+    answers = [c for c in shown if c[0] in ("artifact", *_ANSWERS)]
+    once = [r for r in result.rows if r.batch == result.rows[0].batch]
+    return [("Speed", speed, list(result.rows)), ("Answers", answers, once)]
 
 
 def print_result(result: BenchResult, console: Console) -> None:
@@ -125,7 +107,7 @@ def _table(result: BenchResult, columns: list[Column], title: str | None = None,
         ],
         left=LEFT,
         title=title,
-        wraps=True,
+        shortens=True,
     )
 
 
@@ -133,7 +115,7 @@ def _cells(row: BenchRow, chosen: list[Column]) -> list[str]:
     cells = [cell(row) if row.ok or name == "batch" else "–" for name, cell in chosen]
     cells[0] = row.name
     if not row.ok:
-        cells[1] = "failed"
+        cells[2 if chosen[1][0] == "batch" else 1] = "failed"
     return cells
 
 
@@ -147,7 +129,7 @@ COLUMNS: list[Column] = [
     ("p90 ms", lambda r: milliseconds(r.latency_ms.p90 if r.latency_ms else None)),
     ("p99 ms", lambda r: milliseconds(r.latency_ms.p99 if r.latency_ms else None)),
     ("images/s", lambda r: number(r.images_per_s)),
-    ("× eager", lambda r: times(r.speedup) if r.kind != "eager" else "1"),
+    (_EAGER, lambda r: times(r.speedup, r.speedup_range) if r.kind != "eager" else "1"),
     ("accuracy", lambda r: percent(r.accuracy)),
     ("agreement", lambda r: percent(r.agreement)),
     ("flips", flips),
@@ -163,8 +145,15 @@ ENERGY: list[Column] = [
         lambda r: milliseconds(None if r.joules_per_correct_image is None else r.joules_per_correct_image * 1e3),
     ),
 ]
-_SPEED = {"artifact", "precision", "steps", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "× eager"}
-_ANSWERS = {"artifact", "backend", "accuracy", "agreement", "flips", "max Δlogit", "size"}
+_ANSWERS = ("backend", "accuracy", "top-5", "agreement", "flips", "max Δlogit", "size")
+# Tables for a narrow terminal: title, columns, and whether the first batch size says it all.  Each leaves a name at least
+# 28 of 80 columns.
+_NARROW: list[tuple[str, Sequence[str], bool]] = [
+    ("Artifacts", ("artifact", "backend", "precision", "steps", "size"), True),
+    ("Speed", ("artifact", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", _EAGER), False),
+    ("Energy", ("artifact", "batch", *(name for name, _ in ENERGY)), False),
+    ("Answers", ("artifact", "accuracy", "top-5", "agreement", "flips", "max Δlogit"), True),
+]
 LEFT = {"artifact", "backend", "precision"}
 
 
@@ -196,6 +185,7 @@ def footer(result: BenchResult) -> list[str]:
             split = f"{data['split']} " if data["split"] else ""
             lines.append(f"{what}: {part} {split}images of {data['name']}")
     lines += [halting(choice) for choice in result.halting]
+    lines += [sentence(saving, result.quiet) for saving in measured(result)]
     lines += result.notes
     for note, names in _row_notes(result).items():
         lines.append(f"{', '.join(names)}: {note}")

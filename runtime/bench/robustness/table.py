@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.table import percent
+from vitrm.runtime.bench.report.numbers import percent
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
     KEPT,

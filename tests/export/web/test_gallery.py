@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitrm.export.web.gallery import choose
+from vitrm.export.web.gallery import beginning, choose, count_outcomes
 
 THRESHOLD = 0.8
 
@@ -39,3 +39,26 @@ def test_there_may_be_fewer_than_asked_for():
     assert len(easy) == 6  # no more are right after one step
     assert len(hard) == 6
     assert _choose(0) == ([], [])
+
+
+def test_the_page_begins_with_the_one_that_halts_latest_before_the_end():
+    halts = np.array(
+        [[0.9, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1], [0.9, 0.9, 0.9, 0.1], [0.9, 0.9, 0.9, 0.9]], np.float32
+    )
+    assert beginning(halts, 0.8) == 2  # the last one takes every step: nothing is saved
+    assert beginning(halts[:, :1], 0.8) == 0
+    assert beginning(halts[:, :0], 0.8) == 0
+
+
+def test_outcomes_are_those_of_every_depth_and_threshold():
+    labels = np.array([0, 1])
+    tops = np.array([[0, 0], [0, 1], [1, 1]])
+    halts = np.array([[0.75, 0.25], [0.9, 0.5], [0.9, 0.9]], np.float32)
+    found = count_outcomes(tops, halts, labels)
+    assert found.images == 2
+    assert found.steps.shape == found.right.shape == (3, 101)
+    assert (found.steps[2, 100], found.right[2, 100]) == (6, 1)  # never halting: the first is wrong by then
+    assert (found.steps[2, 70], found.right[2, 70]) == (4, 2)  # after 1 and 3 steps
+    assert (found.steps[1, 70], found.right[1, 70]) == (3, 2)  # at most 2
+    assert (found.steps[2, 25], found.right[2, 25]) == (3, 2)  # 0.25 does not exceed 0.25
+    assert (found.steps[2, 24], found.right[2, 24]) == (2, 1)

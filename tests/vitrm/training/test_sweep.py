@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
+import pictures
 import pytest
 
 from vitrm import checkpoint
@@ -12,7 +14,7 @@ from vitrm.errors import UserError
 from vitrm.training import cli
 from vitrm.training import loop as train
 from vitrm.training.run_config import RunConfig
-from vitrm.training.sweep import cells, parse_axes
+from vitrm.training.sweep import Axis, Cell, SweepRow, cells, draw_accuracy, parse_axes
 
 SMALL = [
     "--model",
@@ -109,3 +111,17 @@ def test_a_cell_that_diverges_is_told_and_the_others_run(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "1 of 2 cells failed (lr=1e+30)" in printed.err
     assert len(Path(tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 2
+
+
+def test_the_pictures_labels_never_overlap(tmp_path, monkeypatch):
+    seen = pictures.watch(monkeypatch)
+    axes = [Axis("n", (1, 2, 3, 6)), Axis("a_setting_with_a_long_name", tuple(f"a-long-value-{i}" for i in range(8)))]
+    rows = []
+    for n, value, seed in itertools.product(axes[0].values, axes[1].values, (0, 1)):
+        cell = Cell({"n": n, axes[1].name: value, "seed": seed}, RunConfig())
+        accuracy = [0.9 + n / 100 + seed / 1000]
+        rows.append(SweepRow(cell, 1, train.TrainingResult(tmp_path, 1, 1, 0.9, accuracy, 100, [10], None, [])))
+    for axis in axes:
+        draw_accuracy(axis, rows, tmp_path / "a.png")
+    assert "%, at the deepest trained step; bars: seeds" in seen
+    assert {"n = 1", "n = 6", "1", "6", "n"} <= set(seen)

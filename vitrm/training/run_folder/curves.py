@@ -1,4 +1,4 @@
-"""The learning curves of a run as a picture: loss, validation accuracy by depth, learning rate."""
+"""The learning curves of a run as a picture: loss, learning rate, accuracy, and what depth brought in the best epoch."""
 
 from __future__ import annotations
 
@@ -6,46 +6,110 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vitrm.system.files import atomic_path
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture
+from vitrm.system.short_names import shorten
+
+_LONG = 100  # letters of a title that fit
 
 
-def draw_curves(history: Sequence[dict[str, Any]], path: str | os.PathLike[str], title: str) -> None:
-    """Writes the curves of `history` (the lines of metrics.jsonl) to `path` as PNG.  Needs no display."""
-    # Without pyplot: no global state, no backend to choose, half the import time.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_curves(
+    history: Sequence[dict[str, Any]], path: str | os.PathLike[str], title: str, best: int | None = None
+) -> None:
+    """Writes the curves of `history` (the lines of metrics.jsonl) to `path` as PNG or SVG.  Needs no display.
 
+    `best` is the epoch whose weights are kept, counted from 1; None: the last.
+    """
     if not history:
         return
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    loss_axes, accuracy_axes, lr_axes = figure.subplots(1, 3)
     epochs = [line["epoch"] for line in history]
-    marker = "." if len(epochs) < 40 else ""
+    kept = next((line for line in history if line["epoch"] == best), history[-1])
+    depths = len(kept["validation_accuracy"])
+    panels = [["loss", "accuracy", "depth"], ["lr", "accuracy", "depth"]]
+    ratios = [3, 3, 2.2]
+    if depths == 1:
+        panels, ratios = [row[:2] for row in panels], ratios[:2]
+    with picture(path, 10.5 if depths > 1 else 8, 3.6, shorten(title, _LONG)) as figure:
+        axes = figure.subplot_mosaic(panels, width_ratios=ratios, height_ratios=[3.4, 1])
+        marker = "." if len(epochs) < 40 else ""
+        _draw_loss(axes["loss"], history, epochs, marker)
+        axes["lr"].plot(epochs, [line["lr"] for line in history], color=NEUTRAL, marker=marker)
+        axes["lr"].set_ylim(bottom=0)
+        axes["lr"].set_ylabel("learning\nrate")
+        _draw_accuracy(axes["accuracy"], history, epochs, kept, marker)
+        if depths > 1:
+            _draw_depth(axes["depth"], kept)
+        for name in ("loss", "lr", "accuracy"):
+            axes[name].axvline(kept["epoch"], color=DIM, linestyle=":", linewidth=1)
+            axes[name].xaxis.get_major_locator().set_params(integer=True, nbins=6)
+            axes[name].set_xlim(*_limits(epochs))
+        axes["loss"].tick_params(labelbottom=False)
+        for name in ("lr", "accuracy"):
+            axes[name].set_xlabel("epoch")
 
-    loss_axes.plot(epochs, [line["train_loss"] for line in history], marker=marker, label="training")
-    loss_axes.plot(epochs, [line["validation_loss"][-1] for line in history], marker=marker, label="validation (CE)")
-    loss_axes.set_ylabel("loss")
-    loss_axes.legend()
 
-    accuracy_axes.plot(epochs, [100 * line["train_accuracy"] for line in history], color="0.7", label="training")
-    depths = len(history[-1]["validation_accuracy"])
-    for depth in range(depths):
-        values = [100 * line["validation_accuracy"][depth] for line in history]
-        label = f"validation, step {depth + 1}" if depths > 1 else "validation"
-        # One hue, darker with depth: the order of the steps is what the eye should read.
-        accuracy_axes.plot(
-            epochs, values, marker=marker, label=label, color=(0.1, 0.3, 0.6, 0.35 + 0.65 * (depth + 1) / depths)
+def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], marker: str) -> None:
+    axes.plot(
+        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms"
+    )
+    last = [line["validation_loss"][-1] for line in history]
+    axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
+    axes.set_title("Loss", pad=22)
+    legend_above(axes, 2)
+
+
+def _draw_accuracy(
+    axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], kept: dict[str, Any], marker: str
+) -> None:
+    """Draws the deepest step's accuracy, all steps as a band around it, and the epoch that was kept."""
+    training = [100 * line["train_accuracy"] for line in history]
+    axes.plot(epochs, training, color=NEUTRAL, marker=marker, label="training")
+    by_epoch = [[100 * share for share in line["validation_accuracy"]] for line in history]
+    depths = len(by_epoch[-1])
+    if depths > 1:
+        band = f"all {depths} steps"
+        axes.fill_between(
+            epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0
         )
-    accuracy_axes.set_ylabel("accuracy, %")
-    accuracy_axes.legend(fontsize="small")
+    name = f"validation, step {depths}" if depths > 1 else "validation"
+    axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
+    value = 100 * kept["validation_accuracy"][-1]
+    # In the middle of the lower half, where no curve that rises comes by.
+    axes.plot([kept["epoch"]], [value], "o", color=ORANGE, markersize=7)
+    axes.annotate(
+        f"best: epoch {kept['epoch']}, {value:.1f} %",
+        (kept["epoch"], value),
+        xytext=(0.97, 0.08),
+        textcoords="axes fraction",
+        ha="right",
+        color=ORANGE,
+        weight="bold",
+        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 1.5},
+        arrowprops={"arrowstyle": "-", "color": ORANGE, "lw": 0.8, "shrinkB": 4},
+    )
+    axes.set_title("Accuracy, %", pad=22)
+    legend_above(axes, 3)
 
-    lr_axes.plot(epochs, [line["lr"] for line in history], marker=marker)
-    lr_axes.set_ylabel("learning rate at the epoch's end")
-    for axes in (loss_axes, accuracy_axes, lr_axes):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title, parse_math=False)  # a folder may be called "a$b$"
-    with atomic_path(path) as temporary:
-        canvas.print_png(temporary)
+
+def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
+    """Draws what each further step brought with the weights that were kept."""
+    values = [100 * share for share in kept["validation_accuracy"]]
+    steps = range(1, len(values) + 1)
+    axes.plot(steps, values, color=BLUE, marker="o")
+    low, high = min(values), max(values)
+    room = max(high - low, 0.5)  # a tenth of a point is no cliff
+    axes.set_ylim(low - 0.4 * room, min(high + 0.6 * room, 100.4))
+    axes.annotate(
+        f"{values[-1] - values[0]:+.1f} points from step 1 to {len(values)}",
+        (0.02, 0.93),
+        xycoords="axes fraction",
+        va="top",
+        color=DIM,
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    axes.set_xlabel("step")
+    axes.set_title(f"By depth, epoch {kept['epoch']}, %", pad=22)
+
+
+def _limits(epochs: Sequence[int]) -> tuple[float, float]:
+    margin = max((epochs[-1] - epochs[0]) * 0.03, 0.3)
+    return epochs[0] - margin, epochs[-1] + margin

@@ -70,6 +70,7 @@ class RunFiles:
             "validation": len(data.validation),
             "test": len(data.test),
             "train_id": self.identity["data"]["id"],
+            "preprocessing": self.identity["data"]["preprocessing"],
         }
         training = {
             "recipe": dataclasses.asdict(learner.recipe),
@@ -118,10 +119,10 @@ class RunFiles:
         if self.main:
             write_text(self.path / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in history))
 
-    def draw_curves(self, history: list[dict[str, Any]]) -> None:
-        """Draws curve.png."""
+    def draw_curves(self, history: list[dict[str, Any]], best: int | None) -> None:
+        """Draws curve.png; `best` is the epoch whose weights are kept, counted from 1."""
         if self.main:
-            draw_curves(history, self.path / CURVE_FILE, f"{self.path.name}: {self.data.train.name}")
+            draw_curves(history, self.path / CURVE_FILE, f"{self.path.name}: {self.data.train.name}", best)
 
     def remove_state(self) -> None:
         """Removes what a run that has learned nothing left: the same command finds no run in its way."""

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from vitrm.classification.results import MATRIX_CLASSES, Classification, surest_mistakes
 from vitrm.data import Images
-from vitrm.system.files import atomic_path
+from vitrm.system.picture import heat_colors, on_cell, picture
+from vitrm.system.short_names import shorten, shorten_all
 from vitrm.system.terminal import neutral_line
 
 _NAMED = 40  # classes whose names fit beside the matrix
 _COUNTED = 20  # classes whose counts fit into its cells
 _MISTAKES = 25
 _COLUMNS = 5
-_LONG = 18  # letters of a class's name that fit
+_LONG = 16  # letters of a class's name that fit
 
 
 def confusion_csv(result: Classification) -> str:
@@ -40,25 +41,25 @@ def draw_confusion(result: Classification, path: str | os.PathLike[str], title: 
     if count > MATRIX_CLASSES:
         return
     side = min(4 + 0.3 * count, 16)
-    canvas, figure = _figure(side + 1, side)
-    axes = figure.subplots()
-    shares = result.confusion / np.maximum(result.images[:, None], 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if count <= _NAMED:
-        names = [_short(name) for name in result.classes]
-        axes.set_xticks(range(count), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(count), names, parse_math=False)
-    if count <= _COUNTED:
-        for (i, j), images in np.ndenumerate(result.confusion):
-            if images:
-                color = "white" if shares[i, j] > 0.5 else "black"
-                axes.text(j, i, str(images), ha="center", va="center", color=color, fontsize="small")
-    axes.set_xlabel("answer")
-    axes.set_ylabel("class")
-    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.7)
-    figure.suptitle(_short(title, 90), parse_math=False)
-    with atomic_path(path) as temporary:
-        canvas.print_png(temporary)
+    with picture(path, side + 1, side, shorten(neutral_line(title), round(11 * side))) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        shares = result.confusion / np.maximum(result.images[:, None], 1)
+        # What nobody answered stays blank: mistakes are what the eye looks for.
+        image = axes.imshow(np.where(result.confusion > 0, shares, np.nan), cmap=heat_colors(), vmin=0, vmax=1)
+        if count <= _NAMED:
+            names = shorten_all([neutral_line(name) for name in result.classes], _LONG)
+            axes.set_xticks(range(count), names, rotation=90, parse_math=False)
+            axes.set_yticks(range(count), names, parse_math=False)
+            axes.tick_params(length=0)
+        if count <= _COUNTED:
+            for (i, j), images in np.ndenumerate(result.confusion):
+                if images:
+                    color = on_cell(shares[i, j])
+                    axes.text(j, i, str(images), ha="center", va="center", color=color, fontsize=_count_size(result))
+        axes.set_xlabel("answer")
+        axes.set_ylabel("class")
+        figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.6, aspect=28)
 
 
 def draw_mistakes(
@@ -76,27 +77,21 @@ def draw_mistakes(
     if not len(worst):
         return
     rows = -(-len(worst) // _COLUMNS)
-    canvas, figure = _figure(2.2 * _COLUMNS, 2.6 * rows + 0.6)
-    for place, i in enumerate(worst, 1):
-        axes = figure.add_subplot(rows, _COLUMNS, place)
-        axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")
-        axes.set_axis_off()
-        truth, answer = (_short(images.classes[int(label)]) for label in (images.labels[i], answers[i]))
-        axes.set_title(f"{truth}\n→ {answer} {100 * confidence[i]:.0f} %", fontsize="small", parse_math=False)
-    figure.suptitle(_short(f"surest mistakes, {title}", 90), parse_math=False)
-    with atomic_path(path) as temporary:
-        canvas.print_png(temporary)
+    width = 1.9 * _COLUMNS
+    with picture(
+        path, width, 2.35 * rows + 0.5, shorten(neutral_line(f"Surest mistakes, {title}"), round(9 * width))
+    ) as figure:
+        for place, i in enumerate(worst, 1):
+            axes = figure.add_subplot(rows, _COLUMNS, place)
+            axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")
+            axes.set_axis_off()
+            truth, answer = (
+                shorten(neutral_line(images.classes[int(label)]), _LONG) for label in (images.labels[i], answers[i])
+            )
+            text = f"{truth}\n→ {answer} {100 * confidence[i]:.0f} %"
+            axes.set_title(text, fontsize=9, fontweight="normal", parse_math=False)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """Returns a canvas and its figure.  Without pyplot: no global state, no backend to choose."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return FigureCanvasAgg(figure), figure
-
-
-def _short(text: str, length: int = _LONG) -> str:
-    text = neutral_line(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _count_size(result: Classification) -> float:
+    """Returns the size of the counts, points: the longest fits into its cell."""
+    return 9.0 if len(str(result.confusion.max())) <= 3 else 6.5

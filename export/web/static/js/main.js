@@ -52,7 +52,7 @@ async function start() {
   await first;
   $("page").dataset.state = "ready";
   $("loading").hidden = true;
-  if (pictures.length && !chosen) choose(pictures[0]);
+  if (pictures.length && !chosen) choose(pictures[page.first]);
   refresh();
   work();
 }
@@ -376,6 +376,7 @@ function showSettings() {
       : depth > trained
         ? `Deeper than the ${steps(trained)} it was trained to: may answer worse.`
         : `It was trained to ${steps(trained)}.`;
+  showOutcomes();
   $("threshold-value").textContent = threshold >= 1 ? "never" : threshold.toFixed(2);
   $("threshold").setAttribute("aria-valuetext", threshold >= 1 ? "never halts" : threshold.toFixed(2));
 }
@@ -491,6 +492,22 @@ function showSaving() {
     number,
     ` a picture on average, of at most ${depth}; ${right} of ${done.length} right.`,
   );
+}
+
+/** What this depth and threshold do with all test images that were tried, as Python counted it. */
+function showOutcomes() {
+  $("outcomes").hidden = !page.outcomes;
+  if (!page.outcomes) return;
+  const { images, steps: taken, right } = page.outcomes;
+  const at = (rows, place) => Number(rows[depth - 1].split(" ")[place]);
+  const place = Math.round(threshold * 100);
+  const mean = at(taken, place) / images;
+  $("outcome-work").style.transform = `scaleX(${mean / depth})`;
+  $("outcome-steps").textContent = `${mean.toFixed(2)} of ${steps(depth)}`;
+  const share = (count) => `${((100 * count) / images).toFixed(1)} %`;
+  $("outcome-right").textContent =
+    `a picture on average; ${share(at(right, place))} right` +
+    (threshold >= 1 ? "." : `. Never halting: ${share(at(right, 100))}.`);
 }
 
 /** Says the answer to screen readers, once. */

@@ -17,7 +17,6 @@ from small_models import with_props
 from vitrm import data
 from vitrm.runtime.bench.report.gallery import png_address
 from vitrm.runtime.bench.report.page import render
-from vitrm.runtime.bench.report.table import milliseconds, percent, size
 from vitrm.runtime.bench.rows import BenchResult
 from vitrm.runtime.bench.run import bench
 
@@ -56,6 +55,7 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
     page = Page(text)
     for heading in (
         "Figures",
+        "What halting saves",
         "Latency",
         "By class",
         "Accuracy by depth",
@@ -64,7 +64,7 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
         "How it was measured",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert len(page.labels) == 6  # two distributions, one by batch, two confusion matrices, one by depth
+    assert len(page.labels) == 7  # what halting saves, two distributions, by batch, two confusion matrices, by depth
     assert all(len(label) > 20 for label in page.labels)
     assert all(page.alts)
     assert text.count('scope="row"') >= len(result.rows)
@@ -139,12 +139,3 @@ def test_png_round_trip() -> None:
     image = Image.open(io.BytesIO(base64.b64decode(encoded)))
     assert image.size == (7, 5)
     np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), pixels)
-
-
-def test_numbers_do_not_flatter() -> None:
-    assert percent(1.0) == "100.00 %"
-    assert percent(0.99999) == "99.99 %"
-    assert percent(0.9876) == "98.76 %"
-    assert percent(None) == "–"
-    assert [milliseconds(v) for v in (0.1234, 1.234, 12.34, 1234.5)] == ["0.123", "1.23", "12.3", "1234"]
-    assert [size(v) for v in (468_835, 14_500_000)] == ["469 kB", "14.5 MB"]

@@ -1,0 +1,46 @@
+"""A spy on pictures: no two texts of a drawn figure may lie on each other, and none may reach beyond the figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Returns a list that fills with the texts of every saved figure; saving one with an overlap fails."""
+    seen: list[str] = []
+    save = Figure.savefig
+
+    def checked(figure: Any, *args: Any, **kwargs: Any) -> None:
+        save(figure, *args, **kwargs)
+        seen.extend(_check(figure))
+
+    monkeypatch.setattr(Figure, "savefig", checked)
+    return seen
+
+
+def _check(figure: Any) -> list[str]:
+    figure.canvas.draw()
+    beyond = set()  # labels of ticks outside an axis's range: they are there, and not drawn
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.majorTicks, *axis.minorTicks]
+            beyond |= {label for t in ticks if not low <= t.get_loc() <= high for label in (t.label1, t.label2)}
+    shown = [
+        (text.get_text(), text.get_window_extent())
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in beyond
+    ]
+    for i, (one, a) in enumerate(shown):
+        assert a.x0 > -1, one
+        assert a.y0 > -1, one
+        assert a.x1 < figure.bbox.x1 + 1, one
+        assert a.y1 < figure.bbox.y1 + 1, one
+        for other, b in shown[i + 1 :]:
+            apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 0.5 or min(a.y1, b.y1) - max(a.y0, b.y0) < 0.5
+            assert apart, f"{one!r} lies on {other!r}"
+    return [text for text, _ in shown]
