@@ -4,6 +4,7 @@
 # make web-runtime   fetch onnxruntime-web, once, which the tests of the page in the browser need
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff, mypy and the import contracts of pyproject.toml
+# make pictures   screenshots and drawings of README and docs made anew, with Chromium; DATA names the folder of CIFAR-10
 # make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
@@ -17,7 +18,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-fast web-runtime test-lowest lint tree torture clean
+.PHONY: install demo test test-fast web-runtime test-lowest lint tree pictures torture clean
 
 install: $(STAMP)
 
@@ -57,6 +58,9 @@ test-lowest:
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]' -r tests/lowest-versions.txt
 	$(LOWEST)/bin/python -m pytest -q tests/vitrm tests/calib tests/export tests/runtime
+
+pictures: install
+	$(BIN)/python benchmarks/pictures.py $(if $(DATA),--data-dir $(DATA))
 
 torture: install
 	PYTHONPATH=benchmarks $(BIN)/python -m torture $(TORTURE)

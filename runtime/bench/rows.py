@@ -65,7 +65,9 @@ class BenchRow:
     mean_steps_used: float | None = None
     halted_first: float | None = None  # share of images that halted after their first step; None where none may halt
     accuracy_without_halting: float | None = None  # of the same artifact where no image halts, where that was measured
-    halting_speedup: float | None = None  # times as fast as the same artifact where no image halts, from the same rounds
+    halting_speedup: float | None = (
+        None  # times as fast as the same artifact where no image halts, from the same rounds
+    )
     halting_speedup_range: tuple[float, float] | None = None  # the middle 80 % of the rounds
     halt_ece: float | None = None  # expected calibration error of halt_prob against being right, in [0, 1]
     steps_used_agreement: float | None = None  # share of images that used as many steps as the eager model
@@ -108,7 +110,9 @@ class DepthCurve:
     images: int
     points: tuple[tuple[str, float, float], ...]  # (artifact, mean steps used, accuracy)
     steps: int  # full depth, at which halting is compared: that of the deepest artifact
-    halting: tuple[HaltingPoint, ...]  # what halting would have given at that depth, by rising threshold; the last never halts
+    halting: tuple[
+        HaltingPoint, ...
+    ]  # what halting would have given at that depth, by rising threshold; the last never halts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,9 @@ class BenchResult:
     rows: tuple[BenchRow, ...]
     notes: tuple[str, ...]  # what a reader should know of the whole
     data: tuple[dict[str, Any], ...]  # name, split, images, total, labelled: what accuracy was measured on
-    machine: dict[str, Any]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring), disturbed (too many of them)
+    machine: dict[
+        str, Any
+    ]  # cpu, physical_cores, system, other_cpus_busy (by other processes, while measuring), disturbed (too many of them)
     versions: dict[str, str]  # package → version
     threads: int
     device: str  # as asked for: cpu, cuda or auto

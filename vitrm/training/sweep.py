@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 CSV_FILE = "sweep.csv"
 MAX_CELLS = 10_000
-_LABEL, _TICKS, _LEGEND = 28, 50, 14  # letters of a label; letters that stand side by side below a picture; lines that fit beside it
+_LABEL, _TICKS, _LEGEND = (
+    28,
+    50,
+    14,
+)  # letters of a label; letters that stand side by side below a picture; lines that fit beside it
 _COLUMNS = ("test_accuracy", "validation_accuracy", "best_epoch", "epochs", "seconds")
 
 
@@ -179,10 +183,14 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
         axes.set_xticks(range(len(texts)), texts, rotation=90 if crowded else 0, parse_math=False)
         axes.set_xlim(-0.3, len(texts) - 0.7)
         axes.set_xlabel(axis.name, parse_math=False)
-        axes.set_title("%, at the deepest trained step" + ("; bars: seeds" if _several_seeds(lines) else ""), fontweight="normal")
+        axes.set_title(
+            "%, at the deepest trained step" + ("; bars: seeds" if _several_seeds(lines) else ""), fontweight="normal"
+        )
         if named:
             # The uppermost line is named first.
-            signs = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda sign: -sign[0][0].get_ydata()[-1])
+            signs = sorted(
+                zip(*axes.get_legend_handles_labels(), strict=True), key=lambda sign: -sign[0][0].get_ydata()[-1]
+            )
             axes.legend(
                 *zip(*signs, strict=True), loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(lines) // _LEGEND)
             )

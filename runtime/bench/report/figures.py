@@ -189,7 +189,8 @@ def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         series,
         label=f"Accuracy of {run} by mean steps: "
         + ", ".join(
-            f"{numbers.percent(p.accuracy, 1)} after {p.mean_steps:.2f} above {p.threshold:g}" for p in curve.halting[::20]
+            f"{numbers.percent(p.accuracy, 1)} after {p.mean_steps:.2f} above {p.threshold:g}"
+            for p in curve.halting[::20]
         ),
         x_label="mean steps",
         y_label="accuracy",

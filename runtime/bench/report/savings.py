@@ -27,7 +27,9 @@ class Saving:
     accuracy: float | None  # in [0, 1]; None without labels
     full_accuracy: float | None  # of the same artifact where no image halts; None where that was not measured
     images: int
-    speedups: tuple[tuple[int, tuple[float, float]], ...]  # (batch, middle 80 % of the rounds): times as fast as without
+    speedups: tuple[
+        tuple[int, tuple[float, float]], ...
+    ]  # (batch, middle 80 % of the rounds): times as fast as without
 
 
 def measured(result: BenchResult) -> list[Saving]:

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture
-from vitrm.system.short_names import shorten
-
-_LONG = 100  # letters of a title that fit
 
 
 def draw_curves(
@@ -28,7 +25,7 @@ def draw_curves(
     ratios = [3, 3, 2.2]
     if depths == 1:
         panels, ratios = [row[:2] for row in panels], ratios[:2]
-    with picture(path, 10.5 if depths > 1 else 8, 3.6, shorten(title, _LONG)) as figure:
+    with picture(path, 10.5 if depths > 1 else 8, 3.6, title) as figure:
         axes = figure.subplot_mosaic(panels, width_ratios=ratios, height_ratios=[3.4, 1])
         marker = "." if len(epochs) < 40 else ""
         _draw_loss(axes["loss"], history, epochs, marker)
@@ -48,7 +45,9 @@ def draw_curves(
 
 
 def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], marker: str) -> None:
-    axes.plot(epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms")
+    axes.plot(
+        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms"
+    )
     last = [line["validation_loss"][-1] for line in history]
     axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
     axes.set_title("Loss", pad=22)
@@ -65,7 +64,9 @@ def _draw_accuracy(
     depths = len(by_epoch[-1])
     if depths > 1:
         band = f"all {depths} steps"
-        axes.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0)
+        axes.fill_between(
+            epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0
+        )
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
     value = 100 * kept["validation_accuracy"][-1]
