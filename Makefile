@@ -5,6 +5,9 @@
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff, mypy and the import contracts of pyproject.toml
 # make pictures   screenshots and drawings of README and docs made anew, with Chromium; DATA names the folder of CIFAR-10
+# make docs   the documentation's site in build/site, without a warning
+# make figures   compare every figure in README.md and docs/ with its record
+# make messages   write docs/messages.md anew from the source
 # make torture   damaged files, kills, full disks, hostile surroundings, crowds: half an hour, writes a record
 # A virtual environment is made in .venv unless one is active (or VENV names another).
 
@@ -18,7 +21,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-fast web-runtime test-lowest lint tree pictures torture clean
+.PHONY: install demo test test-fast web-runtime test-lowest lint tree docs figures messages pictures torture clean
 
 install: $(STAMP)
 
@@ -69,6 +72,16 @@ tree:
 	@rm -rf build/tree && mkdir -p build/tree
 	@cp -rs $(CURDIR)/vitrm build/tree/vitrm
 	@for room in export runtime calib; do cp -rs $(CURDIR)/$$room build/tree/vitrm/$$room; done
+
+docs: tree | $(BIN)/python
+	test -x $(BIN)/zensical || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/zensical build --strict --clean
+
+figures: | $(BIN)/python
+	$(BIN)/python docs/scripts/figures.py
+
+messages: | $(BIN)/python
+	$(BIN)/python docs/scripts/messages.py
 
 lint: install tree
 	$(BIN)/ruff check .

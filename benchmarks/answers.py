@@ -1,8 +1,8 @@
-"""Answers images with an artifact and saves the logits: `int8_exactness.py` starts it on an emulated processor.
+"""Answers images with an artifact and saves the logits: `int8_exactness.py` starts it as another processor would run it.
 
     python benchmarks/answers.py FILE PIXELS.npy LOGITS.npy
 
-Pixels are uint8 [N, 3, H, W], logits float32 [N, classes].  Imports no torch, which an emulated processor loads for minutes.
+Pixels are uint8 [N, 3, H, W], logits float32 [N, classes].
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python benchmarks/gpu_checklist.py                 the list
 python benchmarks/gpu_checklist.py --run           runs what fits this machine, one after the other, and ticks it off
 python benchmarks/gpu_checklist.py --run --only plan
-python benchmarks/gpu_checklist.py --markdown      docs/gpu-checklist.md
+python benchmarks/gpu_checklist.py --markdown      docs/deploy/gpu-checklist.md
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _INTRODUCTION = """\
 No line of the GPU path has run on a GPU yet. What can be shown without one is in the tests; what is left is here. On a machine
 with a GPU, `python benchmarks/gpu_checklist.py --run` runs these commands one after the other and ticks off those that end well; what
 else must be seen is for a reader. This file is what `python benchmarks/gpu_checklist.py --markdown` prints.
+
+<!-- no block of this page is run: each needs a GPU; benchmarks/gpu_checklist.py --run runs them -->
 """
 
 
@@ -91,7 +93,7 @@ CHECKS = (
         "python -c \"import vitrm.runtime, numpy as np; s = vitrm.runtime.open('runs/gpu-checklist/unrolled.plan'); "
         "s.infer(np.zeros((1, 3, s.metadata.image_size, s.metadata.image_size), np.float32)); print(s.device_bytes); "
         "import subprocess; print(subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout)\"",
-        "`device_bytes` near what nvidia-smi shows for the process, less CUDA's own 300 to 500 MB",
+        "`device_bytes` near what nvidia-smi shows for the process, less CUDA's own, some hundred MB",
         "`Plan.scratch_bytes`, and what a stepwise executor shares between its contexts",
         1,
     ),
@@ -148,7 +150,7 @@ def main(argv: list[str] | None) -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--run", action="store_true", help="run the commands that fit this machine")
     p.add_argument("--only", default="", help="checks whose name contains this")
-    p.add_argument("--markdown", action="store_true", help="print docs/gpu-checklist.md")
+    p.add_argument("--markdown", action="store_true", help="print docs/deploy/gpu-checklist.md")
     args = p.parse_args(argv)
     chosen = [check for check in CHECKS if args.only in check.name]
     if args.markdown:

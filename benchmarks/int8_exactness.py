@@ -1,6 +1,6 @@
 """Does an int8 file give the same answers on every CPU?  And what does int8 cost in accuracy?
 
-    python benchmarks/int8_exactness.py [RUN] [--steps 6] [--data-dir DIR] [--limit 10000] [--emulated "qemu-x86_64 -cpu EPYC-Rome"]
+    python benchmarks/int8_exactness.py [RUN] [--steps 6] [--data-dir DIR] [--limit 10000] [--as "python benchmarks/as_avx2"]
 
 Exports RUN in int8, unrolled and as a loop, and answers the test images with each file and with PyTorch in float32.  The
 files for a CPU run in ONNX Runtime, beside a copy whose weights are unsigned, which ONNX Runtime multiplies in 32 bits on any
@@ -9,9 +9,8 @@ OpenVINO, where that is installed.
 
 Writes benchmarks/records/int8_exactness-RUN-CPU.json, with every image's answer as a digit string, and compares it with the
 records of other processors: flips are images that another processor answered otherwise.  Each record comes from files of its
-own, whose calibration is its processor's too.  --emulated has another processor, a command to start Python with, answer the
-same images with the very same files: QEMU's EPYC-Rome has AVX2 and neither VNNI nor AVX-512, and adds in 16 bits as such
-processors do.
+own, whose calibration is its processor's too.  --as answers the same images with the very same files as another processor
+would: a command to start Python with.  `python benchmarks/as_avx2` runs ONNX Runtime's kernels for AVX2, which add in 16 bits.
 """
 
 from __future__ import annotations
@@ -54,11 +53,15 @@ def main() -> None:
     p.add_argument("--data-dir")
     p.add_argument("--limit", type=int, default=10_000)
     p.add_argument(
-        "--emulated", type=shlex.split, metavar="COMMAND", help="the same files on an emulated processor, too"
+        "--as",
+        dest="other",
+        type=shlex.split,
+        metavar="COMMAND",
+        help="the same files as another processor runs them, too",
     )
     args = p.parse_args()
     checkpoint = checkpoints.load(args.run)
-    test = load(str(checkpoint.data["name"]), "test", data_dir=args.data_dir, size=checkpoint.model.image_size)
+    test = load(str(checkpoint.data["name"]), "test", data_dir=args.data_dir, preprocessing=checkpoint.preprocessing)
     pixels, labels = test.pixels[: args.limit], test.labels[: args.limit]
     exact = predict(EagerSession(checkpoint, steps=args.steps), pixels)
     name = Path(args.run).name
@@ -66,8 +69,8 @@ def main() -> None:
     record = made("int8 files: the same answers on every CPU, and what int8 costs", packages)
     record |= {"run": name, "steps": args.steps, "images": len(pixels)}
     record |= {"float32_accuracy": float((exact.top1 == labels).mean()), "rows": []}
-    if args.emulated:
-        record["emulated"] = shlex.join(args.emulated)
+    if args.other:
+        record["as"] = shlex.join(args.other)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "pixels.npy", pixels)
         calibration = Path(folder) / "ranges.json"
@@ -95,8 +98,8 @@ def main() -> None:
                 else None,
                 "answers": "".join(map(str, found.top1)) if checkpoint.model.classes <= 10 else found.top1.tolist(),
             }
-            if args.emulated and target == "cpu":
-                row["emulated"] = compared(found.logits, emulated(args.emulated, path, Path(folder)), labels)
+            if args.other and target == "cpu":
+                row["as_the_other"] = compared(found.logits, logits_as(args.other, path, Path(folder)), labels)
             record["rows"].append(row)
             print({k: v for k, v in row.items() if k != "answers"}, flush=True)
     limited = f"-{len(pixels)}-images" if len(pixels) < len(test) else ""
@@ -108,7 +111,7 @@ def main() -> None:
             print(f"flips against {other.name}: {flips(record, theirs)}")
 
 
-def emulated(command: list[str], path: Path, folder: Path) -> NDArray[np.float32]:
+def logits_as(command: list[str], path: Path, folder: Path) -> NDArray[np.float32]:
     """The logits [N, classes] of the file at `path` on the processor that `command` starts Python on, for the folder's pixels."""
     logits = folder / "logits.npy"
     subprocess.run([*command, sys.executable, ANSWERS, path, folder / "pixels.npy", logits], check=True)

@@ -148,7 +148,7 @@ def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] 
     """
     size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
     try:
-        part = load(name, "train", data_dir=data_dir, size=size)
+        part = load(name, "train", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
     except UserError as error:
         if data_dir is not None:
             raise

@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
         "vitrm-export",
         "Exports a trained model to ONNX, or to a TensorRT plan, and verifies it against PyTorch on real images.",
         EXAMPLES,
+        elsewhere={
+            "--opset": "a file has the lowest opset that its operators need, 18, or 19 for int8 with float16",
+            "--imgsz": "a file has the image size that was trained",
+            "--half": "it is called --fp16",
+        },
     )
     _add_places(p)
     _add_shape(p)

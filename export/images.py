@@ -45,9 +45,9 @@ class ExportImages:
 
     def validation(self) -> Images:
         """The validation part of the data set, to judge accuracy on.  Raises `UserError` where it is not at hand."""
-        name, size = str(self.checkpoint.data.get("name", "")), self.checkpoint.model.image_size
+        name = str(self.checkpoint.data.get("name", ""))
         try:
-            return load(name, "validation", data_dir=self.data_dir, size=size)
+            return load(name, "validation", data_dir=self.data_dir, preprocessing=self.checkpoint.preprocessing)
         except UserError as error:
             raise UserError(f"--max-drop is judged on validation images: {error}") from None
 
@@ -67,16 +67,17 @@ def verification_images(
     size, name, least = checkpoint.model.image_size, str(checkpoint.data.get("name", "")), max(VERIFICATION_BATCHES)
     count = affordable(count, size, _MEBIBYTES, least=least)
     try:
-        images = load(name, "validation", data_dir=data_dir, size=size).floats(slice(0, count))
+        images = load(name, "validation", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
+        pixels = images.floats(slice(0, count))
     except UserError as error:
         if data_dir is not None:
             raise
         reason = str(error).split(":")[0]
         return _crops(count, size), f"crops of photographs ({reason})"
-    if len(images) >= least:
-        return images, f"{name}'s validation images"
-    return np.concatenate([images, _crops(count - len(images), size)]), (
-        f"{name}'s validation images, which are {len(images)}, and crops of photographs"
+    if len(pixels) >= least:
+        return pixels, f"{name}'s validation images"
+    return np.concatenate([pixels, _crops(count - len(pixels), size)]), (
+        f"{name}'s validation images, which are {len(pixels)}, and crops of photographs"
     )
 
 

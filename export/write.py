@@ -30,7 +30,8 @@ def describe(checkpoint: Checkpoint, settings: ExportSettings, calibration_id: s
     return Metadata(
         model=to_dict(checkpoint.model),
         classes=[str(c) for c in checkpoint.data.get("classes", range(checkpoint.model.classes))],
-        data={k: v for k, v in checkpoint.data.items() if k != "classes"},
+        data={k: v for k, v in checkpoint.data.items() if k not in ("classes", "preprocessing")},
+        preprocessing=checkpoint.preprocessing,
         graph=settings.graph if recursive else "single",
         steps=settings.steps,
         halt_threshold=settings.halt_threshold,

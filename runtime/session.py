@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from vitrm.model_size import MAX_STEPS
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.system.gpus import gpu_index
+
+if TYPE_CHECKING:
+    from vitrm.runtime.predict.predictions import Prediction
 
 # Resampling and float arithmetic overshoot [0, 1] by rounding; 0 … 255 or normalized pixels do by far more.
 _RANGE_SLACK = 1e-3
@@ -97,6 +101,21 @@ class Session(ABC):
         """
         return self.prepare(images, steps=steps, halt_threshold=halt_threshold)()
 
+    def predict(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        top: int = 5,
+        steps: int | None = None,
+        halt_threshold: float | None = None,
+        batch: int | None = None,
+        rate: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Classifies picture and video files, one after the other: see `vitrm.runtime.predict.predict`."""
+        from vitrm.runtime.predict.predictions import predict
+
+        return predict(self, paths, top=top, steps=steps, halt_threshold=halt_threshold, batch=batch, rate=rate)
+
     def prepare(
         self, images: NDArray[np.float32], *, steps: int | None = None, halt_threshold: float | None = None
     ) -> Callable[[], Result]:
@@ -128,12 +147,9 @@ class Session(ABC):
         size = self.metadata.image_size
         expected = f"expected float32 [batch, 3, {size}, {size}] in [0, 1]"
         if not isinstance(images, np.ndarray):
-            raise UserError(f"images are a {type(images).__name__}, {expected}: pass a numpy array")
+            raise UserError(f"images are a {type(images).__name__}, {expected}: {_array_of(images)}")
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
-            hint = "move the channels to axis 1" if images.ndim == 4 and images.shape[-1] == 3 else "resize or reshape"
-            if images.ndim == 3:
-                hint = "add a batch axis: images[None]"
-            raise UserError(f"images have shape {list(images.shape)}, {expected}: {hint}")
+            raise UserError(f"images have shape {list(images.shape)}, {expected}: {_reshaped(images.shape)}")
         if images.dtype != np.float32:
             hint = "images.astype('float32') / 255" if images.dtype.kind in "iu" else "images.astype('float32')"
             raise UserError(f"images are {images.dtype}, {expected}: {hint}")
@@ -170,6 +186,31 @@ class Session(ABC):
                 f"{self.name} has its halting threshold {own.halt_threshold:g} built in (graph {own.graph}), asked for "
                 f"{halt_threshold:g}: export it with that threshold, or with --graph loop or stepwise to choose at run time"
             )
+
+
+def _array_of(images: object) -> str:
+    """What makes an array of `images`, which are none."""
+    if isinstance(images, (str, os.PathLike)):
+        return f"predict([{str(images)[:80]!r}]) classifies files"
+    if type(images).__module__.startswith("PIL."):
+        return "predict classifies files, and vitrm.data.decoding.fit brings np.asarray(image) to the model's size"
+    return "pass a numpy array"
+
+
+def _reshaped(shape: tuple[int, ...]) -> str:
+    """What brings images of `shape` to the right one."""
+    last = len(shape) in (3, 4) and shape[-1] == 3 and shape[-3] != 3
+    if len(shape) == 3:
+        return (
+            "move the channels in front and add a batch axis: images.transpose(2, 0, 1)[None]"
+            if last
+            else "add a batch axis: images[None]"
+        )
+    return (
+        "move the channels to axis 1: images.transpose(0, 3, 1, 2)"
+        if last
+        else "resize or reshape; predict does it with files"
+    )
 
 
 def _plan_device(device: str) -> str:
@@ -229,6 +270,10 @@ def open_session(
         raise UserError(
             f"{file} holds weights, expected an exported file (.onnx, .plan): export the run with vitrm-export RUN"
         )
+    from vitrm.data.decoding import HEIF_SUFFIXES, IMAGE_SUFFIXES
+
+    if suffix in IMAGE_SUFFIXES | HEIF_SUFFIXES:
+        raise UserError(f"{file} is a picture: vitrm-predict ARTIFACT {file} says which class is on it")
     raise UserError(
         f"{file} is not an artifact this version knows, expected an .onnx or .plan file written by vitrm-export"
     )

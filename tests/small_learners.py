@@ -11,9 +11,9 @@ from vitrm.checkpoint import build_model
 from vitrm.config import ModelConfig
 from vitrm.recipe import recipe
 from vitrm.training.augmentation.augment import Batch
-from vitrm.training.distillation import Teacher
 from vitrm.training.parallel.cpu_workers import Workers
 from vitrm.training.supervision import Learner
+from vitrm.training.teachers.distillation import Teacher
 
 
 def make_learner(

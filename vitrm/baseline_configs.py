@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 from vitrm.errors import UserError
-from vitrm.fields import check, choice, real, three, whole
+from vitrm.fields import check, choice, real, side, three, whole
 from vitrm.model_size import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
@@ -32,7 +32,7 @@ class BaselineConfig(ABC):
     convolutional: ClassVar[bool]  # int8 is for its convolutions, not for the linear layers of a transformer
 
     classes: int = whole(10, 2, MAX_CLASSES, "number of classes")
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    image_size: int = side(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to")
     mean: tuple[float, float, float] = three((0.5, 0.5, 0.5), -1000, 1000, "mean of the [0, 1] input, per channel")
     std: tuple[float, float, float] = three((0.5, 0.5, 0.5), 1e-6, 1e6, "its standard deviation, per channel")
 
@@ -224,7 +224,7 @@ class AirbenchConfig(BaselineConfig):
     whitening_size: ClassVar[int] = 2  # pixels: the side of the patches that are whitened
 
     # Halved three times.
-    image_size: int = whole(32, 9, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    image_size: int = side(32, 9, MAX_IMAGE_SIZE, "height and width that images are brought to")
     width: int = whole(128, 1, MAX_WIDTH, "channels of the first group")
     deep_width: int = whole(384, 1, MAX_WIDTH, "channels of the second and third group")
 

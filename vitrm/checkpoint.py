@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular, read_json, sha256_of, write_json
@@ -58,16 +59,14 @@ class Checkpoint:
     @property
     def weights_id(self) -> str:
         """SHA-256 over names, shapes and float32 values of the weights: the same for the same function."""
-        import torch
+        return weights_sha256(self.weights)
 
-        digest = hashlib.sha256()
-        for name in sorted(self.weights):
-            tensor = self.weights[name]
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.float32)
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How picture files become the model's input.  Raises `UserError` for a description that is none."""
+        return Preprocessing.recorded(
+            self.data.get("preprocessing"), self.model.image_size, self.source or "checkpoint"
+        )
 
     @property
     def trained_depth(self) -> int | None:
@@ -99,6 +98,20 @@ class Checkpoint:
         return model.eval()
 
 
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values of weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def build_model(config: ModelConfig) -> ViTRM | Baseline:
     """A freshly initialized model of `config`."""
     from vitrm.baselines.networks import Baseline
@@ -114,8 +127,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
-def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Raises `UserError` for weights of `model` that are missing, unexpected or misshapen."""
+def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str, what: str = "the config") -> None:
+    """Raises `UserError` for weights of `model` that are missing, unexpected or misshapen; `what` they do not fit then."""
     own = model.state_dict()
     missing = sorted(set(own) - set(weights))
     unexpected = sorted(set(weights) - set(own))
@@ -126,7 +139,7 @@ def check_fit(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
             named = ", ".join(shown(name, quoted=False) for name in names[:3])
             parts.append(f"{len(names)} {label} ({named}{', …' if len(names) > 3 else ''})")
     if parts:
-        raise UserError(f"{where}: the weights do not fit the config: {'; '.join(parts)}")
+        raise UserError(f"{where}: the weights do not fit {what}: {'; '.join(parts)}")
 
 
 def save(folder: str | os.PathLike[str], checkpoint: Checkpoint, *, half: bool = False) -> None:
@@ -231,7 +244,9 @@ def _read_one_config(path: Path, verify: bool) -> dict[str, Any]:
         raise UserError(f"{path}: 'model', 'data' and 'training' must be JSON objects: not a vitrm checkpoint")
     if verify and "sha256" in config:
         _check_digests(config, path)
-    _check_classes(from_dict(config["model"], str(path)), config["data"], path)
+    model = from_dict(config["model"], str(path))
+    _check_classes(model, config["data"], path)
+    Preprocessing.recorded(config["data"].get("preprocessing"), model.image_size, str(path))
     return config
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -36,7 +36,15 @@ class CommandParser(argparse.ArgumentParser):
     may have another one that begins alike.
     """
 
-    def __init__(self, prog: str, description: str, epilog: str | None = None, usage: str | None = None) -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        epilog: str | None = None,
+        usage: str | None = None,
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
+        """`elsewhere`: flags that other tools have, with what takes their place here, for the message where one is given."""
         super().__init__(
             prog=prog,
             usage=usage,
@@ -45,6 +53,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self._elsewhere = elsewhere or {}
         self.add_argument(
             "--version", action="version", version=f"vitrm {__version__}", help="print the version of vitrm and end"
         )
@@ -75,6 +84,8 @@ class CommandParser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             # argparse takes a word with a space in it for a value, whatever it begins with.
             if flag.startswith("--") and " " not in word and flag not in self._option_string_actions:
+                if flag in self._elsewhere:
+                    raise UserError(f"{flag} is unknown: {self._elsewhere[flag]}")
                 meant = did_you_mean(flag, self._option_string_actions)
                 raise UserError(f"{shown(flag, quoted=False)} is unknown{meant or f': see {self.prog} --help'}")
 

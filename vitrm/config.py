@@ -22,6 +22,7 @@ from vitrm.fields import (
     from_values,
     real,
     shown,
+    side,
     three,
     whole,
     whole_or_none,
@@ -36,6 +37,7 @@ from vitrm.model_size import (
     check_size,
     layer_parameters,
 )
+from vitrm.tokens import following
 
 WHITENED = 24  # filters of the tokenizer "whitened": the 12 directions of 2 × 2 pixels, and their negatives
 
@@ -47,7 +49,7 @@ class ViTRMConfig:
     kind: ClassVar[str] = "vitrm"
 
     classes: int = whole(10, 2, MAX_CLASSES, "number of classes")
-    image_size: int = whole(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to", unit="pixels")
+    image_size: int = side(32, 1, MAX_IMAGE_SIZE, "height and width that images are brought to")
     patch_size: int = whole(
         4, 1, MAX_IMAGE_SIZE, "side P of a patch: an image gives (image_size / P)² tokens", unit="pixels"
     )
@@ -247,14 +249,15 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The preset called `name`, with fields replaced by `changes`.
 
-    Raises `UserError` for an unknown preset, an unknown field or an impossible value.
+    With another image size the patch size, and the convolutions of a tokenizer, follow it where `changes` say nothing of them
+    (vitrm.tokens).  Raises `UserError` for an unknown preset, an unknown field or an impossible value.
     """
     if name not in PRESETS:
         raise UserError(
             f"unknown model preset {shown(name)}: choose one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
         )
     config = PRESETS[name]
-    return from_dict({**to_dict(config), **changes}, f"model preset {name}")
+    return from_dict({**to_dict(config), **following(config, changes), **changes}, f"model preset {name}")
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

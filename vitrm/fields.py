@@ -12,6 +12,7 @@ Imports neither torch nor numpy.
 from __future__ import annotations
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -73,6 +74,29 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Side(Whole):
+    """Sides of a square, as whole numbers; height and width are refused with what to do instead."""
+
+    def accepted(self, value: Any) -> int:
+        if isinstance(value, (list, tuple)):
+            raise _not_square(value)
+        return super().accepted(value)
+
+    def parsed(self, text: str) -> int:
+        sides = re.split("[,x×]", text)
+        if len(sides) == 2 and all(side.strip().isdecimal() for side in sides):
+            raise _not_square(text)
+        return super().parsed(text)
+
+
+def _not_square(value: Any) -> UserError:
+    return UserError(
+        f"image_size is {shown(value, quoted=False)}, expected one number: models take square images; --fit letterbox brings wide or tall "
+        "pictures to them whole, with bars, and --fit squash without"
+    )
+
+
+@dataclass(frozen=True)
 class Real:
     """Numbers from `low` to `high`; `above`: not `low` itself, `below`: not `high` itself."""
 
@@ -109,7 +133,7 @@ class Real:
 class Three:
     """Three numbers, one per color channel."""
 
-    each: Real
+    each: Real | Whole
 
     def accepted(self, value: Any) -> tuple[float, float, float]:
         if not isinstance(value, (list, tuple)) or len(value) != 3:
@@ -129,7 +153,7 @@ class Three:
         return "X,X,X"
 
     def __str__(self) -> str:
-        return f"three numbers, each {str(self.each).removeprefix('a number ')}"
+        return f"three numbers, each {str(self.each).removeprefix('a number ').removeprefix('a ')}"
 
 
 @dataclass(frozen=True)
@@ -289,6 +313,11 @@ def whole(default: int, low: int, high: int, help: str, **more: str) -> Any:
     return _field(default, Whole(low, high), help, more)
 
 
+def side(default: int, low: int, high: int, help: str) -> Any:
+    """A field of the side of a square, `low` to `high` pixels."""
+    return _field(default, Side(low, high), help, {"unit": "pixels"})
+
+
 def whole_or_none(low: int, high: int, help: str, **more: str) -> Any:
     """A field of whole numbers from `low` to `high`, or None, which is its default."""
     return _field(None, OrNone(Whole(low, high)), help, more)
@@ -309,6 +338,11 @@ def real(
 def three(default: tuple[float, float, float], low: float, high: float, help: str, **more: str) -> Any:
     """A field of three numbers from `low` to `high`."""
     return _field(default, Three(Real(low, high)), help, more)
+
+
+def three_whole(default: tuple[int, int, int], low: int, high: int, help: str, **more: str) -> Any:
+    """A field of three whole numbers from `low` to `high`."""
+    return _field(default, Three(Whole(low, high)), help, more)
 
 
 def choice(default: Any, *others: Any, help: str, **more: str) -> Any:

@@ -74,7 +74,8 @@ class Output(NamedTuple):
 def _in_autocast_dtype(h: Tensor) -> Tensor:
     """h in the type that autocast computes in; as it is where autocast is off."""
     kind = h.device.type
-    return h.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else h
+    # torch refuses the question on a device without autocast, as `meta` is.
+    return h.to(torch.get_autocast_dtype(kind)) if not h.is_meta and torch.is_autocast_enabled(kind) else h
 
 
 def _affine(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

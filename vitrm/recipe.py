@@ -5,7 +5,7 @@ depth, a longer average, no early end.  `fast` is meant for a CPU and for minute
 learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
 for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
 that accuracy does not fall with more steps than two.  `deepen` is a short second stage for a trained model (`--init`):
-four steps at a random depth, the later ones weighing more (docs/anytime.md).
+four steps at a random depth, the later ones weighing more (docs/train/anytime.md).
 
 Weight decay acts on weight matrices and convolutions only, unless `decay_all`: biases, LayerNorms
 (batch norms), position embeddings and the initial state y₀, z₀ set a level rather than a slope, and
@@ -149,6 +149,14 @@ class Recipe:
         unit="steps",
     )
 
+    teacher_image_size: int = whole(
+        0,
+        0,
+        4096,
+        "to which a torchvision teacher's images are resized; 0: what its weights were made for, mostly 224",
+        unit="pixels",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         if self.final_lr > self.lr:
@@ -236,7 +244,12 @@ RECIPES["nano-v2"] = Recipe(
     agreement_weight=0.5,
     token_weight=1.0,
 )
-TEACHER_KEYS = ("distill_weight", "distill_temperature", "teacher_steps")  # fields that say nothing without a teacher
+TEACHER_KEYS = (  # fields that say nothing without a teacher
+    "distill_weight",
+    "distill_temperature",
+    "teacher_steps",
+    "teacher_image_size",
+)
 BASELINE_EPOCHS = 300  # of the `paper` recipe, for the models that ViTRM is compared with
 
 

@@ -3,7 +3,7 @@
     ORTModelForImageClassification.from_pretrained(folder)          optimum
     pipeline("image-classification", model=…, image_processor=…)    transformers
 
-The pixels' normalization is inside the graph, so the processor only resizes, cuts and divides by 255.
+The pixels' normalization is inside the graph, so the processor only brings an image to size and divides by 255.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.system.files import write_json
 
@@ -18,7 +19,7 @@ MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 FILES = (MODEL_FILE, CONFIG_FILE, PROCESSOR_FILE)
-_BICUBIC = 3  # PIL's number for it
+_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # PIL's numbers for them
 
 
 def write_configs(folder: Path, metadata: Metadata) -> None:
@@ -47,19 +48,56 @@ def model_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def processor_config(metadata: Metadata) -> dict[str, Any]:
-    """The preprocessing of an image as transformers reads it, which is that of training: the shorter side to the model's size, bicubic, then
-    the center, divided by 255.  A ViT's own processor would squash the whole image.
+    """The artifact's preprocessing as transformers reads it; a ViT's own processor would squash every image.
+
+    Under `vitrm` stands the preprocessing itself, and in words where transformers' is another.
     """
-    size = metadata.image_size
+    of = metadata.preprocessing
+    height, width = of.size
+    whole = {"height": height, "width": width}
+    shapes: dict[str, dict[str, Any]] = {
+        "crop": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": height},
+            "do_center_crop": True,
+            "crop_size": whole,
+        },
+        "squash": {"image_processor_type": "ViTImageProcessor", "size": whole},
+        # It pads with the color `image_mean`, and normalizes only if asked.
+        "letterbox": {
+            "image_processor_type": "LlavaImageProcessor",
+            "do_pad": True,
+            "image_mean": [(value + 0.5) / 255 for value in of.padding],  # it truncates 255 times this
+            "size": {"shortest_edge": height},
+            "do_center_crop": False,
+        },
+    }
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        **shapes[of.fit],
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": _BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "resample": _RESAMPLING[of.resampling],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": False,
+        "vitrm": {"preprocessing": of.to_dict(), "differences": differences(of)},
     }
+
+
+def differences(of: Preprocessing) -> list[str]:
+    """Sentences on the pictures that transformers prepares otherwise than `of` says."""
+    found = [
+        "16-bit gray: transformers cuts values off at 255, here 65535 becomes 255",
+        f"transparency: transformers drops it, here it is laid on RGB {list(of.background)}: lay it on that first",
+        "resampling: the same pixels with Pillow 13; before, Pillow resized the rows of tall pictures first, which rounds otherwise",
+    ]
+    if of.orientation == "exif":
+        found.append("EXIF orientation: transformers' pipeline applies it, its image processor alone does not")
+    else:
+        found.append("EXIF orientation: transformers' pipeline applies it, here it is left alone")
+    if of.jpeg_reduction:
+        found.append(
+            f"large JPEGs: here decoded at 1/2, 1/4 or 1/8 of their size where at least {of.jpeg_reduction} times the size wanted is "
+            "left; transformers decodes them whole, which gives values that differ by up to some 5 % of the range at sharp edges"
+        )
+    return found

@@ -16,6 +16,8 @@ What Triton's rules make of this project's graphs:
 * A loop's `steps` and `halt_threshold` belong to the whole batch.  Requests that differ in them must not be merged, so a
   loop is served without batching (`max_batch_size: 0`, the batch axis in `dims`).  Without batching Triton knows no
   scalars: there the served copy of the file takes both as tensors [1].
+* The server knows tensors, not pictures: how a client makes `pixel_values` of a file stands in the model's parameters, as JSON,
+  for it to ask for (`vitrm.data.decoding.prepare`, given that `Preprocessing`, does it).
 * `stepwise` needs a host that decides after each step who goes on.  Triton's ensembles are fixed pipelines, so the folder
   is refused: an ensemble of it would be an `unrolled` with copies between the steps.
 """
@@ -23,6 +25,7 @@ What Triton's rules make of this project's graphs:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import unicodedata
@@ -46,6 +49,7 @@ from vitrm.system.terminal import neutral_line
 
 PBTXT_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
+PREPROCESSING_KEY = "vitrm_preprocessing"  # of the parameter that holds it
 MODEL_FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # what each backend looks for in a version
 _ADDING = 300.0  # seconds to wait for another command that adds to the same model; a loop is copied and tried out
 MAX_SERVED_BATCH = 64  # that the server may form of requests, where the artifact does not bound it
@@ -190,6 +194,8 @@ def config_text(
     if m.recursive:
         dims, more = ((1,), ("reshape { shape: [ ] }",)) if batched else ((-1,), ())
         outputs += [_Tensor(HALT_PROB, "TYPE_FP32", dims, more), _Tensor(STEPS_USED, "TYPE_INT64", dims, more)]
+    # What all earlier exports had goes without saying: their models take versions of today.
+    shape = "" if m.preprocessing.fit == "crop" else f"# {m.preprocessing.fit}\n"
     interface = (
         f"backend: {_quoted(backend)}\n"
         f"max_batch_size: {max_batch if batched else 0}\n"
@@ -206,9 +212,11 @@ def config_text(
     chosen = f" profile: [ {', '.join(_quoted(str(i)) for i in range(profiles))} ]" if profiles > 1 else ""
     kind = "KIND_GPU" if backend == "tensorrt" else "KIND_CPU" if m.target == "cpu" else "KIND_AUTO"
     return (
-        f"{head}{_INTERFACE}{_interface_id(interface, labels_text(m))}; vitrm-export adds versions of the same one\n"
+        f"{head}{_INTERFACE}{_interface_id(interface + shape, labels_text(m))}; vitrm-export adds versions of the same one\n"
         f"name: {_quoted(name)}\n{interface}"
         f"{_batching(max_batch) if batched else ''}"
+        f"# A client's pictures become pixel_values so: {m.preprocessing}.\n"
+        f'parameters {{ key: "{PREPROCESSING_KEY}" value {{ string_value: {_quoted(json.dumps(m.preprocessing.to_dict()))} }} }}\n'
         f"instance_group [ {{ count: 1 kind: {kind}{chosen} }} ]\n"
         "version_policy { latest { num_versions: 1 } }\n"
     )
@@ -265,7 +273,7 @@ def _check_interface(model: Path, config: str, labels: str) -> None:
         )
     if interface != _interface_of(config) or _read(model / LABELS_FILE) != labels:
         raise UserError(
-            f"{model} is a model with other inputs, outputs, classes or batch size than this export: name another with --triton-name"
+            f"{model} is a model with other inputs, outputs, classes, batch size or preprocessing than this export: name another with --triton-name"
         )
 
 

@@ -17,7 +17,7 @@ import vitrm
 import vitrm.runtime
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
-from vitrm.data.decoding import BACKGROUND, LONGEST, MAX_PIXELS
+from vitrm.data.decoding import LONGEST, MAX_PIXELS
 from vitrm.errors import UserError
 from vitrm.export.pipeline import export
 from vitrm.export.result import ExportResult
@@ -78,6 +78,7 @@ def write_page(
     folder, options = Path(folder), options or WebOptions()
     if checkpoint.model.kind != "vitrm":
         raise UserError(f"--web shows steps, and {with_article(checkpoint.model.kind)} has none: name a vitrm run")
+    _check_preprocessing(checkpoint)
     check_folder(folder)
     steps = default_steps(checkpoint) if options.steps is None else options.steps
     runtime = runtime_files.find_runtime(options.runtime, download=options.download, on_stage=progress)
@@ -115,6 +116,16 @@ def write_page(
     return PageResult(folder, models, gallery, total, first, compressed)
 
 
+def _check_preprocessing(checkpoint: Checkpoint) -> None:
+    """Raises `UserError` for a preprocessing that the page's scripts do not know."""
+    of = checkpoint.preprocessing
+    if (of.resampling, of.orientation) != ("bicubic", "exif"):
+        raise UserError(
+            f"{checkpoint.source} takes pictures resampled {of.resampling}, orientation {of.orientation}: the page does bicubic and "
+            "exif alone"
+        )
+
+
 def check_folder(folder: Path) -> None:
     """Raises `UserError` unless a page may take the place of `folder`: only another one may be replaced."""
     if folder.exists() and not folder.is_dir():
@@ -144,7 +155,9 @@ def _settings(
         "data": neutral(str(metadata.data.get("name", ""))),
         "classes": [neutral(name) for name in metadata.class_names],
         "image_size": metadata.image_size,
-        "background": list(BACKGROUND),
+        "background": list(metadata.preprocessing.background),
+        "fit": metadata.preprocessing.fit,
+        "padding": list(metadata.preprocessing.padding),
         "longest": LONGEST,
         "max_pixels": MAX_PIXELS,
         "trained_depth": metadata.trained_depth,

@@ -2,7 +2,8 @@
 
 In an ONNX file each field is one entry `vitrm.FIELD` of `metadata_props`, its value JSON, and one more entry,
 `vitrm.sha256`, is the digest of the file (vitrm.runtime.artifact.onnx_file says of what); beside a TensorRT plan the same fields
-stand in `NAME.plan.json`.  Format 1, of vitrm 0.1, has no digest.  Torch-free.
+stand in `NAME.plan.json`.  Format 1, of vitrm 0.1, has no digest; up to format 2 the preprocessing is not said: there was one alone.
+Torch-free.
 
 A file may come from anyone: every value is checked for its type and bounds before it is used.
 """
@@ -19,10 +20,12 @@ from typing import Any
 from vitrm import config
 from vitrm.errors import UserError
 from vitrm.model_size import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_STEPS
+from vitrm.preprocessing import Preprocessing
 from vitrm.system import strict_json
 
 PREFIX = "vitrm."
-FORMAT = 2
+FORMAT = 3
+PREPROCESSING_SINCE = 3  # the format from which on it says how a picture becomes its input
 DIGEST_SINCE = 2  # the format from which on a file holds its own digest
 DIGEST = PREFIX + "sha256"  # the entry that is not a field
 MAX_BYTES = 8 << 20  # of all fields together: twenty thousand class names take one
@@ -39,6 +42,7 @@ class Metadata:
     model: dict[str, Any]  # vitrm.config.to_dict of the model's config: kind, classes, n, recursions, mean, std …
     classes: list[str]  # class names, by label
     data: dict[str, Any]  # the data set trained on: name, and what else identifies it
+    preprocessing: Preprocessing  # how a picture file becomes pixel_values
     graph: str  # unrolled, loop or stepwise; single for a baseline without recursion
     steps: int  # depth: fixed in unrolled, the default in loop and stepwise, 1 in single
     halt_threshold: float  # baked into unrolled, the default in loop and stepwise; 1 or more never halts
@@ -56,7 +60,14 @@ class Metadata:
 
     def to_props(self) -> dict[str, str]:
         """Returns ONNX metadata_props, without the file's digest."""
-        return {PREFIX + k: json.dumps(v, allow_nan=False) for k, v in dataclasses.asdict(self).items()}
+        return {PREFIX + k: json.dumps(v, allow_nan=False) for k, v in self.to_dict().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields that its format has, JSON-ready."""
+        values = {**dataclasses.asdict(self), "preprocessing": self.preprocessing.to_dict()}
+        if self.format < PREPROCESSING_SINCE:
+            del values["preprocessing"]
+        return values
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], where: str) -> Metadata:
@@ -82,7 +93,7 @@ class Metadata:
 
         Raises `UserError` for another format, missing or unknown fields, and values of other types or out of bounds.
         """
-        version = values.get("format")
+        version: Any = values.get("format")
         if not _whole(1, FORMAT)(version):
             raise UserError(
                 f"{where}: metadata format {_short(version)}, this vitrm reads 1 to {FORMAT}: export it again with this version"
@@ -93,6 +104,9 @@ class Metadata:
             for n, f in fields.items()
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         }
+        if version < PREPROCESSING_SINCE:
+            required.remove("preprocessing")
+            del fields["preprocessing"]
         missing, unknown = sorted(required - set(values)), sorted(set(values) - set(fields))
         if missing or unknown:
             raise UserError(
@@ -111,7 +125,9 @@ class Metadata:
             raise UserError(
                 f"{where}: vitrm metadata has {len(classes)} class names for a model of {count} classes: export it again"
             )
-        return cls(**values)
+        side = values["model"]["image_size"]
+        preprocessing = Preprocessing.recorded(values.get("preprocessing"), side, f"{where}: vitrm metadata")
+        return cls(**{**values, "preprocessing": preprocessing})
 
     @property
     def class_names(self) -> list[str]:
@@ -175,6 +191,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model": (f"a config with image_size up to {MAX_IMAGE_SIZE} and classes up to {MAX_CLASSES}", _model),
     "classes": ("a list of names", _texts),
     "data": ("an object of plain values", _mapping(_anything)),
+    "preprocessing": ("an object", _mapping(_anything)),
     "graph": (f"one of {', '.join(GRAPHS)}", _one_of(*GRAPHS)),
     "steps": (f"a whole number from 1 to {MAX_STEPS}", _whole(1, MAX_STEPS)),
     "halt_threshold": ("a finite number of at least 0", lambda v: _number(v) and v >= 0),

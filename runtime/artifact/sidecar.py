@@ -64,7 +64,7 @@ class Sidecar:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON-ready values: the metadata's fields, `engine` and the digest of both."""
-        values = {**dataclasses.asdict(self.metadata), "engine": dataclasses.asdict(self.engine)}
+        values = {**self.metadata.to_dict(), "engine": dataclasses.asdict(self.engine)}
         return values if self.metadata.format < DIGEST_SINCE else {**values, _DIGEST: strict_json.digest(values)}
 
     @property

@@ -42,6 +42,7 @@ def describe(
         model=to_dict(checkpoint.model),
         classes=list(checkpoint.data.get("classes", [])),
         data=checkpoint.data,
+        preprocessing=checkpoint.preprocessing,
         graph="loop" if recursive else "single",
         steps=steps if recursive else 1,
         halt_threshold=halt_threshold,

@@ -303,7 +303,7 @@ def load_samples(cases: list[Case], options: BenchOptions, notes: list[str]) -> 
     samples = {}
     for case in cases:
         m = case.metadata
-        key = (options.data or m.data.get("name"), m.image_size, tuple(m.classes))
+        key = (options.data or m.data.get("name"), m.preprocessing, tuple(m.classes))
         if key not in loaded:
             loaded[key] = load_sample(
                 m,

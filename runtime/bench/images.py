@@ -70,7 +70,7 @@ def load_sample(
         if whole and os.path.isdir(name) and name not in datasets.DATASETS and not _same_folder(name, metadata):
             images = _new_folder(Path(name), metadata, where)
         else:
-            images = datasets.load(name, split, data_dir=data_dir, size=metadata.image_size)
+            images = datasets.load(name, split, data_dir=data_dir, preprocessing=metadata.preprocessing)
             images = _in_order(images, metadata, where)
     except (UserError, ImportError) as error:
         if data is not None:
@@ -102,7 +102,7 @@ def _same_folder(name: str, metadata: Metadata) -> bool:
 
 def _new_folder(folder: Path, metadata: Metadata, where: str) -> datasets.Images:
     """All images of a folder; of one that the artifact was trained on elsewhere, before it moved, the test part alone."""
-    images = datasets.read_all(folder, metadata.image_size, metadata.class_names, where)
+    images = datasets.read_all(folder, metadata.preprocessing, metadata.class_names, where)
     if images.split or metadata.data.get("train_id") != datasets.part(images, "train", 0.2).id:
         return images
     note = f"{folder} holds the images that it was trained on: accuracy is that on the test part"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_document_is_what_the_script_prints() -> None:
-    assert (ROOT / "docs" / "gpu-checklist.md").read_text() == gpu_checklist.markdown()
+    assert (ROOT / "docs" / "deploy" / "gpu-checklist.md").read_text() == gpu_checklist.markdown()
 
 
 def test_what_the_commands_name_is_there() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import WITHOUT_TORCH
 from small_models import STEPS, with_props
 from torch._dynamo.utils import counters
@@ -82,7 +83,8 @@ def test_fp16_on_a_cpu_says_so(artifact: Path, tmp_path: Path) -> None:
     [
         (np.zeros((2, 3, 16, 16), np.float32), r"shape \[2, 3, 16, 16\], expected float32 \[batch, 3, 32, 32\]"),
         (np.zeros((2, 32, 32, 3), np.float32), "move the channels to axis 1"),
-        (np.zeros((3, 32, 32), np.float32), r"add a batch axis"),
+        (np.zeros((3, 32, 32), np.float32), r"add a batch axis: images\[None\]"),
+        (np.zeros((32, 32, 3), np.float32), r"images\.transpose\(2, 0, 1\)\[None\]"),
         (np.zeros((0, 3, 32, 32), np.float32), "batch is empty"),
         (np.zeros((1, 3, 32, 32), np.uint8), r"uint8, expected float32.*/ 255"),
         (np.zeros((1, 3, 32, 32), np.float64), "float64, expected float32"),
@@ -90,7 +92,9 @@ def test_fp16_on_a_cpu_says_so(artifact: Path, tmp_path: Path) -> None:
         (np.full((1, 3, 32, 32), np.inf, np.float32), "NaN or infinity"),
         (np.full((1, 3, 32, 32), 200, np.float32), "range from 200 to 200.*divide by 255"),
         (np.full((1, 3, 32, 32), -1, np.float32), "range from -1 to -1"),
-        ([[1.0]], "are a list"),
+        ([[1.0]], "are a list, .*: pass a numpy array"),
+        ("photo.jpg", r"are a str, .*predict\(\['photo.jpg'\]\) classifies files"),
+        (Image.new("RGB", (32, 32)), r"are a Image, .*predict classifies files, and vitrm\.data\.decoding\.fit"),
     ],
 )
 def test_refuses_wrong_images(artifact: Path, wrong: np.ndarray, message: str) -> None:
@@ -256,6 +260,7 @@ def test_refuses_what_is_no_artifact(artifact: Path, run: Path, tmp_path: Path) 
     (tmp_path / "engine.plan").write_bytes(b"ftrt")
     (tmp_path / "weights.pt").write_bytes(b"PK")
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     for name, message in [
         ("missing.onnx", "does not exist"),
         ("cut.onnx", "may be truncated"),
@@ -264,6 +269,7 @@ def test_refuses_what_is_no_artifact(artifact: Path, run: Path, tmp_path: Path) 
         ("engine.plan", "no side-car engine.plan.json"),
         ("weights.pt", "export the run with vitrm-export"),
         ("notes.txt", "not an artifact this version knows"),
+        ("photo.jpg", "is a picture: vitrm-predict ARTIFACT"),
         (".", "is a folder"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -107,6 +107,8 @@ def test_a_list_and_none_come_through_to_the_model():
         ("vitrm-train", ["--deep-width", "8"], "unknown key deep_width for a vitrm: it is a setting of airbench"),
         ("vitrm-export", ["--graph", "lop"], "--graph: 'lop' is none of unrolled, loop, stepwise: did you mean loop?"),
         ("vitrm-predict", ["a.onnx", "b.jpg", "--tpo", "3"], "--tpo is unknown: did you mean --top?"),
+        ("vitrm-train", ["--class-weights", "auto"], "--class-weights is unknown: classes of unequal size are made to count the same"),
+        ("vitrm-export", ["--opset", "13"], "--opset is unknown: a file has the lowest opset that its operators need"),
         ("vitrm-export", ["--steps", "six"], "--steps is 'six', expected a whole number"),
     ],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def test_configs_survive_json(name):
     ("changes", "message"),
     [
         ({"dim": 65}, "dim 65 is not a multiple of heads 2"),
-        ({"image_size": 30}, "image_size 30 is not a multiple"),
+        ({"image_size": 30, "patch_size": 8}, "image_size 30 is not a multiple"),
         ({"classes": 1}, "classes is 1, expected a whole number from 2 to"),
         ({"latents": 0}, "latents is 0"),
         ({"n": 1.5}, "n is 1.5"),
@@ -138,7 +138,7 @@ class LargestTensor(TorchDispatchMode):
     [
         ("resnet20", {"depth": 21}, r"depth is 21, expected 6 n \+ 2"),
         ("airbench", {"image_size": 8}, "image_size is 8, expected a whole number from 9"),
-        ("convmixer-256-8", {"image_size": 33}, "image_size 33 is not a multiple of patch_size 2"),
+        ("convmixer-256-8", {"image_size": 33, "patch_size": 2}, "image_size 33 is not a multiple of patch_size 2"),
         ("convmixer-256-8", {"kernel": 4}, "kernel is 4, expected 5, 3, 7 or 9"),
         ("cct-7-3x1", {"heads": 3}, "dim 256 is not a multiple of heads 3"),
         ("airbench", {"latents": 3}, "unknown key latents for an airbench"),
@@ -154,8 +154,12 @@ def test_what_a_baseline_cannot_be_is_refused(name, changes, message):
     [
         ("nano", {"dim": 60_000, "heads": 1}, "parameters, at most 1,000,000,000 are allowed"),
         ("vit-large", {"layers": 1000}, "parameters, at most"),
-        ("nano", {"image_size": 4096}, "one image of 4096 pixels would fill a tensor of [0-9,]+ values"),
-        ("paper", {"image_size": 2048}, "a larger patch_size"),
+        (
+            "nano",
+            {"image_size": 4096, "patch_size": 4},
+            "one image of 4096 pixels would fill a tensor of [0-9,]+ values",
+        ),
+        ("paper", {"image_size": 2048, "patch_size": 4}, "a larger patch_size"),
         ("tiny", {"n": 1000, "layers": 10}, "a step would compute 10,010 layers"),
         ("tiny", {"recursions": 1024, "n": 1024}, "layers after each other"),
     ],

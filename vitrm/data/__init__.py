@@ -2,15 +2,17 @@
 
 sources     where a data set comes from: `load`
 folders     folders of images, as they are in the wild
-decoding    an image file as people see it
+decoding    an image file as a model's input
 splits      train, validation and test
-images      a part in memory
+images      a part, in memory or mapped into it
+cache       pictures decoded once
 
 Free of torch at import; torchvision is loaded for CIFAR only.
 """
 
+from vitrm.data.cache import decoding_once
 from vitrm.data.folders import read_all
-from vitrm.data.images import Images, Normalization, affordable, normalization
+from vitrm.data.images import Images, MappedRows, Normalization, affordable, memory, normalization
 from vitrm.data.sources import DATA_DIR_VARIABLE, DATASETS, load, photo_crops
 from vitrm.data.splits import SPLITS, Splits, limited, part
 
@@ -19,11 +21,14 @@ __all__ = [
     "DATA_DIR_VARIABLE",
     "SPLITS",
     "Images",
+    "MappedRows",
     "Normalization",
     "Splits",
     "affordable",
+    "decoding_once",
     "limited",
     "load",
+    "memory",
     "normalization",
     "part",
     "photo_crops",

@@ -15,14 +15,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.data.decoding import HEIF_SUFFIXES, decode, fit_square, readable_suffixes
-from vitrm.data.images import Images, check_fits
+from vitrm.data.cache import decoded
+from vitrm.data.decoding import HEIF_SUFFIXES, readable_suffixes
+from vitrm.data.images import Images, MappedRows
 from vitrm.data.splits import part, train_or_validation
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 
 # A split's folder: one of these words, alone or at the end of a name like seg_train; in any case.
 _SPLIT_NAMES = {
@@ -34,6 +37,15 @@ _NOT_FOR_PEOPLE = {"__macosx", "@eadir", "$recycle.bin", "lost+found"}
 _SHOWN = 5  # names of files in a message
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the pictures of a folder are read."""
+
+    preprocessing: Preprocessing
+    skip_damaged: bool = False  # leave out files that cannot be decoded, and name them in the notes
+    keep: bool = True  # decoded once, in the user's cache folder (vitrm.data.cache)
+
+
 @dataclass
 class _Found:
     """The files of one part, and what was passed over on the way."""
@@ -42,16 +54,15 @@ class _Found:
     others: Counter[str] = field(default_factory=Counter)  # files that are no images, by suffix
 
 
-def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False) -> Images:
-    """The part `split` of the folder `root`, at `size` × `size` pixels.
+def read_folder(root: Path, split: str, how: Reading) -> Images:
+    """The part `split` of the folder `root`, read as `how` says.
 
-    With `skip_damaged`, files that cannot be decoded are left out, and named in the notes.
     Raises `UserError` for a folder that is not laid out as above, saying what is odd, and for damaged files, all in one.
     """
     own = _own_splits(root)
     if "train" not in own:
         _check_layout(root)
-        return part(_read(root, root, root, split, size, skip_damaged), split, test_fraction=0.2)
+        return part(_read(root, root, root, split, how), split, test_fraction=0.2)
     classes_of = own["train"]
     notes = _left_beside(root, own)
     if "test" not in own:
@@ -66,13 +77,13 @@ def read_folder(root: Path, split: str, size: int, *, skip_damaged: bool = False
             "selects the weights"
         )
     of_part = own.get(split, classes_of)
-    images = _read(root, of_part, classes_of, split, size, skip_damaged)
+    images = _read(root, of_part, classes_of, split, how)
     images = replace(images, notes=(*notes, *images.notes))
     return train_or_validation(images, split) if of_part == classes_of and "validation" not in own else images
 
 
-def read_all(root: Path, size: int, classes: Sequence[str], whose: str) -> Images:
-    """All images of the folder `root`, at `size` × `size` pixels, labelled by `classes`: the folder may have some of them only.
+def read_all(root: Path, of: Preprocessing, classes: Sequence[str], whose: str) -> Images:
+    """All images of the folder `root`, preprocessed as `of` says, labelled by `classes`: the folder may have some of them only.
 
     Of a folder that its owner cut into parts it is the test part.  Raises `UserError` as `read_folder` does, and for a class
     that is none of `classes`, which the model `whose` was trained on.
@@ -90,10 +101,10 @@ def read_all(root: Path, size: int, classes: Sequence[str], whose: str) -> Image
     found = _Found()
     for folder, name in zip(folders, names, strict=True):
         _collect(folder, classes.index(name), found)
-    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged=False)
+    pixels, labels, notes = _images_of(root, of_part, found, Reading(of))
     notes = _absent(of_part, labels, classes) + notes
     split = "" if of_part in (root, own.get("train")) else "test"
-    return Images(pixels, labels, tuple(classes), str(root), split, (*notes, *renamed))
+    return Images(pixels, labels, tuple(classes), str(root), split, (*notes, *renamed), of).loaded()
 
 
 def _own_splits(root: Path) -> dict[str, Path]:
@@ -135,7 +146,7 @@ def _left_beside(root: Path, own: dict[str, Path]) -> list[str]:
     return [f"{root}: {_listed(others)} beside {_listed([p.name for p in own.values()])} left out"] if others else []
 
 
-def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, skip_damaged: bool) -> Images:
+def _read(root: Path, of_part: Path, classes_of: Path, split: str, how: Reading) -> Images:
     folders = _folders(classes_of)
     names = [p.name for p in folders]
     if len(names) < 2:
@@ -151,21 +162,22 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, size: int, sk
             raise UserError(
                 f"class {name!r} in {of_part} has {count} images{_unread(found)}: add some, or remove the class folder"
             )
-    pixels, labels, notes = _images_of(root, of_part, found, size, skip_damaged)
+    pixels, labels, notes = _images_of(root, of_part, found, how)
     notes = _absent(of_part, labels, names) + notes
     classes, renamed = _printable(names)
-    return Images(pixels, labels, classes, str(root), split, (*notes, *renamed))
+    return Images(pixels, labels, classes, str(root), split, (*notes, *renamed), how.preprocessing)
 
 
 def _images_of(
-    root: Path, of_part: Path, found: _Found, size: int, skip_damaged: bool
+    root: Path, of_part: Path, found: _Found, how: Reading
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
     """Decodes what was found; returns pixels, labels and notes.  Raises `UserError` for no images, and for damaged ones."""
     if not found.files:
         raise UserError(f"{of_part} has no images{_unread(found)}: add some, or remove the folder")
-    check_fits(len(found.files), size, str(root))
-    pixels, labels, damaged = _decoded(found, size)
-    if damaged and not skip_damaged:
+    files = [file for file, _ in found.files]
+    made = decoded(files, of_part, how.preprocessing, keep=how.keep)
+    damaged = [made.damaged[i] for i in sorted(made.damaged)]
+    if damaged and not how.skip_damaged:
         raise UserError(
             damaged[0]
             if len(damaged) == 1
@@ -174,7 +186,12 @@ def _images_of(
     notes = [f"{len(damaged)} damaged files left out: {_first(damaged)}"] if damaged else []
     if found.others:
         notes.append(f"{of_part}: {_others(found)} passed over")
-    return np.stack(pixels), np.asarray(labels, np.int64), notes
+    labels = np.asarray([label for _, label in found.files], np.int64)
+    if not damaged:
+        return made.pixels, labels, notes
+    whole = np.array([i not in made.damaged for i in range(len(files))])
+    pixels: Any = made.pixels.take(whole) if isinstance(made.pixels, MappedRows) else made.pixels[whole]
+    return pixels, labels[whole], notes
 
 
 def _absent(of_part: Path, labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
@@ -185,18 +202,6 @@ def _absent(of_part: Path, labels: NDArray[np.int64], classes: Sequence[str]) ->
         if absent
         else []
     )
-
-
-def _decoded(found: _Found, size: int) -> tuple[list[NDArray[np.uint8]], list[int], list[str]]:
-    """Pixels and labels of what can be decoded, and why the rest cannot."""
-    pixels, labels, damaged = [], [], []
-    for file, label in found.files:
-        try:
-            pixels.append(fit_square(decode(file), size))
-            labels.append(label)
-        except UserError as error:
-            damaged.append(str(error))
-    return pixels, labels, damaged
 
 
 def _collect(folder: Path, label: int, found: _Found) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
+
+_CHUNK = 64 << 20  # bytes of pixels looked at together
 
 
 @dataclass(frozen=True)
@@ -26,23 +30,62 @@ def to_floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels.astype(np.float32) / np.float32(255)
 
 
+class MappedRows:
+    """Images [n, 3, H, W] in a file that is mapped into memory: chosen ones are read when they are asked for, as arrays."""
+
+    def __init__(self, mapped: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        self._mapped, self._rows = mapped, rows
+        self.shape: tuple[int, ...] = (len(rows), *mapped.shape[1:])
+        self.dtype, self.ndim = mapped.dtype, mapped.ndim
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        # A plain array: of a slice of the map a view would keep the file's pages.
+        return np.array(self._mapped[self._rows[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def take(self, index: Any) -> MappedRows:
+        """Those at `index` (a slice, an index array or a mask); none is read."""
+        return MappedRows(self._mapped, self._rows[index])
+
+
 @dataclass(frozen=True)
 class Images:
     """A part of a data set."""
 
-    pixels: NDArray[np.uint8]  # [n, 3, H, W]
+    pixels: NDArray[np.uint8]  # [n, 3, H, W]; or MappedRows, which are indexed like an array and know no arithmetic
     labels: NDArray[np.int64]  # [n]
     classes: tuple[str, ...]  # names, by label
     name: str  # of the data set: digits, cifar10, cifar100 or a folder's path
     split: str  # train, validation or test
     notes: tuple[str, ...] = ()  # what of the set was left out, guessed or is odd: a sentence each
+    preprocessing: Preprocessing | None = None  # how files became pixels; None for those that are no files
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def take(self, index: Any) -> Images:
         """The images at `index` (a slice, an index array or a mask)."""
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+        pixels: Any = self.pixels.take(index) if isinstance(self.pixels, MappedRows) else self.pixels[index]
+        return replace(self, pixels=pixels, labels=self.labels[index])
+
+    def loaded(self, *, at_most: int | None = None) -> Images:
+        """The same with its pixels in memory; of more than `at_most` bytes as it is.  Raises `UserError` for more than memory holds."""
+        if not isinstance(self.pixels, MappedRows) or (at_most is not None and self.pixels.nbytes > at_most):
+            return self
+        check_fits(len(self), self.pixels.shape[2:], self.name)
+        return replace(self, pixels=self.pixels[:])
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """The pixels, some images at a time."""
+        each = max(1, _CHUNK // max(1, int(np.prod(self.pixels.shape[1:]))))
+        for start in range(0, len(self), each):
+            yield self.pixels[start : start + each]
 
     def floats(self, index: Any = slice(None)) -> NDArray[np.float32]:
         """Pixels as the models take them: float32 [n, 3, H, W] in [0, 1]."""
@@ -51,7 +94,9 @@ class Images:
     @property
     def id(self) -> str:
         """SHA-256 of the pixels and labels: which images these are, in which order."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).data)
+        digest = hashlib.sha256()
+        for pixels in self.chunks():
+            digest.update(np.ascontiguousarray(pixels).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
@@ -67,8 +112,14 @@ def normalization(images: Images) -> Normalization:
     """The mean and standard deviation that a model trained on `images` should normalize with."""
     if images.name in NORMALISATION:
         return NORMALISATION[images.name]
-    x = images.floats(slice(0, 10_000))
-    mean, std = x.mean((0, 2, 3), dtype=np.float64), x.std((0, 2, 3), dtype=np.float64)
+    # Of every value there are so many: exact, and without the images as floating-point numbers.
+    counts = np.zeros((3, 256), np.int64)
+    for pixels in images.take(slice(0, 10_000)).chunks():
+        for channel in range(3):
+            counts[channel] += np.bincount(pixels[:, channel].ravel(), minlength=256)
+    values, shares = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
     r, g, b = (round(float(v), 4) for v in mean)
     sr, sg, sb = (max(round(float(v), 4), 1e-3) for v in std)
     return Normalization((r, g, b), (sr, sg, sb))
@@ -79,11 +130,16 @@ def affordable(count: int, size: int, mebibytes: int, *, least: int = 1) -> int:
     return max(least, min(count, (mebibytes << 20) // (12 * size * size)))
 
 
-def check_fits(count: int, size: int, name: str) -> None:
-    """Raises `UserError` if `count` images of `size` × `size` pixels are more than this machine's memory."""
-    needed, memory = 3 * count * size**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_fits(count: int, size: tuple[int, int], name: str) -> None:
+    """Raises `UserError` if `count` images of `size`, height and width, are more than this machine's memory."""
+    needed, there = 3 * count * size[0] * size[1], memory()
+    if needed > there:
         raise UserError(
-            f"{count:,} images of {name} at {size} × {size} pixels take {needed / 2**30:,.0f} GiB, this machine has "
-            f"{memory / 2**30:,.0f}: lower the image size, or use fewer images"
+            f"{count:,} images of {name} at {size[0]} × {size[1]} pixels take {needed / 2**30:,.0f} GiB, this machine has "
+            f"{there / 2**30:,.0f}: lower the image size, or use fewer images"
         )

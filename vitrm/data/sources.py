@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.data.decoding import fit_square
-from vitrm.data.folders import read_folder
+from vitrm.data.decoding import fit, fit_square
+from vitrm.data.folders import Reading, read_folder
 from vitrm.data.images import Images, check_fits
 from vitrm.data.splits import SPLITS, part, train_or_validation
 from vitrm.errors import UserError
 from vitrm.fields import did_you_mean, shown
+from vitrm.preprocessing import Preprocessing
 
 DATASETS = ("digits", "cifar10", "cifar100")
 DATA_DIR_VARIABLE = "VITRM_DATA"
@@ -32,26 +33,33 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     size: int = 32,
+    preprocessing: Preprocessing | None = None,
     download: bool = False,
     skip_damaged: bool = False,
+    keep: bool = True,
+    in_memory: int | None = None,
 ) -> Images:
-    """The part `split` of data set `name`, at `size` × `size` pixels.
+    """The part `split` of data set `name`, brought to the model's size by `preprocessing`; None: by the default one, to `size` × `size` pixels.
 
     `name` is digits, cifar10, cifar100 or the path of a folder of class folders.  `data_dir` is where
     CIFAR's files are (default: the environment's VITRM_DATA, else `data`); with `download` torchvision
     fetches them there.  With `skip_damaged`, files of a folder that cannot be decoded are left out, and named in the
-    images' `notes`.  Raises `UserError` if it is not there, damaged or not a data set.
+    images' `notes`; with `keep`, decoded pictures are kept in the user's cache folder for the next time.  A part of more
+    bytes than `in_memory` is read from there when it is asked for (`MappedRows`); None: all of it is in memory.  Raises `UserError` if it is not there, damaged or not a data set.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
+    of = preprocessing or Preprocessing.square(size)
     if name == "digits":
-        return _digits(split, size)
+        return _digits(split, of)
     if name in ("cifar10", "cifar100"):
-        return _cifar(name, split, _data_dir(data_dir), size, download)
+        return _cifar(name, split, _data_dir(data_dir), of, download)
     # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
     if os.path.isdir(name):
-        return read_folder(Path(name), split, size, skip_damaged=skip_damaged)
-    hint = "; there is a file of that name, but a folder is needed" if os.path.exists(name) else ""
+        return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
+    hint = ""
+    if os.path.exists(name):
+        hint = "; there is a file of that name, but a folder is needed (one picture: vitrm-predict ARTIFACT FILE)"
     raise UserError(
         f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class"
         f"{hint or did_you_mean(name, DATASETS)}"
@@ -82,18 +90,20 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     return Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data")
 
 
-def _digits(split: str, size: int) -> Images:
+def _digits(split: str, of: Preprocessing) -> Images:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    check_fits(len(digits.images), size, "digits")
+    check_fits(len(digits.images), of.size, "digits")
     gray = (digits.images * (255 / 16)).round().astype(np.uint8)  # 8 × 8, 0 … 16
-    rgb = np.stack([fit_square(np.repeat(g[:, :, None], 3, 2), size) for g in gray])
-    images = Images(rgb, digits.target.astype(np.int64), tuple(str(i) for i in range(10)), "digits", split)
+    rgb = np.stack([fit(np.repeat(g[:, :, None], 3, 2), of) for g in gray])
+    images = Images(
+        rgb, digits.target.astype(np.int64), tuple(str(i) for i in range(10)), "digits", split, preprocessing=of
+    )
     return part(images, split, test_fraction=0.2)
 
 
-def _cifar(name: str, split: str, data_dir: Path, size: int, download: bool) -> Images:
+def _cifar(name: str, split: str, data_dir: Path, of: Preprocessing, download: bool) -> Images:
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -112,8 +122,9 @@ def _cifar(name: str, split: str, data_dir: Path, size: int, download: bool) -> 
     except OSError as error:
         raise UserError(f"{name} could not be downloaded to {data_dir} ({error}): {way_out}") from None
     pixels = raw.data.transpose(0, 3, 1, 2)
-    if size != pixels.shape[-1]:
-        check_fits(len(pixels), size, name)
-        pixels = np.stack([fit_square(image, size) for image in raw.data])
-    images = Images(np.ascontiguousarray(pixels), np.asarray(raw.targets, np.int64), tuple(raw.classes), name, split)
+    if of.size != pixels.shape[2:]:
+        check_fits(len(pixels), of.size, name)
+        pixels = np.stack([fit(image, of) for image in raw.data])
+    labels = np.asarray(raw.targets, np.int64)
+    images = Images(np.ascontiguousarray(pixels), labels, tuple(raw.classes), name, split, preprocessing=of)
     return images if split == "test" else train_or_validation(images, split)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,15 @@ from vitrm.command_line import CommandParser, add_setting
 from vitrm.config import KINDS, PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.errors import UserError, run_command
 from vitrm.fields import declared, shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import RECIPES, TEACHER_KEYS, Recipe, default_recipe, recipe
 from vitrm.system.files import check_name
 from vitrm.system.memory import shortage_explained
 from vitrm.system.terminal import say
+from vitrm.tokens import FOLLOWING, following
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
-from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, DataSettings, RunConfig, parse, read
+from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, TORCHVISION, DataSettings, RunConfig, parse, read
 from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
@@ -30,18 +33,27 @@ if TYPE_CHECKING:
     from vitrm.data import Splits
     from vitrm.training.loop import TrainingResult
     from vitrm.training.parallel.distributed import World
+    from vitrm.training.start.preparation import TeacherModel
 
 DEFAULT_MODEL = "nano"
+_ELSEWHERE = {  # flags of other trainers
+    "--class-weights": "classes of unequal size are made to count the same by --balance loss or --balance sampling",
+    "--pretrained": "--init RUN starts from other weights, --teacher torchvision:resnet50 learns from a network of ImageNet",
+    "--weights": "--init RUN starts from other weights",
+    "--imgsz": "it is called --image-size",
+}
 _EPILOG = """\
 examples:
   vitrm-train                                             nano on scikit-learn's digits, a few minutes on a CPU
   vitrm-train --data cifar10 --download --epochs 4        nano on CIFAR-10
   vitrm-train --data photos/ --image-size 64              a folder of images, one folder per class
   vitrm-train --data cifar10 --model paper --device cuda  the paper's model and recipe
+  vitrm-train --data photos/ --fit letterbox              nothing of a wide picture is cut off: it gets bars
   vitrm-train --config run.toml --seed 1                  settings from a file: its keys are the flags' names, as in batch_size = 64
   vitrm-train --data photos/ --init runs/nano-cifar10     start from other weights
   vitrm-train --data cifar10 --init runs/a --recipe deepen --out runs/b   a second stage, for deeper steps
   vitrm-train --data cifar10 --teacher runs/resnet18-cifar10      learn from a trained model's answers, too
+  vitrm-train --data photos/ --teacher torchvision:resnet50       from what a network of ImageNet sees; …:FILE.pth for weights at hand
   vitrm-train --sweep n=1,2,3 n_sup=1,2,4 --out runs/ablation   a run per combination, a table and two pictures
   vitrm-train --out runs/nano-digits --resume             continue a run that was interrupted
   torchrun --nproc-per-node 4 -m vitrm.training.cli --model paper --data cifar10    on four GPUs; --batch-size is the whole batch
@@ -61,6 +73,7 @@ def parser() -> CommandParser:
         "vitrm-train",
         "Trains a ViTRM, or a baseline to compare it with, into a run folder.",
         _EPILOG,
+        elsewhere=_ELSEWHERE,
         usage="vitrm-train [--data NAME|DIR] [--model PRESET] [--recipe NAME] [--out DIR] [--any-setting VALUE …]",
     )
     run = declared(RunConfig)
@@ -143,7 +156,7 @@ def from_flags(args: argparse.Namespace) -> RunConfig:
         return {key: given[flag] for key, flag in wanted.items() if flag in given}
 
     return RunConfig(
-        data=named(("download", "limit_train", "skip_damaged"), name="data", dir="data_dir"),
+        data=named(("download", "limit_train", "fit", "cache", "skip_damaged"), name="data", dir="data_dir"),
         model=named(MODEL_KEYS, preset="model"),
         recipe=named(RECIPE_KEYS, name="recipe"),
         **named(("seed", "teacher")),
@@ -162,23 +175,32 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 
-def load_data(settings: RunConfig, image_size: int) -> Splits:
+def preprocessing_of(settings: RunConfig, image_size: int, earlier: Preprocessing | None = None) -> Preprocessing:
+    """The preprocessing that the settings name; what they leave out is as in the run that is resumed, where there is an `earlier` one."""
+    changes = {key: settings.data[key] for key in ("fit",) if key in settings.data}
+    return dataclasses.replace(earlier or Preprocessing.square(image_size), size=(image_size, image_size), **changes)
+
+
+def load_data(settings: RunConfig, preprocessing: Preprocessing) -> Splits:
     """The three splits that the settings name.  Raises `UserError`."""
     from vitrm import data
     from vitrm.data import Splits, limited
 
     chosen = DataSettings(**settings.data)
-    parts = {
-        split: data.load(
-            chosen.name,
-            split,
-            data_dir=chosen.dir,
-            size=image_size,
-            download=chosen.download,
-            skip_damaged=chosen.skip_damaged,
-        )
-        for split in data.SPLITS
-    }
+    with data.decoding_once():
+        parts = {
+            split: data.load(
+                chosen.name,
+                split,
+                data_dir=chosen.dir,
+                preprocessing=preprocessing,
+                download=chosen.download,
+                skip_damaged=chosen.skip_damaged,
+                keep=chosen.cache,
+                in_memory=data.memory() // 4,
+            )
+            for split in data.SPLITS
+        }
     if chosen.limit_train is not None:
         parts["train"] = limited(parts["train"], chosen.limit_train)
     return Splits(parts["train"], parts["validation"], parts["test"])
@@ -191,9 +213,10 @@ def preset_fields(config: ModelConfig) -> dict[str, Any]:
     """
     from_data = dict.fromkeys(("classes", "mean", "std"))
     wanted = {**to_dict(config), **from_data}
-    for name, known in PRESETS.items():
-        if {**to_dict(known), **from_data, "image_size": config.image_size} == wanted:
-            return {"preset": name, "image_size": config.image_size}
+    for name in PRESETS:
+        with suppress(UserError):  # a preset that cannot be of this size
+            if {**to_dict(preset(name, image_size=config.image_size)), **from_data} == wanted:
+                return {"preset": name, "image_size": config.image_size}
     if not isinstance(config, ViTRMConfig):
         raise UserError(
             f"this {config.kind} is none of the presets: name its settings with --model and the flags after it"
@@ -255,15 +278,27 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
         settings = settings.over(read(args.config))
     init = None
     if args.init:
+        if args.init.startswith(TORCHVISION) or args.init == "imagenet":
+            raise UserError(
+                f"--init {args.init}: a run starts from a run's weights; a network of ImageNet is a teacher, as in --teacher "
+                "torchvision:resnet50"
+            )
         init = _loaded(args.init)
-        if not settings.model:
-            settings.model.update(preset_fields(init.model))
+        if "preset" not in settings.model:
+            base = preset_fields(init.model)
+            if "dim" in base:  # no preset: what follows an image size is written out
+                base |= following(init.model, settings.model)
+            settings.model = {**base, **settings.model}
     for key in ("name", "dir"):  # absolute, so that the run can be resumed and benched from elsewhere
         place = settings.data.get(key)
         if place and place not in DATASETS and os.path.isdir(place):
             settings.data[key] = str(Path(place).resolve())
     if settings.teacher and os.path.isdir(settings.teacher):
         settings.teacher = str(Path(settings.teacher).resolve())
+    elif settings.teacher and settings.teacher.startswith(TORCHVISION):
+        from vitrm.training.teachers.torchvision import absolute
+
+        settings.teacher = absolute(settings.teacher)
     return settings, init
 
 
@@ -289,6 +324,15 @@ def _loaded(name: str) -> Checkpoint:
     return checkpoint
 
 
+def _teacher(name: str) -> TeacherModel:
+    """Loads the model that `--teacher` names."""
+    if not name.startswith(TORCHVISION):
+        return _loaded(name)
+    from vitrm.training.teachers.torchvision import load as load_torchvision
+
+    return load_torchvision(name)
+
+
 def run(
     settings: RunConfig,
     out: Path,
@@ -306,34 +350,48 @@ def run(
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
     from vitrm.training.run_folder.access import check_folder, check_not_in_use
-    from vitrm.training.run_folder.state import STATE_FILE, read_header
+    from vitrm.training.run_folder.state import STATE_FILE, preprocessing_in, read_header
+    from vitrm.training.start.length import few_batches
 
     def saved() -> dict[str, Any] | None:
-        """The settings of the run to be resumed, None for a new run."""
+        """The header of the state of the run to be resumed, None for a new run."""
         check_not_in_use(out)  # before the images are loaded; `train` locks the folder
         if resume or (go_on and (out / STATE_FILE).exists()):
             check_folder(out, True)
-            return read_header(out / STATE_FILE)["settings"]
+            return read_header(out / STATE_FILE)
         check_folder(out, False)
         return None
 
     callbacks = loggers(execution.log or ())  # a package that is missing should not wait for the images
     earlier = world.broadcast(saved)
     if earlier is not None:
-        settings = settings.over(parse({k: v for k, v in earlier.items() if v is not None}, str(out / STATE_FILE)))
+        # What an earlier version made of the image size is kept.
+        follows = {key: value for key, value in earlier["identity"]["model"].items() if key in FOLLOWING}
+        kept = {k: v for k, v in earlier["settings"].items() if v is not None}
+        before = parse(kept, str(out / STATE_FILE))
+        settings = settings.over(before)
+        if all(settings.model.get(key) == before.model.get(key) for key in ("preset", "image_size")):
+            settings.model = {**follows, **settings.model}
         init = init if resume else None
     model, chosen = resolve(settings)
-    teacher = _loaded(settings.teacher) if settings.teacher else None
+    teacher = _teacher(settings.teacher) if settings.teacher else None
+    preprocessing = preprocessing_of(
+        settings, model.image_size, None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
+    )
     if settings.data.get("download") and first_on_host():
-        load_data(settings, model.image_size)  # one process fetches, not all of a host at once
+        load_data(settings, preprocessing)  # one process fetches, not all of a host at once
     world.any(False)
     with shortage_explained(lambda: "the images do not fit: bring them to a smaller --image-size, or free some"):
-        data = load_data(settings, model.image_size)
+        data = load_data(settings, preprocessing)
     if world.main:
         _say_start(settings, data, out, execution, world)
+        if note := followed(settings, model):
+            say(f"note: {note}")
         for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
             say(f"note: {note}")
         if note := unequal_classes(data.train, chosen):
+            say(f"note: {note}")
+        if init is None and earlier is None and (note := few_batches(len(data.train), chosen)):
             say(f"note: {note}")
     return train(
         model,
@@ -350,6 +408,22 @@ def run(
         settings=dataclasses.asdict(settings),
         world=world,
     )
+
+
+def followed(settings: RunConfig, model: ModelConfig) -> str:
+    """Says which settings of the preset followed the image size; "" where none did."""
+    own = to_dict(PRESETS[settings.model.get("preset", DEFAULT_MODEL)])
+    new = to_dict(model)
+    changed = [key for key in FOLLOWING if key not in settings.model and own.get(key) != new.get(key)]
+    if not changed:
+        return ""
+    named = ", ".join(f"{key} {_listed(new[key])} instead of {_listed(own[key])}" for key in changed)
+    tokens = f"{model.tokens} image tokens" if isinstance(model, ViTRMConfig) else "few enough image tokens"
+    return f"for images of {model.image_size} pixels {named}, which makes {tokens}; --patch-size and the like choose otherwise"
+
+
+def _listed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _say_start(settings: RunConfig, data: Splits, out: Path, execution: Execution, world: World) -> None:

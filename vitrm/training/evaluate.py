@@ -19,6 +19,9 @@ from vitrm.model import ViTRM
 from vitrm.training.parallel.distributed import World
 from vitrm.training.upload import upload
 
+_BATCH = 256  # images computed at once, at most
+_VALUES = 1 << 26  # in the largest tensor of a batch: large images come in smaller ones
+
 
 @dataclass(frozen=True)
 class DepthAccuracy:
@@ -39,7 +42,7 @@ def accuracy_by_depth(
     images: Images,
     steps: int,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     bf16: bool = False,
     between_batches: Callable[[], None] | None = None,
     world: World | None = None,
@@ -57,6 +60,7 @@ def accuracy_by_depth(
     world = world or World()
     model.eval()
     measured: list[tuple[Tensor, ...]] = []  # of this process's batches: loss, answer, halt_prob, confidence, in_top5
+    batch_size = batch_size or max(1, min(_BATCH, _VALUES // model.config.activation))
     starts = range(0, len(images), batch_size)
     try:
         for turn in range(0, len(starts), world.size):

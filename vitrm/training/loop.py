@@ -38,13 +38,14 @@ from vitrm.training.optimizers import learning_rate
 from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.distributed import World, losses_explained
-from vitrm.training.preparation import fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.progress import Reporter, Ticker
 from vitrm.training.run_config import SEEDS
 from vitrm.training.run_folder import state as training_state
 from vitrm.training.run_folder.access import alone_in, take_over
 from vitrm.training.run_folder.files import RunFiles
 from vitrm.training.run_folder.state import STATE_FILE, RunProgress
+from vitrm.training.start.memory import check_batch, fitting_batch
+from vitrm.training.start.preparation import TeacherModel, fit_config, new_learner, origin_of, run_identity, start_from
 from vitrm.training.supervision import BatchResult
 
 TEST_DEPTH = 6  # the test accuracy is measured at the depths 1 … this, at least
@@ -78,7 +79,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     init: Checkpoint | None = None,
-    teacher: Checkpoint | None = None,
+    teacher: TeacherModel | None = None,
     execution: Execution | None = None,
     reporter: Reporter | None = None,
     on_batch: OnBatch | None = None,
@@ -100,7 +101,7 @@ def train(
         resume: continue from the state in `out`, which must be of the same model, recipe, data, seed and teacher
         init: checkpoint of the same model, on any data, whose weights a new run starts from; its classifier is left out for
             other classes
-        teacher: trained model whose answers count as `recipe.distill_weight` says
+        teacher: trained model, or a network of torchvision with weights, whose answers count as `recipe.distill_weight` says
         execution: device, precision and threads
         reporter: told how far the run is
         on_batch: called after each batch
@@ -152,7 +153,7 @@ class TrainingRun:
         reporter: Reporter,
         on_batch: OnBatch | None,
         world: World,
-        teacher: Checkpoint | None,
+        teacher: TeacherModel | None,
         settings: dict[str, Any],
     ) -> None:
         config = fit_config(model_config, data.train)
@@ -166,6 +167,7 @@ class TrainingRun:
                 "--batch-size"
             )
         self.batches = len(data.train) // self.batch_size  # of an epoch
+        check_batch(config, recipe, self.batch_size, self.device, self.bf16, world.size)
         part = world.part(self.batch_size)
         self.batch_share = (part.stop - part.start) / self.batch_size
         identity = run_identity(config, recipe, data.train, seed, teacher)
@@ -180,6 +182,7 @@ class TrainingRun:
             bf16=self.bf16,
             world=world,
             teacher=teacher,
+            say=reporter.say,
         )
         self.source = TrainingBatches(data.train, recipe, seed, self.batch_size, part)
         self.progress = RunProgress()
@@ -189,7 +192,8 @@ class TrainingRun:
 
     def start_from(self, init: Checkpoint) -> None:
         """Takes over the weights of `init`.  Raises `UserError` if it is another model."""
-        start_from(self.learner, init, self.data.train.classes)
+        for note in start_from(self.learner, init, self.data.train.classes):
+            self.reporter.say(f"note: {note}")
         self.files.identity["init"] = origin_of(init)
 
     def run(self, resume: bool, callbacks: Sequence[Callback] = ()) -> TrainingResult:
@@ -229,6 +233,7 @@ class TrainingRun:
             self.files.identity["init"] = header["identity"]["init"]
         self.progress = training_state.restore(self.out / STATE_FILE, header, tensors, self.learner)
         self.resumed = True
+        of_batch = self._go_on_with_batch_size(header["identity"]["recipe"].get("batch_size", self.recipe.batch_size))
         if not self.world.main and self.progress.sums is not None:
             self.progress.sums.zero_()  # the main process goes on with all that was saved
         done = self.progress.epoch, self.progress.batch
@@ -237,6 +242,20 @@ class TrainingRun:
         )
         note = training_state.note(header)
         self.reporter.say(f"the run in {self.out} {reached}{f'; {note}' if note else ''}")
+        if of_batch:
+            self.reporter.say(f"note: {of_batch}")
+
+    def _go_on_with_batch_size(self, before: int) -> str:
+        """Brings the progress to the recipe's batch size from `before`; returns what that means, "" where it is the same."""
+        images = len(self.data.train)
+        if self.progress.test_accuracy or min(before, images) == self.batch_size:
+            return ""
+        training_state.rebatched(self.progress, min(before, images), self.batch_size, images)
+        return (
+            f"from here on {self.batch_size} images a batch instead of {min(before, images)}: the images of an epoch, their order and the "
+            f"learning rate ({self.recipe.lr:g} at its peak, by share of the epochs) stay, an epoch has {self.batches} updates; the result is "
+            "that of neither batch size alone"
+        )
 
     def _train_and_test(self) -> None:
         """Compiles, trains and tests; saves the state of a run that is interrupted."""
@@ -435,16 +454,16 @@ class TrainingRun:
 
     def _way_out_of_batch(self) -> str:
         """The way out of a shortage of memory within a batch."""
+        fitting = fitting_batch(self.learner.model.config, self.recipe, self.device, self.bf16, self.world.size)
         smaller = self.batch_size // 2
+        if fitting:
+            smaller = min(smaller, max(fitting, self.world.size))
         if smaller < self.world.size:
             return "even the smallest batch does not fit: choose a smaller model or --image-size"
         too_many = f"{self.batch_size} images a batch are too many"
         if self._nothing_learned:
             return f"{too_many}: try --batch-size {smaller}"
-        return (
-            f"{too_many} now: --resume goes on from the state saved last where there is more memory; with --batch-size {smaller} "
-            "it is another run, which needs another --out"
-        )
+        return f"{too_many} now: --resume goes on from the state saved last where there is more memory, or with --batch-size {smaller}"
 
     def _report(self) -> None:
         self._check_finite()

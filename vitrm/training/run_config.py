@@ -8,6 +8,7 @@
     dir = "data"                   # where CIFAR's files are
     download = true
     limit_train = 5000             # images
+    fit = "crop"                   # or letterbox, squash
 
     [model]
     preset = "nano"
@@ -36,6 +37,7 @@ from vitrm.fields import (
     Whole,
     check,
     checked,
+    choice,
     declared,
     did_you_mean,
     flag,
@@ -44,6 +46,7 @@ from vitrm.fields import (
     text_or_none,
     whole_or_none,
 )
+from vitrm.preprocessing import FITS, Preprocessing
 from vitrm.recipe import Recipe
 from vitrm.system import strict_json
 from vitrm.system.files import read_text
@@ -70,12 +73,18 @@ class DataSettings:
     limit_train: int | None = whole_or_none(
         2, 10**9, "train on so many images only, drawn from all classes (default: all)", unit="images"
     )
+    fit: str = choice(*FITS, help=declared(Preprocessing)["fit"].help)
+    cache: bool = flag(
+        True,
+        "keep the decoded pictures of a folder in $XDG_CACHE_HOME/vitrm/images (default: ~/.cache), for the next run",
+    )
     skip_damaged: bool = flag(False, "leave out files of a folder that cannot be read, and name them")
 
     def __post_init__(self) -> None:
         check(self)
 
 
+TORCHVISION = "torchvision:"  # begins the name of a teacher that is a network of torchvision
 _FROM_DATA = {"classes", "mean", "std"}  # settings of a model that follow from its data, so not for the file to say
 MODEL_KEYS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in declared(kind) if name not in _FROM_DATA))
 RECIPE_KEYS = tuple(declared(Recipe))
@@ -94,7 +103,8 @@ class RunConfig:
         SEEDS.low, SEEDS.high, "seed of weights, order, augmentation and dropout (default: 0)", unit="n"
     )
     teacher: str | None = text_or_none(
-        "learn from this model's answers as well as from the labels: a run folder or a bundled name", unit="run"
+        "learn from this model's answers as well as from the labels: a run folder, a bundled name, or torchvision:NAME[:FILE]",
+        unit="run",
     )
 
     def __post_init__(self) -> None:
@@ -167,6 +177,8 @@ def parse(values: Mapping[str, Any], where: str) -> RunConfig:
                 "data_dir",
                 "download",
                 "limit_train",
+                "fit",
+                "cache",
                 "skip_damaged",
                 *MODEL_KEYS,
                 *RECIPE_KEYS,

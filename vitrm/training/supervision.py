@@ -2,7 +2,7 @@
 
     loss of a step = CE(logits, target) + halt_weight · BCE(halt, [argmax logits = label])
 
-With a teacher, CE becomes what vitrm.training.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed
+With a teacher, CE becomes what vitrm.training.teachers.distillation says.  `target` may be mixed (Mixup, CutMix); `label` is the un-mixed
 one: halting learns whether the answer is right.
 
 sequential (the paper): each step starts from the detached y, z of the one before, and ends with
@@ -37,11 +37,11 @@ from vitrm.errors import UserError
 from vitrm.model import Embedded, State, ViTRM
 from vitrm.recipe import Recipe
 from vitrm.training.augmentation.augment import Batch
-from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss, divergence
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
 from vitrm.training.parallel.distributed import World
+from vitrm.training.teachers.distillation import TeacherTargets, classification_loss, divergence
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Learner:
         device: torch.device,
         bf16: bool,
         world: World | None = None,
-        teacher: Teacher | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
         workers: Workers | None = None,
     ) -> None:
         self.model = model

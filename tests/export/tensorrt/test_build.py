@@ -27,6 +27,7 @@ from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.child import wrong_results
 from vitrm.export.tensorrt.options import PlanOptions, normal_gpu
 from vitrm.export.tensorrt.toolchain import toolchain
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.system.gpus import Gpu, Gpus
@@ -160,6 +161,7 @@ def test_what_tensorrt_does_not_take_is_told(model, message, tmp_path):
         model={"image_size": 32, "classes": 10},
         classes=[],
         data={},
+        preprocessing=Preprocessing.square(32),
         graph="unrolled",
         steps=1,
         halt_threshold=2.0,

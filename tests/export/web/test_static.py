@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import browser
@@ -17,7 +16,8 @@ from sklearn.datasets import load_sample_images
 
 import vitrm.runtime
 from vitrm.data import load
-from vitrm.data.decoding import LONGEST, fit_square
+from vitrm.data.decoding import LONGEST, fit, fit_square
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.predict import prepare
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -136,7 +136,7 @@ def test_twenty_pictures_are_answered_as_in_python(tab, form, pictures, precisio
             set_slider(tab, "threshold", threshold)
             for i, file in enumerate(pictures):
                 found = choose(tab, i, file.name)
-                rounded = file.suffix == ".jpg" or file.stem in ("transparent", "tall")  # see `test_pixels…`
+                rounded = file.suffix == ".jpg" or file.stem == "transparent"  # see `test_pixels…`
                 limit = max(close if file.name.startswith("digit") else far, 2e-2 if rounded else 0)
                 state = session.start(pixels[i : i + 1])
                 for _ in range(found["used"]):
@@ -169,8 +169,8 @@ def test_pixels_are_those_of_python(tab, page, address, pictures):
         )
         pixels = np.reshape(found, (32, 32, 4))[:, :, :3].transpose(2, 0, 1)
         expected = prepare(file, 32) * 255
-        # Other versions of libjpeg, of the canvas or of Pillow (of what is tall, it once resized the rows first) may round otherwise.
-        atol = 8 if file.stem == "tall" else 3 if file.suffix == ".jpg" or file.stem == "transparent" else 0.01
+        # The page decodes JPEGs whole; and other versions of libjpeg or of the canvas may round otherwise.
+        atol = 8 if file.suffix == ".jpg" else 3 if file.stem == "transparent" else 0.01
         np.testing.assert_allclose(pixels, expected, atol=atol, err_msg=file.name)
 
 
@@ -193,28 +193,30 @@ def test_resizing_is_pillow_s_to_the_last_bit(tab, address):
     ]
     for height, width in shapes:
         image = np.asarray(photo.resize((width, height)))
-        for size in (32, 45):
+        for size, shape in ((32, "crop"), (45, "crop"), (32, "letterbox"), (45, "squash")):
             rgba = np.dstack([image, np.full((height, width), 255, np.uint8)])
             found = tab.evaluate(
                 f"""(async () => {{
-                  const {{ fitSquare }} = await import('./js/resize.js');
+                  const {{ cropSquare, fitSquare }} = await import('./js/resize.js');
+                  const {{ padded }} = await import('./js/pictures.js');
                   const all = Uint8Array.from(atob('{base64.b64encode(rgba.tobytes()).decode()}'), (c) => c.charCodeAt(0));
                   const read = (x, y, w, h) => {{
                     const part = new Uint8Array(w * h * 4);
                     for (let r = 0; r < h; r++) part.set(all.subarray(((y + r) * {width} + x) * 4, ((y + r) * {width} + x + w) * 4), r * w * 4);
                     return part;
                   }};
-                  return Array.from(fitSquare({{ width: {width}, height: {height}, read }}, {size}, {LONGEST}));
+                  const source = {{ width: {width}, height: {height}, read }};
+                  if ('{shape}' === 'letterbox') return Array.from(fitSquare(padded(source, [114, 114, 114]), {size}));
+                  if ('{shape}' === 'squash') return Array.from(fitSquare(source, {size}));
+                  return Array.from(cropSquare(source, {size}, {LONGEST}));
                 }})()"""
             )
-            # Of what is tall, earlier Pillows resized the rows first.
-            atol = 0 if version("pillow") >= "13" or width >= height else 8
             np.testing.assert_allclose(
                 np.reshape(found, (3, size, size)),
-                fit_square(image, size).astype(int),
+                fit(image, Preprocessing.square(size, fit=shape)).astype(int),
                 rtol=0,
-                atol=atol,
-                err_msg=str(image.shape),
+                atol=0,
+                err_msg=f"{image.shape} {shape}",
             )
 
 
@@ -232,7 +234,7 @@ def test_a_large_photo_is_read_in_strips(tab, address):
             data.data.set([i % 251, (i * 7) % 241, Math.floor(i / 3000) % 256, 255], i * 4);
           }
           context.putImageData(data, 0, 0);
-          const settings = { background: [255, 255, 255], image_size: 32, longest: 64 };
+          const settings = { background: [255, 255, 255], fit: 'crop', image_size: 32, longest: 64 };
           return Array.from(pixelsOf(canvas, 3000, 2100, settings));
         })()"""
     )

@@ -10,6 +10,7 @@ import pytest
 
 from vitrm.config import preset, to_dict
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.artifact import metadata
 from vitrm.runtime.artifact.metadata import Metadata
 
@@ -17,6 +18,7 @@ GOOD = Metadata(
     model=to_dict(preset("tiny")),
     classes=[str(i) for i in range(10)],
     data={"name": "digits"},
+    preprocessing=Preprocessing.square(32, fit="letterbox"),
     graph="loop",
     steps=6,
     halt_threshold=2.0,
@@ -64,12 +66,25 @@ def test_values_out_of_bounds_are_one_line_at_once(name: str) -> None:
         ({"steps": True}, "steps is True"),
         ({"halt_threshold": -0.1}, "halt_threshold is -0.1"),
         ({"precision": "fp8"}, "precision is 'fp8', expected one of fp32, fp16, int8"),
-        ({"format": 3}, "metadata format 3, this vitrm reads 1 to 2"),
+        ({"format": 4}, "metadata format 4, this vitrm reads 1 to 3"),
+        ({"preprocessing": None}, "preprocessing is None, expected an object"),
+        ({"preprocessing": {}}, "the preprocessing has no size"),
+        ({"preprocessing": {"size": [64, 64]}}, "gives 64 × 64 pixels, the model takes 32 × 32"),
+        ({"preprocessing": {"size": [32]}}, r"size is \[32\], expected height and width"),
+        (
+            {"preprocessing": {"size": [32, 32], "fit": "zoom"}},
+            "fit is 'zoom', expected 'crop', 'letterbox' or 'squash'",
+        ),
+        ({"preprocessing": {"size": [32, 32], "gamma": 2}}, "unknown key gamma for a preprocessing"),
+        (
+            {"preprocessing": {"size": [32, 32], "padding": [0, 0, 256]}},
+            "expected three numbers, each whole number from 0 to 255",
+        ),
         ({"parity": {"logits": "small"}}, "parity is "),
     ],
 )
 def test_fields_are_within_their_bounds(changes: dict, message: str | None) -> None:
-    values = {**dataclasses.asdict(GOOD), **changes}
+    values = {**GOOD.to_dict(), **changes}
     if message is None:
         assert Metadata.from_dict(values, "a.onnx").classes == []
         return
@@ -86,5 +101,15 @@ def test_megabytes_are_not_parsed() -> None:
 def test_a_file_of_this_format_has_a_digest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no vitrm\.sha256"):
         Metadata.from_props(GOOD.to_props(), "a.onnx")
-    old = dataclasses.replace(GOOD, format=1)
+    old = dataclasses.replace(GOOD, format=1, preprocessing=Preprocessing.unrecorded(32))
     assert Metadata.from_props(old.to_props(), "a.onnx") == old
+
+
+def test_files_of_before_mean_the_preprocessing_that_they_had() -> None:
+    """Formats 1 and 2 say nothing of it: a center crop, of JPEGs decoded whole."""
+    props = {k: v for k, v in GOOD.to_props().items() if k != "vitrm.preprocessing"}
+    with pytest.raises(UserError, match=r"lacks \['preprocessing'\]"):
+        Metadata.from_props(props | {metadata.DIGEST: ""}, "a.onnx")
+    old = Metadata.from_props(props | {metadata.DIGEST: "", "vitrm.format": "2"}, "a.onnx")
+    assert (old.preprocessing.fit, old.preprocessing.jpeg_reduction, old.preprocessing.size) == ("crop", 0, (32, 32))
+    assert old.to_props() == {**props, "vitrm.format": "2"}  # what is written back is of the same format

@@ -136,7 +136,7 @@ def test_a_file_that_was_changed_on_purpose_opens_when_asked(artifact: Path, tmp
 
 
 def test_a_file_of_version_0_1_opens_with_a_note(loop: Path, tmp_path: Path) -> None:
-    old = with_props(loop, tmp_path / "old.onnx", format="1", sha256=None)
+    old = with_props(loop, tmp_path / "old.onnx", format="1", preprocessing=None, sha256=None)
     assert vitrm.runtime.open(old, threads=1).notes == (onnx_file.NOT_CHECKED,)
     # A threshold does not make it a file that was checked since its export.
     assert store_threshold(old, 0.5, 3, {}).format == 1

@@ -205,7 +205,7 @@ def test_works_without_torch(artifact: Path) -> None:
 
 
 def test_works_with_numpy_and_onnxruntime_alone(artifact: Path, tmp_path: Path) -> None:
-    """What docs/jetson.md calls needed: without the rest there is a plain table, no progress, and noise to run on."""
+    """What docs/deploy/jetson.md calls needed: without the rest there is a plain table, no progress, and noise to run on."""
     absent = (
         "torch",
         "torchvision",

@@ -18,6 +18,7 @@ import vitrm.runtime
 from vitrm import data
 from vitrm.runtime.predict import predict, prepare
 from vitrm.runtime.predict.cli import main
+from vitrm.runtime.predict.predictions import best_batch
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,13 @@ def test_csv_a_pattern_and_a_threshold(stepwise, pictures, capsys):
     assert {1 <= int(row["steps_used"]) <= steps for row in rows} == {True}
 
 
+def test_pictures_that_halt_wait_for_no_others(loop, stepwise, artifact, halting):
+    batches = {path.stem: best_batch(vitrm.runtime.open(path), 0.9) for path in (loop, stepwise)}
+    assert batches == {"loop": 1, "stepwise": 32}
+    assert best_batch(vitrm.runtime.open(loop), 1.0) == 32
+    assert best_batch(vitrm.runtime.open(halting)) == 32  # unrolled: all steps are computed whatever halts
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(artifact, pictures, tmp_path, capsys):
     folder, _ = pictures
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -79,6 +87,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(artifact, pictures, t
         (["."], "holds no pictures"),
         (["--top", "0", "a.jpg"], "--top is 0, expected 1 to"),
         (["--steps", "5000", "a.jpg"], "--steps is 5000, expected 1 to"),
+        (["--fps", "0", "a.jpg"], "--fps is 0, expected more than 0"),
+        (["camera:77"], "camera:77 would be /dev/video77, which is no camera"),
     ],
 )
 def test_impossible_input_is_one_line(artifact, tmp_path, monkeypatch, capsys, sources, message):
@@ -106,3 +116,21 @@ def test_the_same_from_python(artifact, pictures):
     (prediction,) = predict(session, [folder / "00.png"], top=1)
     np.testing.assert_array_equal(prepare(folder / "00.png", 32), digits.floats(slice(0, 1))[0])
     assert prediction.labels == (str(int(session.infer(digits.floats(slice(0, 1))).logits.argmax())),)
+    assert list(session.predict([folder / "00.png"], top=1)) == [prediction]
+
+
+def test_copies_bear_the_answer_and_lie_as_the_originals_do(artifact, pictures, tmp_path, capsys):
+    folder, _ = pictures
+    sources = [folder / "00.png", folder / "more" / "01.png"]
+    before = [source.read_bytes() for source in sources]
+    assert main([str(artifact), *map(str, sources), "--annotate", str(tmp_path / "seen")]) == 0
+    for source, kept in zip(sources, before, strict=True):
+        assert source.read_bytes() == kept
+        with Image.open(tmp_path / "seen" / source.relative_to(folder)) as copy, Image.open(source) as original:
+            assert min(copy.size) >= 160  # 32 pixels have no room for letters
+            same = np.asarray(original.convert("RGB").resize(copy.size, Image.Resampling.NEAREST))
+            changed = (np.asarray(copy.convert("RGB")) != same).any(2)
+            assert 0.1 < changed.mean() < 0.9
+    assert main([str(artifact), str(sources[0]), "--annotate", str(folder)]) == 2
+    assert f"would replace {sources[0]} by its copy" in capsys.readouterr().err
+    assert sources[0].read_bytes() == before[0]

@@ -104,6 +104,8 @@ def test_a_folder_of_photos_by_a_config_file(tmp_path, capsys, photos):
         (["--limit-train", "0"], "limit_train is 0"),
         (["--config", "none.toml"], "none.toml does not exist"),
         (["--resume"], "nothing to resume"),
+        (["--init", "imagenet"], "a network of ImageNet is a teacher, as in --teacher torchvision:resnet50"),
+        (["--init", "torchvision:resnet18"], "a network of ImageNet is a teacher"),
         (["--data", "cifar10", "--data-dir", "."], "cifar10 is not in"),
     ],
 )

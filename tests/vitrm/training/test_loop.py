@@ -19,6 +19,7 @@ from vitrm.recipe import recipe
 from vitrm.training.evaluate import accuracy_by_depth
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
+from vitrm.training.progress import Reporter
 from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 EVERY_BATCH = Execution(device="cpu", save_every=0.0)
@@ -212,6 +213,33 @@ def test_a_finished_run_is_not_run_again(whole, few, model, short):
 def test_another_recipe_cannot_resume_a_run(whole, few, model, short, changes, message):
     with pytest.raises(UserError, match=message):
         train(model, replace(short, **changes), few, whole[0].out, seed=5, resume=True)
+
+
+def test_a_run_goes_on_with_another_batch_size_behind_the_images_that_it_learned(few, model, short, tmp_path):
+    """Of 70 images in batches of 16 it has learned 32 of the second epoch: in batches of 8 it goes on with the fifth of eight."""
+    said: list[str] = []
+
+    class Listener(Reporter):
+        def say(self, text):
+            said.append(text)
+
+    first, second = Recorder((1, 2)), Recorder()
+    with pytest.raises(Killed):
+        train(model, short, few, tmp_path / "run", execution=EVERY_BATCH, on_batch=first)
+    smaller = replace(short, batch_size=8)
+    result = train(
+        model, smaller, few, tmp_path / "run", execution=EVERY_BATCH, on_batch=second, resume=True, reporter=Listener()
+    )
+    assert sorted(second.losses) == [(1, i) for i in range(4, 8)] + [(2, i) for i in range(8)]
+    assert any("from here on 8 images a batch instead of 16" in text for text in said)
+    means = result.history[1]
+    assert 0 <= means["train_accuracy"] <= 1
+    steps = [len(losses) for (epoch, _), losses in first.losses.items() if epoch == 1]
+    steps += [len(losses) for (epoch, _), losses in second.losses.items() if epoch == 1 for _ in range(1)]
+    assert 1 <= means["steps"] <= max(steps)
+    assert read_header(tmp_path / "run" / STATE_FILE)["identity"]["recipe"]["batch_size"] == 8
+    # And it is a run of that batch size from then on.
+    train(model, smaller, few, tmp_path / "run", execution=EVERY_BATCH, resume=True)
 
 
 def test_another_model_seed_or_data_cannot_resume_a_run(whole, few, model, short):

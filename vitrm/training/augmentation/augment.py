@@ -1,6 +1,6 @@
-"""Augmentation in batches, of a data set that lies in memory whole.
+"""Augmentation in batches, of a data set that lies in memory whole, or is mapped into it.
 
-The training images are one uint8 tensor [n, 3, H, W] on the device; a batch is gathered, cropped,
+The training images are one uint8 tensor [n, 3, H, W] on the device, unless they are more than memory is for; a batch is gathered, cropped,
 flipped and distorted there, so there is no loader and no worker process.  Small numbers (offsets,
 coins, λ) are drawn on the host by a NumPy generator that the caller seeds per batch: what happens
 to a batch is a function of that seed alone, on every device.
@@ -8,7 +8,7 @@ to a batch is a function of that seed alone, on every device.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrm.data import Images
+from vitrm.data import Images, MappedRows
 from vitrm.recipe import Recipe
 from vitrm.training.upload import upload
 
@@ -52,7 +52,10 @@ class TrainingBatches:
     def __init__(self, images: Images, recipe: Recipe, seed: int, batch_size: int, part: slice) -> None:
         self.recipe, self.seed, self.batch_size, self.part = recipe, seed, batch_size, part
         self.classes = len(images.classes)
-        self._pixels, self._labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        # Of a set larger than memory a batch is read when it is drawn.
+        self._mapped: Any = images.pixels if isinstance(images.pixels, MappedRows) else None
+        self._pixels = torch.from_numpy(images.pixels) if self._mapped is None else torch.empty(0)
+        self._labels = torch.from_numpy(images.labels)
         self._flip = recipe.flips(images.name)
         self._members = members_of(images.labels) if recipe.balance == "sampling" else []
         self._weights = (
@@ -82,7 +85,8 @@ class TrainingBatches:
         rows = self._order[i * self.batch_size : (i + 1) * self.batch_size]
         index = upload(rows, self._pixels.device)
         flip = self._mirrored[rows] ^ bool(epoch % 2) if self.recipe.flip == "alternate" else self._flip
-        pixels, labels = self._pixels[index], self._labels[index]
+        pixels = self._pixels[index] if self._mapped is None else upload(self._mapped[rows], self._pixels.device)
+        labels = self._labels[index]
         return augment(pixels, labels, self.classes, self.recipe, flip, rng, self.part, self._weights), rng
 
 

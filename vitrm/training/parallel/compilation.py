@@ -1,6 +1,6 @@
 """torch.compile of a learner's functions.
 
-On a CPU it makes training a quarter faster (docs/training.md) after a minute or two: only when asked for.
+On a CPU it makes training a quarter faster (docs/train/training.md) after a minute or two: only when asked for.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ class RunFiles:
             "validation": len(data.validation),
             "test": len(data.test),
             "train_id": self.identity["data"]["id"],
+            "preprocessing": self.identity["data"]["preprocessing"],
         }
         training = {
             "recipe": dataclasses.asdict(learner.recipe),

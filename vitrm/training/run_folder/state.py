@@ -23,6 +23,7 @@ from vitrm.config import from_dict as config_from_dict
 from vitrm.config import to_dict
 from vitrm.errors import UserError, explain_os_error
 from vitrm.fields import Real, Rule, Whole, checked, shown
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
 from vitrm.system.files import atomic_path, check_regular
@@ -37,6 +38,7 @@ FORMAT = 2
 _UNSEALED = 1  # format of version 0.1.0, whose checksum is of the tensors' bytes alone
 _KEY = "vitrm_state"
 _DIGEST = "sha256"  # the header's own, in it
+_BATCH_SIZE = "recipe.batch_size"
 
 
 @dataclass
@@ -253,8 +255,12 @@ def _check_moments(
 
 
 def check_identity(asked: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
-    """Raises `UserError` that names every difference between the run asked for and the one saved in `folder`."""
+    """Raises `UserError` that names every difference between the run asked for and the one saved in `folder`.
+
+    The batch size may differ: `rebatched` says how a run goes on with another.
+    """
     a, b = _flat(asked), _flat(saved)
+    a[_BATCH_SIZE] = b.get(_BATCH_SIZE)
     differences = [
         f"{key} is {shown(a.get(key, 'absent'))}, the run has {shown(b.get(key, 'absent'))}"
         for key in sorted(a.keys() | b.keys())
@@ -271,12 +277,39 @@ def check_identity(asked: dict[str, Any], saved: dict[str, Any], folder: Path) -
     )
 
 
+def preprocessing_in(header: dict[str, Any], where: str) -> Preprocessing:
+    """The preprocessing of the run with this header.  Raises `UserError` for a damaged one."""
+    of_run = _completed(header["identity"], where)
+    return Preprocessing.recorded(of_run["data"]["preprocessing"], of_run["model"]["image_size"], where)
+
+
+def rebatched(progress: RunProgress, before: int, after: int, images: int) -> None:
+    """Brings `progress`, within an epoch of `images` images in batches of `before`, to batches of `after`.
+
+    The order of an epoch's images does not depend on the batch size: it goes on behind the images that were learned, or, where a
+    new batch holds both learned and new ones, with the next batch.  The means of the epoch so far stay.
+    """
+    seen = progress.batch * before
+    batch = min(-(-seen // after), images // after)
+    if progress.sums is not None and progress.batch:
+        share = batch / progress.batch
+        progress.sums *= share  # means of a batch
+        progress.sums[1] *= after / before  # right answers, of so many images
+    progress.batch = batch
+
+
 def _completed(identity: dict[str, Any], where: str) -> dict[str, Any]:
     """A saved identity with the settings that came after it was saved, at their defaults."""
     if not all(isinstance(identity.get(key), dict) for key in ("model", "recipe", "data")):
         raise _damaged(where, f"its identity is {shown(identity)}")
-    model = to_dict(config_from_dict(identity["model"], where))
-    return {**identity, "model": model, "recipe": asdict(recipe_from_dict(identity["recipe"], where))}
+    config = config_from_dict(identity["model"], where)
+    preprocessing = Preprocessing.recorded(identity["data"].get("preprocessing"), config.image_size, where)
+    return {
+        **identity,
+        "model": to_dict(config),
+        "recipe": asdict(recipe_from_dict(identity["recipe"], where)),
+        "data": {**identity["data"], "preprocessing": preprocessing.to_dict()},
+    }
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

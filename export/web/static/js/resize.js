@@ -1,6 +1,6 @@
-/** Pillow's bicubic resize, to the last bit: the shorter side to the model's size, then the center square.
+/** Pillow's bicubic resize, to the last bit: of the center square, or of all of a picture.
  *
- * The same arithmetic as vitrm/data/decoding.py's `fit_square` has through Pillow: filter weights as whole numbers of
+ * The same arithmetic as vitrm/data/decoding.py's `fit` has through Pillow: filter weights as whole numbers of
  * 2^-22, and a pass in each direction that rounds to 8 bits.  A browser's own scaling differs from one to the next.
  */
 
@@ -56,7 +56,7 @@ const clip = (value) => (value < 0 ? 0 : value > 255 ? 255 : value);
  * source: width, height, and read(x, y, width, height), which gives the RGBA bytes of a part of it.
  * longest: of a strip more than so many times as long as wide, the middle is taken first.
  */
-export function fitSquare(source, size, longest) {
+export function cropSquare(source, size, longest) {
   let { width, height } = source;
   let left = 0;
   let top = 0;
@@ -69,6 +69,17 @@ export function fitSquare(source, size, longest) {
   }
   const wide = Math.floor((size * width) / shorter);
   const high = Math.floor((size * height) / shorter);
+  return resized(source, { left, top, width, height }, wide, high, size);
+}
+
+/** All of a picture, whatever its shape: Uint8Array of 3 planes [3, size, size]. */
+export function fitSquare(source, size) {
+  const { width, height } = source;
+  return resized(source, { left: 0, top: 0, width, height }, size, size, size);
+}
+
+/** The center square of a part of a picture that is resized to `wide` × `high`. */
+function resized(source, { left, top, width, height }, wide, high, size) {
   const column = Math.floor((wide - size) / 2);
   const row = Math.floor((high - size) / 2);
   const across = coefficients(width, wide, column, column + size);

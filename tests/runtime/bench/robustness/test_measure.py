@@ -15,6 +15,7 @@ from small_models import clear_threshold
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.export import export
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.bench import cli
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.bench.cases import Case
@@ -224,6 +225,7 @@ class Broken(Scripted):
             model={},
             classes=[],
             data={},
+            preprocessing=Preprocessing.square(32),
             graph="loop",
             steps=2,
             halt_threshold=2.0,

@@ -14,10 +14,10 @@ from small_models import small
 
 from vitrm import checkpoint
 from vitrm.config import preset
-from vitrm.training.distillation import Teacher
 from vitrm.training.parallel.compilation import compile_learner
 from vitrm.training.parallel.cpu_workers import LEAST, Workers, worthwhile
 from vitrm.training.parallel.device import workers_for
+from vitrm.training.teachers.distillation import Teacher
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 CONV = preset("tiny", dim=16, heads=2, layers=2, latents=2, n=1, tokenizer="conv", conv_norm=True)

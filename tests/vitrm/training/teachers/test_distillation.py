@@ -19,10 +19,10 @@ from vitrm.errors import UserError
 from vitrm.recipe import TEACHER_KEYS, recipe
 from vitrm.system import strict_json
 from vitrm.training.cli import main
-from vitrm.training.distillation import Teacher, TeacherTargets, classification_loss
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.run_folder.state import STATE_FILE, read_header
+from vitrm.training.teachers.distillation import Teacher, TeacherTargets, classification_loss
 
 CPU = Execution(device="cpu", precision="fp32", save_every=0.0)
 

@@ -1,0 +1,1 @@
+"""How a run starts: its identity and learner, weights taken over, the memory it will need."""

@@ -1,0 +1,1 @@
+"""Models that a student learns from: runs of this project, and networks of torchvision."""
