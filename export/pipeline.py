@@ -69,8 +69,7 @@ def export(
     """Exports a checkpoint to a file, verified against eager PyTorch before it gets its name.
 
     Args (`ExportSettings` says more of the settings among them):
-        checkpoint: the model.
-        path: the file to write: .onnx, .plan or .engine (TensorRT plans); for stepwise a folder.
+        checkpoint, path: the model; the file to write: .onnx, .plan or .engine (TensorRT plans), for stepwise a folder.
         steps: the depth.  Default: the depth that was trained, 1 where that is not known; a deeper one is noted in the result.
         graph: "unrolled" (fixed depth), "loop" (depth and threshold are inputs) or "stepwise" (three files in a folder).
         precision: "fp32", "fp16" or "int8".
@@ -92,8 +91,7 @@ def export(
     Raises:
         UserError: for impossible settings, a failed verification or an unwritable `path`; all is then as it was before.
     """
-    path = Path(path)
-    plan = plan or (PlanOptions() if path.suffix in SUFFIXES else None)
+    plan = plan or (PlanOptions() if Path(path).suffix in SUFFIXES else None)
     settings = ExportSettings(
         kind=checkpoint.model.kind,
         steps=default_steps(checkpoint) if steps is None else steps,
@@ -108,7 +106,7 @@ def export(
         sensitivity_file=sensitivity_file,
         plan=plan,
     )
-    return run_stages(checkpoint, path, settings, ExportImages(checkpoint, data_dir, images), progress)
+    return run_stages(checkpoint, Path(path), settings, ExportImages(checkpoint, data_dir, images), progress)
 
 
 def run_stages(

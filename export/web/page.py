@@ -107,9 +107,7 @@ def write_page(
         images = _place_images(gallery, temporary / _IMAGES)
         settings = _settings(checkpoint, models, options, gallery, images, temporary)
         (temporary / PAGE_FILE).write_text(json.dumps(settings, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        for name in ("style.css", "icon.svg"):
-            shutil.copyfile(_STATIC / name, temporary / name)
-        shutil.copytree(_STATIC / "js", temporary / "js", copy_function=shutil.copyfile)
+        _place_static(temporary)
         (temporary / _TEMPLATE).write_text(_index(settings, compressed), encoding="utf-8")
         total = _bytes(temporary)
     first = total - settings["models"][1]["bytes"]
@@ -207,6 +205,12 @@ def _model(precision: str, metadata: Metadata, size: int) -> dict[str, Any]:
         "bytes": size,
         "weights_sha256": metadata.weights_sha256,
     }
+
+
+def _place_static(folder: Path) -> None:
+    for name in ("style.css", "icon.svg"):
+        shutil.copyfile(_STATIC / name, folder / name)
+    shutil.copytree(_STATIC / "js", folder / "js", copy_function=shutil.copyfile)
 
 
 def _place_runtime(source: Path, folder: Path) -> int:

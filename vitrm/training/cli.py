@@ -344,14 +344,12 @@ def run(
     world: World,
 ) -> TrainingResult:
     """Loads the data and trains, with progress.  `go_on`: resume if there is something to resume."""
-    from vitrm.training.by_class import unequal_classes
     from vitrm.training.callbacks import loggers
     from vitrm.training.loop import train
     from vitrm.training.parallel.distributed import first_on_host
     from vitrm.training.progress import reporter
     from vitrm.training.run_folder.access import check_folder, check_not_in_use
     from vitrm.training.run_folder.state import STATE_FILE, preprocessing_in, read_header
-    from vitrm.training.start.length import few_batches
 
     def saved() -> dict[str, Any] | None:
         """The header of the state of the run to be resumed, None for a new run."""
@@ -365,19 +363,12 @@ def run(
     callbacks = loggers(execution.log or ())  # a package that is missing should not wait for the images
     earlier = world.broadcast(saved)
     if earlier is not None:
-        # What an earlier version made of the image size is kept.
-        follows = {key: value for key, value in earlier["identity"]["model"].items() if key in FOLLOWING}
-        kept = {k: v for k, v in earlier["settings"].items() if v is not None}
-        before = parse(kept, str(out / STATE_FILE))
-        settings = settings.over(before)
-        if all(settings.model.get(key) == before.model.get(key) for key in ("preset", "image_size")):
-            settings.model = {**follows, **settings.model}
+        settings = _resumed(settings, earlier, out / STATE_FILE)
         init = init if resume else None
     model, chosen = resolve(settings)
     teacher = _teacher(settings.teacher) if settings.teacher else None
-    preprocessing = preprocessing_of(
-        settings, model.image_size, None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
-    )
+    known = None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
+    preprocessing = preprocessing_of(settings, model.image_size, known)
     if settings.data.get("download") and first_on_host():
         load_data(settings, preprocessing)  # one process fetches, not all of a host at once
     world.any(False)
@@ -385,13 +376,7 @@ def run(
         data = load_data(settings, preprocessing)
     if world.main:
         _say_start(settings, data, out, execution, world)
-        if note := followed(settings, model):
-            say(f"note: {note}")
-        for note in dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes):
-            say(f"note: {note}")
-        if note := unequal_classes(data.train, chosen):
-            say(f"note: {note}")
-        if init is None and earlier is None and (note := few_batches(len(data.train), chosen)):
+        for note in _notes(settings, model, chosen, data, begins=init is None and earlier is None):
             say(f"note: {note}")
     return train(
         model,
@@ -408,6 +393,28 @@ def run(
         settings=dataclasses.asdict(settings),
         world=world,
     )
+
+
+def _resumed(settings: RunConfig, earlier: dict[str, Any], state: Path) -> RunConfig:
+    """The settings over those of the earlier run, whose header is in the file `state`."""
+    kept = {k: v for k, v in earlier["settings"].items() if v is not None}
+    before = parse(kept, str(state))
+    settings = settings.over(before)
+    if all(settings.model.get(key) == before.model.get(key) for key in ("preset", "image_size")):
+        # What an earlier version made of the image size is kept.
+        follows = {key: value for key, value in earlier["identity"]["model"].items() if key in FOLLOWING}
+        settings.model = {**follows, **settings.model}
+    return settings
+
+
+def _notes(settings: RunConfig, model: ModelConfig, chosen: Recipe, data: Splits, *, begins: bool) -> list[str]:
+    """What a user should know of the settings and the images; `begins`: the weights are random."""
+    from vitrm.training.by_class import unequal_classes
+    from vitrm.training.start.length import few_batches
+
+    of_parts = dict.fromkeys(note for part in (data.train, data.validation, data.test) for note in part.notes)
+    few = few_batches(len(data.train), chosen) if begins else None
+    return [n for n in (followed(settings, model), *of_parts, unequal_classes(data.train, chosen), few) if n]
 
 
 def followed(settings: RunConfig, model: ModelConfig) -> str:

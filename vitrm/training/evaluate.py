@@ -71,20 +71,7 @@ def accuracy_by_depth(
             start = starts[turn + world.rank]
             part = slice(start, start + batch_size)
             pixels, labels = upload(images.pixels[part], device), upload(images.labels[part], device)
-            # Training may use TF32; an accuracy in float32 is one of float32.
-            with torch.no_grad(), exact_float32(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                floats = pixels.to(torch.float32) / 255
-                if isinstance(model, ViTRM):
-                    logits, halt = model.trajectory(floats, steps)  # [S, B, classes], [S, B]
-                else:
-                    logits = model(floats)[None]
-                    halt = logits.new_empty(0, len(labels))
-            logits = logits.float()
-            losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
-            likeliest = logits.topk(min(5, logits.shape[-1])).indices
-            among = (likeliest == labels[None, :, None]).any(-1)
-            surest = logits.softmax(-1).amax(-1)
-            measured.append((losses, logits.argmax(-1), halt.float(), surest, among))
+            measured.append(_measured(model, pixels, labels, steps, bf16))
     finally:
         model.train(training)
     of_all = world.all_gather([[t.cpu().numpy() for t in batch] for batch in measured])
@@ -102,3 +89,20 @@ def accuracy_by_depth(
         in_top5=in_top5,
         halt_prob=halt_prob,
     )
+
+
+def _measured(model: ViTRM | Baseline, pixels: Tensor, labels: Tensor, steps: int, bf16: bool) -> tuple[Tensor, ...]:
+    """Loss, answer, halt_prob, confidence and whether the label is among the likeliest five, each [S, B]."""
+    # Training may use TF32; an accuracy in float32 is one of float32.
+    with torch.no_grad(), exact_float32(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+        floats = pixels.to(torch.float32) / 255
+        if isinstance(model, ViTRM):
+            logits, halt = model.trajectory(floats, steps)  # [S, B, classes], [S, B]
+        else:
+            logits = model(floats)[None]
+            halt = logits.new_empty(0, len(labels))
+    logits = logits.float()
+    losses = torch.stack([F.cross_entropy(step, labels, reduction="none") for step in logits])
+    likeliest = logits.topk(min(5, logits.shape[-1])).indices
+    among = (likeliest == labels[None, :, None]).any(-1)
+    return losses, logits.argmax(-1), halt.float(), logits.softmax(-1).amax(-1), among

@@ -99,16 +99,14 @@ def train(
         out: run folder, new or empty unless the run is resumed
         seed: of weights, order, augmentation and dropout
         resume: continue from the state in `out`, which must be of the same model, recipe, data, seed and teacher
-        init: checkpoint of the same model, on any data, whose weights a new run starts from; its classifier is left out for
-            other classes
-        teacher: trained model, or a network of torchvision with weights, whose answers count as `recipe.distill_weight` says
+        init: checkpoint of the same model whose weights a new run starts from, but for other classes' classifier
+        teacher: trained model, or a network of torchvision, whose answers count as `recipe.distill_weight` says
         execution: device, precision and threads
         reporter: told how far the run is
         on_batch: called after each batch
         callbacks: told, in the main process, of the run's start, epochs and end (vitrm.training.callbacks)
         settings: JSON object that is kept in the state for the command that resumes the run
-        world: the processes of the run, which all call this with the same arguments; the main one alone reads and writes
-            `out`
+        world: the processes of the run, which all call this alike; the main one alone reads and writes `out`
 
     Returns:
         The accuracy of the kept weights, those of the best validation result, and the history.
@@ -117,14 +115,8 @@ def train(
         UserError: for a folder that holds something else or that another process trains into, a state of another run, a
             loss that is not finite, a full disk, or too little memory; what was saved before stays as it was
     """
-    checked("seed", seed, SEEDS)
+    _check_start(recipe, seed, resume, init)
     out, world = Path(out), world or World()
-    if resume and init is not None:
-        raise UserError("a run that is resumed goes on from its own weights: leave out --init")
-    if recipe.freeze != "none" and init is None and not resume:
-        raise UserError(
-            f"freeze is {recipe.freeze!r}, which keeps weights that were learned before: name them with --init RUN"
-        )
     execution, settings = execution or Execution(), settings or {}
     reporter = reporter if reporter and world.main else Reporter()
     with torch.random.fork_rng(devices=[]), losses_explained(world), alone_in(out, world) as locked:
@@ -137,6 +129,16 @@ def train(
             run.start_from(init)
         with run.reporter, all_closed(told):
             return run.run(resume, told)
+
+
+def _check_start(recipe: Recipe, seed: int, resume: bool, init: Checkpoint | None) -> None:
+    checked("seed", seed, SEEDS)
+    if resume and init is not None:
+        raise UserError("a run that is resumed goes on from its own weights: leave out --init")
+    if recipe.freeze != "none" and init is None and not resume:
+        raise UserError(
+            f"freeze is {recipe.freeze!r}, which keeps weights that were learned before: name them with --init RUN"
+        )
 
 
 class TrainingRun:
