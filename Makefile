@@ -4,6 +4,7 @@
 # make web-runtime   fetch onnxruntime-web, once, which the tests of the page in the browser need
 # make test-lowest   the core tests with the lowest versions that pyproject.toml promises, in an environment of their own
 # make lint   ruff, mypy and the import contracts of pyproject.toml
+# make pictures   screenshots and drawings of README and docs made anew, with Chromium; DATA names the folder of CIFAR-10
 # make docs   the documentation's site in build/site, without a warning
 # make figures   compare every figure in README.md and docs/ with its record
 # make messages   write docs/messages.md anew from the source
@@ -20,7 +21,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-fast web-runtime test-lowest lint tree docs figures messages torture clean
+.PHONY: install demo test test-fast web-runtime test-lowest lint tree docs figures messages pictures torture clean
 
 install: $(STAMP)
 
@@ -60,6 +61,9 @@ test-lowest:
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]' -r tests/lowest-versions.txt
 	$(LOWEST)/bin/python -m pytest -q tests/vitrm tests/calib tests/export tests/runtime
+
+pictures: install
+	$(BIN)/python benchmarks/pictures.py $(if $(DATA),--data-dir $(DATA))
 
 torture: install
 	PYTHONPATH=benchmarks $(BIN)/python -m torture $(TORTURE)

@@ -131,10 +131,48 @@ CHECKS = (
     ),
     Check(
         "training",
-        "vitrm-train --data digits --model nano --epochs 2 --compile --out runs/gpu-checklist/run",
-        "an accuracy near the CPU's; images per second beside those of `--device cpu` in `metrics.jsonl`",
-        "`vitrm/training/parallel/device.py`; waits: `torch.cuda.set_sync_debug_mode('warn')`",
+        "rm -rf runs/gpu-checklist/run && vitrm-train --data digits --model nano --epochs 2 --out runs/gpu-checklist/run",
+        "it says that it compiles, and no word that compiling does not work; an accuracy near the CPU's; images per second in "
+        "`metrics.jsonl` beside those of the same command with `--no-compile` and with `--device cpu`",
+        "the reason that it names: no Triton, no C compiler (Jetson); else `vitrm/training/parallel/compilation.py`. Slower than "
+        "`--no-compile` once it has started: make it the default no more (`Execution.compiles`)",
         5,
+    ),
+    Check(
+        "training: waits",
+        'rm -rf runs/gpu-checklist/waits && python -c "import torch; torch.cuda.set_sync_debug_mode(1); import sys; from vitrm.training.cli import main; '
+        "sys.exit(main('--data digits --model tiny --recipe paper --epochs 1 --no-compile --out runs/gpu-checklist/waits'.split()))\"",
+        "warnings of synchronizing operations name evaluation, saving and progress alone, never `supervision.py` or `augmentation/`",
+        "the line that is named waits; fake tensors do not show what PyTorch's own kernels do",
+        5,
+    ),
+    Check(
+        "training: kernels of a batch",
+        'rm -rf runs/gpu-checklist/kernels && python -c "from torch.profiler import profile, ProfilerActivity as A; from vitrm.training.cli import main; '
+        "p = profile(activities=[A.CUDA]); p.start(); "
+        "main('--data digits --model paper --recipe paper --epochs 1 --limit-train 1280 --no-compile "
+        "--out runs/gpu-checklist/kernels'.split()); p.stop(); print(p.key_averages().table(sort_by='cuda_time_total', row_limit=12)); print(sum(e.count for e in p.key_averages()))\"",
+        "a tenth of the number in the last line near what `tests/vitrm/training/test_supervision.py` counts, beside evaluation's; flash attention among them",
+        "`tests/fake_cuda.py` counts an operation wrongly",
+        5,
+    ),
+    Check(
+        "training: an update as one graph",
+        "rm -rf runs/gpu-checklist/graphs && TORCHINDUCTOR_CUDAGRAPHS=1 vitrm-train --data digits --model nano --epochs 2 --out runs/gpu-checklist/graphs",
+        "losses in `metrics.jsonl` equal to those of the check *training*, and more images per second: then `mode=reduce-overhead` in "
+        "`compile_learner` is worth having",
+        "an output `has been overwritten by a subsequent run`: the state of a step must be cloned between updates, and "
+        "`torch.compiler.cudagraph_mark_step_begin()` called in `Learner.train_step`",
+        5,
+    ),
+    Check(
+        "stepwise: regrouping",
+        "vitrm-export --graph stepwise --plan --steps 6 --fp16 --batch 1,512,1024 -o runs/gpu-checklist/stepwise && vitrm-bench "
+        "runs/gpu-checklist/stepwise --device cuda --batch 1024 --halt-threshold 0.9 --limit 2048 --no-eager",
+        "steps with few samples left take less time than the first, copies included",
+        "`StepwiseExecutor.swap` copies slot by slot, 3 copies a tensor and run of slots: one `cudaMemcpyBatchAsync` (CUDA 12.8 on) or "
+        "a gather kernel instead; no regrouping where the prefix stays the same",
+        10,
     ),
     Check(
         "plan sizes",

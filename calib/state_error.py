@@ -76,8 +76,9 @@ def draw_state_error(
 
 def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) -> None:
     for name, style, error in (("each step its own scales", "-", own), ("shared scales", "--", shared)):
-        axes.plot(steps, error.y, style, color=BLUE, marker="o", label=f"y, {name}")
-        axes.plot(steps, error.z, style, color=ORANGE, marker="o", label=f"z, {name}")
+        marker = "o" if style == "-" else ""  # marks would hide the dashes
+        axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"y, {name}")
+        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"z, {name}")
     axes.set_title("State under int8: signal-to-noise ratio, dB", pad=36)
     axes.set_xlabel("step")
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
@@ -86,6 +87,8 @@ def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) ->
 
 def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -> None:
     """Draws the widths of one role's ranges by step: flat lines need no scales of their own."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     widths = [
         [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
         for step in steps
@@ -95,5 +98,8 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     axes.fill_between(x, [min(w) for _, w in met], [max(w) for _, w in met], color=TEAL, alpha=0.22, lw=0)
     axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(role.replace("_", " "), fontsize=9, fontweight="normal")
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)

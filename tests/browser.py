@@ -131,6 +131,12 @@ class Tab:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]
         file.write_bytes(base64.b64decode(data))
 
+    def screenshot_bytes(self, *, width: float, height: float, top: float = 0) -> bytes:
+        """Returns a PNG of the page's left part below `top`, whatever of it is seen."""
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        return base64.b64decode(shot["data"])
+
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Tab]:

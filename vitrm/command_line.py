@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from vitrm import __version__
 from vitrm.errors import UserError
-from vitrm.fields import Flag, Setting, did_you_mean, shown
+from vitrm.fields import Flag, OrNone, Setting, did_you_mean, shown
 
 COMMANDS = {
     "vitrm-train": "train a model into a run folder",
@@ -112,7 +112,7 @@ def add_setting(parser: Any, name: str, *settings: Setting, help: str = "") -> N
     first = settings[0]
     flag = first.flag or f"--{name.replace('_', '-')}"
     more: dict[str, Any] = {"default": argparse.SUPPRESS, "help": (help or first.explained).replace("%", "%%")}
-    if isinstance(first.rule, Flag):
+    if isinstance(first.rule.rule if isinstance(first.rule, OrNone) else first.rule, Flag):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
     else:
         parser.add_argument(flag, type=partial(_parsed, flag, settings), metavar=first.placeholder, **more)

@@ -360,6 +360,11 @@ def flag(default: bool, help: str, **more: str) -> Any:
     return _field(default, Flag(), help, more)
 
 
+def flag_or_none(help: str, **more: str) -> Any:
+    """A field that is true, false, or None, which is its default."""
+    return _field(None, OrNone(Flag()), help, more)
+
+
 def text(default: str, help: str, **more: str) -> Any:
     """A field of any text."""
     return _field(default, Text(), help, more)

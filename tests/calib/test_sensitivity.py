@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import pictures
+import pytest
 import reference
 import torch
 

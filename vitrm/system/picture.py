@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrm.system.files import atomic_path, write_text
+from vitrm.system.short_names import shorten
+from vitrm.system.terminal import neutral_line
 
 # Light and dark: each light color stands for its dark one, so no two are alike.
 _LOOK = {
@@ -34,7 +36,7 @@ SERIES = (BLUE, ORANGE, TEAL, PLUM, OCHRE, NEUTRAL)
 # Cells of a heat map and the writing on them are the same in both looks: a value's color means the value.
 CELL_LIGHT, CELL_DARK, ON_LIGHT, ON_DARK = "#e8f1fb", "#083a73", "#1b1d23", "#fffffe"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.facecolor": PANEL,
     "figure.constrained_layout.use": True,
     "figure.titlesize": 11.5,
@@ -52,7 +54,6 @@ _STYLE = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.prop_cycle": None,  # set below: it takes a cycler
     "grid.color": LINE,
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.8,
@@ -82,8 +83,7 @@ def picture(path: str | os.PathLike[str], width: float, height: float, title: st
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         if title:
-            # parse_math: a folder may be called "a$b$".
-            figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+            _write_title(figure, title)
         yield figure
         if Path(path).suffix == ".svg":
             text = io.StringIO()
@@ -94,6 +94,16 @@ def picture(path: str | os.PathLike[str], width: float, height: float, title: st
             figure.savefig(temporary, format="png", dpi=144)
 
 
+def _write_title(figure: Any, title: str) -> None:
+    """Writes as much of the title as fits."""
+    # parse_math: a folder may be called "a$b$".
+    text = figure.suptitle(neutral_line(title), x=0.01, ha="left", parse_math=False)
+    for length in range(len(title), 10, -1):
+        if text.get_window_extent().x1 < 0.99 * figure.bbox.x1:
+            return
+        text.set_text(shorten(neutral_line(title), length))
+
+
 def legend_above(axes: Any, columns: int) -> None:
     """Puts the legend between the title and the plot, where it covers no line."""
     axes.legend(
@@ -102,7 +112,7 @@ def legend_above(axes: Any, columns: int) -> None:
         ncols=columns,
         borderaxespad=0.2,
         columnspacing=1.2,
-        handlelength=1.6,
+        handlelength=2,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 _CUT, _SETTING = "…", " · "
@@ -57,8 +56,8 @@ def _relatives(names: Sequence[str]) -> list[list[str]]:
 
 def _apart(names: Sequence[str], length: int) -> list[str]:
     """Shortens what all of `names` have in common at their beginning and end, and leaves what tells them apart."""
-    head = len(os.path.commonprefix(names))
-    tail = len(os.path.commonprefix([name[head:][::-1] for name in names]))
+    head = _common(names)
+    tail = _common([name[head:][::-1] for name in names])
     middle = max(map(len, names)) - head - tail
     room = max(length - middle, 2 * _KEPT)
     after = tail if tail < min(room, _SUFFIX) else min(tail, max(room - head, room // 2))
@@ -67,3 +66,9 @@ def _apart(names: Sequence[str], length: int) -> list[str]:
         shorten(name[:head], before) + name[head : len(name) - tail] + shorten(name[len(name) - tail :], after)
         for name in names
     ]
+
+
+def _common(names: Sequence[str]) -> int:
+    """Returns how many letters all of `names` begin with alike."""
+    places = zip(*names, strict=False)  # as far as the shortest goes
+    return next((i for i, letters in enumerate(places) if len(set(letters)) > 1), min(map(len, names)))

@@ -51,9 +51,9 @@ class TextTable:
             collapse_padding=True,
         )
         cells = [_neutral(row.cells) for row in self.rows]
-        for name, short in zip(self.head, self._heads(cells, console.width), strict=True):
+        for name, head in zip(self.head, self._heads(cells, console.width), strict=True):
             justify = "left" if name in self.left else "right"
-            table.add_column(Text(short), justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(Text(head), justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
         if self.shortens:
             short = shorten_all([row[0] for row in cells], self._room(cells, console.width))
             cells = [[name, *rest] for name, (_, *rest) in zip(short, cells, strict=True)]

@@ -188,6 +188,9 @@ class TrainingRun:
         self.progress = RunProgress()
         self.resumed = False
         self.by_class: Classification | None = None
+        self.unsaved: Checkpoint | None = None  # the best so far, where it is not written yet
+        self.save_due = Ticker(execution.save_every)
+        self.saving = 0.0  # seconds that the state took to save
         self.callbacks: Sequence[Callback] = ()
 
     def start_from(self, init: Checkpoint) -> None:
@@ -260,7 +263,11 @@ class TrainingRun:
     def _train_and_test(self) -> None:
         """Compiles, trains and tests; saves the state of a run that is interrupted."""
         # Compiled only now: restoring replaced weights, and a failed start should fail fast.
-        if self.execution.compile:
+        if self.execution.compiles(self.device, self.world.size):
+            if self.execution.compile is None:
+                self.reporter.say(
+                    "compiling the training step, which takes a minute or more; --no-compile leaves it out"
+                )
             images = self.source.part.stop - self.source.part.start
             compile_learner(self.learner, self.learner.model.config.image_size, images, self.reporter.say)
         try:
@@ -282,7 +289,24 @@ class TrainingRun:
             raise
 
     def _save(self) -> None:
+        """Writes the state, and before it the best weights that it tells of."""
+        began = time.monotonic()
+        if self.unsaved is not None:
+            self.files.save_checkpoint(self.unsaved)
+            self.unsaved = None
         self.files.save_state(self.learner, self.progress)
+        self.saving = time.monotonic() - began
+        self.save_due.reset()
+
+    def _save_after_epoch(self) -> None:
+        """Saves if it costs a hundredth of the time, or is due, or if this was the last epoch.
+
+        Where an epoch takes a second, saving after each would take longer than what a kill could lose.
+        """
+        ended = self.progress.epoch == self.recipe.epochs or self._out_of_patience()
+        due = self.save_due.elapsed >= min(100 * self.saving, self.execution.save_every)
+        if self.world.any(self.world.main and (due or ended))[0]:
+            self._save()
 
     def _stop_if_asked(self) -> None:
         """Raises KeyboardInterrupt, in all processes, if a signal has come to any."""
@@ -291,13 +315,11 @@ class TrainingRun:
 
     def _epochs(self) -> None:
         self.source.move_to(self.device)
-        save_due = Ticker(self.execution.save_every)
         drawn, drawing = 0.0, 0.0  # when the picture was last drawn, and how long that took
         while self.progress.epoch < self.recipe.epochs and not self._out_of_patience():
-            self._epoch(save_due)
+            self._epoch()
             self._end_epoch()
-            self._save()
-            save_due.reset()
+            self._save_after_epoch()
             self.files.write_metrics(self.progress.history)
             # The picture may cost one per cent of the time, whatever the length of an epoch.
             if time.monotonic() - drawn > 100 * drawing:
@@ -306,7 +328,7 @@ class TrainingRun:
                 drawing = time.monotonic() - drawn
         self.files.draw_curves(self.progress.history, self._best_epoch)
 
-    def _epoch(self, save_due: Ticker) -> None:
+    def _epoch(self) -> None:
         """Trains on what is left of the current epoch."""
         progress = self.progress
         assert progress.sums is not None
@@ -325,7 +347,7 @@ class TrainingRun:
             infinite, report, save, stop = self.world.any(
                 self.device.type == "cpu" and not bool(progress.sums[0].isfinite()),
                 self.world.main and report_due.due(),
-                self.world.main and save_due.due(),
+                self.world.main and self.save_due.due(),
                 self.interruption.asked > 0,
             )
             if infinite:
@@ -386,7 +408,7 @@ class TrainingRun:
                 "score": score,
                 "loss": -negative_loss,
             }
-            self.files.save_checkpoint(self.learner, progress)
+            self.unsaved = self.files.best_checkpoint(self.learner, progress)
         progress.history.append(line)
         progress.epoch += 1
         progress.batch, progress.seconds = 0, 0.0

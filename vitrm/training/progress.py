@@ -119,9 +119,14 @@ class Ticker:
         self.interval = interval
         self._last = time.monotonic()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the interval that have gone by."""
+        return time.monotonic() - self._last
+
     def due(self) -> bool:
         """True at most once per interval."""
-        if time.monotonic() - self._last < self.interval:
+        if self.elapsed < self.interval:
             return False
         self.reset()
         return True

@@ -1,8 +1,10 @@
 """A folder of three plans: the recursion driven from the host, its state on the GPU.
 
-An executor holds room for one batch: what embed makes, the state, and the state one step later.  Samples lie in slots.  Those
-that go on are moved to the front by swapping slots, and a step runs on a prefix: 1, 2, 4, … slots, whichever holds them
-all.  The slots behind compute for nothing, and their results are not kept, so a halted sample's state stays as it is.
+An executor holds room for one batch: what embed makes, and two sides for the state.  A step reads one side and writes the
+other, and then they change roles: nothing is copied.  Samples lie in slots.  Those that go on are moved to the front by
+swapping slots, and a step runs on a prefix: 1, 2, 4, … slots, whichever holds them all.  Where that takes in samples that
+have halted, these compute for nothing, and the sides keep their roles: what the others reached is copied back, so a halted
+sample's state stays as it is.
 """
 
 from __future__ import annotations
@@ -44,6 +46,17 @@ def swaps(order: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[int, 
     return pairs
 
 
+def runs_of(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Joins pairs of slots (a, b), (a + 1, b + 1), … into (a, b, how many)."""
+    joined: list[tuple[int, int, int]] = []
+    for a, b in pairs:
+        if joined and (a, b) == (joined[-1][0] + joined[-1][2], joined[-1][1] + joined[-1][2]):
+            joined[-1] = (*joined[-1][:2], joined[-1][2] + 1)
+        else:
+            joined.append((a, b, 1))
+    return joined
+
+
 def prefix(rows: int, capacity: int, profiles: list[list[int]]) -> int:
     """Returns how many slots a step of `rows` samples runs on: the next power of two, as far as the executor and the plan go."""
     wanted = min(1 << (rows - 1).bit_length(), capacity)
@@ -65,7 +78,9 @@ class StepwiseExecutor:
         tensors = {t.name: t for plan in plans.values() for t in plan.tensors.values()}
         self.row_bytes = {n: int(np.prod(t.at(1))) * t.dtype.itemsize for n, t in tensors.items()}
         self.device = {n: self.cuda.allocate(size * batch) for n, size in self.row_bytes.items()}
-        self._spare = self.cuda.allocate(max(self.row_bytes.values()))
+        moved = [self.row_bytes[name] for name in (*carried.embedded, *carried.state)]
+        self._spare = self.cuda.allocate(max(moved) * max(1, batch // 2))  # no more pairs are exchanged at once
+        self.side = np.zeros(batch, np.int64)  # of the state, for each slot: 1 is where the first step writes
         self.pixels = self.cuda.pinned(tensors[PIXELS].at(batch), np.float32)
         self.logits = self.cuda.pinned(tensors[LOGITS].at(batch), np.float32)
         self.halt_prob = self.cuda.pinned(tensors[HALT_PROB].at(batch), np.float32)
@@ -88,12 +103,19 @@ class StepwiseExecutor:
         self.cuda.use()
         self._fill(images)
         self._run("embed", self.batch, self._embed)
+        self.side[:] = 0
 
     def step(self, count: int, rows: int) -> None:
         """One step on `rows` slots, kept for the first `count`; their answers are in `logits` and `halt_prob` then."""
         self.cuda.use()
-        self._run("step", rows, lambda: self._step(rows))
-        self._keep(count)
+        side = int(2 * self.side[:count].sum() > count)
+        # Those on the other side would be overwritten, whether they go on or not.
+        self._bring(np.flatnonzero(self.side[:rows] != side), side)
+        self._run(f"step from {side}", rows, lambda: self._step(rows, bool(side)))
+        if count == rows:
+            self.side[:rows] = 1 - side
+        else:
+            self._copy_state(0, count, to=side)
         for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
             self.cuda.copy(host.address, self.device[name].address, self.row_bytes[name] * count, self.stream)
         self.cuda.synchronize(self.stream)
@@ -101,16 +123,37 @@ class StepwiseExecutor:
     def swap(self, pairs: list[tuple[int, int]]) -> None:
         """Exchanges slots."""
         self.cuda.use()
-        spare = self._spare.address
-        for name in (*self.carried.embedded, *self.carried.state):
-            start, size = self.device[name].address, self.row_bytes[name]
-            for a, b in pairs:
-                for target, source in (
-                    (spare, start + a * size),
-                    (start + a * size, start + b * size),
-                    (start + b * size, spare),
-                ):
-                    self.cuda.copy(target, source, size, self.stream)
+        for a, b, length in runs_of(pairs):
+            for name in self.carried.embedded:
+                self._exchange(self.device[name].address, self.row_bytes[name], a, b, length)
+            here, there = self.side[a : a + length], self.side[b : b + length]
+            side = int(here[0])
+            self._bring(a + np.flatnonzero(here != side), side)
+            self._bring(b + np.flatnonzero(there != side), side)
+            for name in self.carried.state:
+                self._exchange(self._place(name, side), self.row_bytes[name], a, b, length)
+
+    def _exchange(self, start: int, size: int, a: int, b: int, length: int) -> None:
+        """Exchanges `length` slots from `a` on with those from `b` on, of a tensor at `start` with `size` bytes a slot."""
+        spare, one, other = self._spare.address, start + a * size, start + b * size
+        for target, source in ((spare, one), (one, other), (other, spare)):
+            self.cuda.copy(target, source, size * length, self.stream)
+
+    def _bring(self, slots: NDArray[np.int64], side: int) -> None:
+        """Copies the state of `slots` (ascending), which is on the other side, to `side`."""
+        for start, _, length in runs_of([(int(slot), int(slot)) for slot in slots]):
+            self._copy_state(start, length, to=side)
+        self.side[slots] = side
+
+    def _copy_state(self, start: int, length: int, to: int) -> None:
+        for name in self.carried.state:
+            size = self.row_bytes[name]
+            target, source = (self._place(name, side) + start * size for side in (to, 1 - to))
+            self.cuda.copy(target, source, size * length, self.stream)
+
+    def _place(self, name: str, side: int) -> int:
+        """The address of a tensor of the state on a side."""
+        return self.device[name + NEXT_SUFFIX if side else name].address
 
     def run_whole(self, images: NDArray[np.float32], steps: int) -> None:
         """Runs from images to the answer after `steps` steps, halting none: with a graph, one call."""
@@ -164,9 +207,9 @@ class StepwiseExecutor:
         self.cuda.copy(self.device[PIXELS].address, self.pixels.address, self.pixels.size, self.stream)
         self._context("embed", self.batch).enqueue(self.stream)
 
-    def _step(self, rows: int) -> None:
-        self._context("step", rows).enqueue(self.stream)
-        self._context("heads", rows).enqueue(self.stream)
+    def _step(self, rows: int, turned: bool) -> None:
+        self._context("step", rows, turned).enqueue(self.stream)
+        self._context("heads", rows, turned).enqueue(self.stream)
 
     def _whole(self, steps: int) -> None:
         self._embed()
@@ -179,12 +222,6 @@ class StepwiseExecutor:
         for i in range(steps):
             self._context("step", self.batch, turned=bool(i % 2)).enqueue(self.stream)
         self._context("heads", self.batch, turned=steps % 2 == 0).enqueue(self.stream)
-
-    def _keep(self, count: int) -> None:
-        """The state one step later becomes the state, in the first `count` slots."""
-        for name in self.carried.state:
-            size = self.row_bytes[name] * count
-            self.cuda.copy(self.device[name].address, self.device[name + NEXT_SUFFIX].address, size, self.stream)
 
     def _context(self, part: str, rows: int, turned: bool = False) -> Context:
         """The context of a part on the first `rows` slots; `turned`: the state is read where the next one lies, and the reverse."""

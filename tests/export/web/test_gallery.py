@@ -42,7 +42,9 @@ def test_there_may_be_fewer_than_asked_for():
 
 
 def test_the_page_begins_with_the_one_that_halts_latest_before_the_end():
-    halts = np.array([[0.9, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1], [0.9, 0.9, 0.9, 0.1], [0.9, 0.9, 0.9, 0.9]], np.float32)
+    halts = np.array(
+        [[0.9, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1], [0.9, 0.9, 0.9, 0.1], [0.9, 0.9, 0.9, 0.9]], np.float32
+    )
     assert beginning(halts, 0.8) == 2  # the last one takes every step: nothing is saved
     assert beginning(halts[:, :1], 0.8) == 0
     assert beginning(halts[:, :0], 0.8) == 0

@@ -249,6 +249,8 @@ def test_sliders_change_the_steps(tab, page, address):
     columns = "document.querySelectorAll('.step').length"
     set_slider(tab, "threshold", 1)
     assert answer(tab)["used"] == STEPS
+    outcome = "document.querySelector('#outcomes').textContent"
+    assert f"on 359 test images: {STEPS}.00 of {STEPS} steps" in tab.evaluate(outcome)
     # By keyboard: a deeper state goes on from where it stopped.
     tab.evaluate("document.querySelector('#depth').focus()")
     tab.press("ArrowRight", 39)
@@ -268,6 +270,10 @@ def test_sliders_change_the_steps(tab, page, address):
     set_slider(tab, "depth", 5)
     set_slider(tab, "threshold", 0)
     assert answer(tab)["used"] == 1
+    assert "1.00 of 5 steps a picture on average" in tab.evaluate(outcome)
+    tops = session.infer(load("digits", "test").floats(), steps=1).logits.argmax(1)
+    right = (tops == load("digits", "test").labels).mean()
+    assert f"; {100 * right:.1f} % right. Never halting:" in tab.evaluate(outcome)
     assert "Halted after step 1 of at most 5" in tab.evaluate("document.querySelector('#halting').textContent")
     assert tab.evaluate("document.querySelector('#spans .saved').textContent") == "4 steps saved"
 

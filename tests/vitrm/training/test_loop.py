@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +23,7 @@ from vitrm.training.evaluate import accuracy_by_depth
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
 from vitrm.training.progress import Reporter
+from vitrm.training.run_folder.files import RunFiles
 from vitrm.training.run_folder.state import STATE_FILE, read_header
 
 EVERY_BATCH = Execution(device="cpu", save_every=0.0)
@@ -58,7 +62,7 @@ def whole(few, model, short, tmp_path_factory):
 
 
 @pytest.mark.parametrize("at", [(1, 2), (1, 0), (0, 0)], ids=["mid-epoch", "epoch's end", "first batch"])
-@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved each batch", "saved each epoch"])
+@pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved each batch", "saved at the start alone"])
 def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, at, every):
     result, losses = whole
     execution = replace(EVERY_BATCH, save_every=every)
@@ -67,7 +71,7 @@ def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, 
     with pytest.raises(Killed):
         train(model, short, few, folder, execution=execution, on_batch=first, seed=5)
     continued = train(model, short, few, folder, execution=execution, on_batch=second, seed=5, resume=True)
-    assert len(second.losses) < len(losses) or at == (0, 0)
+    assert len(second.losses) == len(losses) - (len(first.losses) if every == 0 else 0)
     assert first.losses | second.losses == losses
     for key in first.losses.keys() & second.losses.keys():  # batches redone since the last state
         assert first.losses[key] == second.losses[key]
@@ -77,6 +81,34 @@ def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, 
         one, two = load_file(folder / name), load_file(result.out / name)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[k], two[k]) for k in one), name
+
+
+def test_saving_after_epochs_costs_a_hundredth_of_the_time(few, model, short, whole, tmp_path, monkeypatch):
+    saved = []
+    save = RunFiles.save_state
+
+    def slow(self, learner, progress):
+        time.sleep(0.2)  # a hundred times as long is longer than the run
+        saved.append((progress.epoch, progress.batch, (self.path / checkpoint.WEIGHTS_FILE).exists()))
+        save(self, learner, progress)
+
+    monkeypatch.setattr(RunFiles, "save_state", slow)
+    minute = replace(EVERY_BATCH, save_every=60.0)
+    train(model, short, few, tmp_path / "slow", execution=minute, seed=5)
+    assert saved == [(0, 0, False), (3, 0, True), (3, 0, True)]  # at the start, after the last epoch, and tested
+    # What an interruption finds unsaved is saved: the weights that the state tells of, too.
+    saved.clear()
+
+    def stop(epoch: int, batch: int, losses: list[float]) -> None:
+        if (epoch, batch) == (2, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="the state is saved"):
+        train(model, short, few, tmp_path / "stopped", execution=minute, on_batch=stop, seed=5)
+    assert saved == [(0, 0, False), (2, 2, True)]
+    train(model, short, few, tmp_path / "stopped", execution=EVERY_BATCH, seed=5, resume=True)
+    one, two = (load_file(folder / checkpoint.WEIGHTS_FILE) for folder in (tmp_path / "stopped", whole[0].out))
+    assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_different_seeds_differ(few, model, short, whole, tmp_path):

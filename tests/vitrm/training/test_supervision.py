@@ -1,19 +1,26 @@
 """What one batch does: updates per step, detached states, gradients through steps, the averaged weights."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_cuda import Watch, fake_cuda, moved
 from small_learners import make_batch, make_learner
+from small_models import SMALL
+from torch import Tensor
 
 from vitrm.baselines.networks import CLASSIFIERS
 from vitrm.checkpoint import build_model
-from vitrm.config import preset
+from vitrm.config import PRESETS, preset
 from vitrm.errors import UserError
-from vitrm.recipe import recipe
+from vitrm.recipe import RECIPES, Recipe, recipe
+from vitrm.training.augmentation import rand_augment
+from vitrm.training.augmentation.augment import Batch, augment
+from vitrm.training.augmentation.rand_augment import apply_operations
 from vitrm.training.ema import EMA, decay_at
 from vitrm.training.optimizers import make_optimizers
 from vitrm.training.parallel.cpu_workers import Workers
-from vitrm.training.supervision import Learner, step_loss
+from vitrm.training.supervision import BatchPart, Learner, StepFunctions, step_loss
 
 CONFIG = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1)
 
@@ -215,3 +222,90 @@ def test_a_frozen_tokenizer_keeps_weights_and_statistics_in_workers_too(parts):
 def test_what_a_model_does_not_have_cannot_be_frozen():
     with pytest.raises(UserError, match="a cifar-resnet has no tokenizer: leave out --freeze"):
         make_learner(preset("resnet20"), freeze="tokenizer")
+
+
+# On a GPU, as far as one without data shows it (tests/fake_cuda.py) ------------------------------------
+
+
+def cuda_batch(size: int, chosen: Recipe, seed: int) -> Batch:
+    pixels = torch.zeros(size, 3, 32, 32, dtype=torch.uint8, device="cuda")
+    return augment(
+        pixels, torch.zeros(size, dtype=torch.int64, device="cuda"), 10, chosen, True, np.random.default_rng(seed)
+    )
+
+
+def watched(name: str, chosen: Recipe, monkeypatch: pytest.MonkeyPatch, *, size: int = 4, bf16: bool = True) -> Watch:
+    """What the second batch of a run on a GPU does: drawing it and learning from it, with as many free steps as there are."""
+    magnitude = chosen.randaugment_magnitude
+    apply_operations(
+        torch.zeros(28, 3, 32, 32, dtype=torch.uint8), np.arange(28)[None], magnitude
+    )  # tables of the host
+    model = build_model(preset(name, **SMALL.get(name, {})))
+    watch = Watch()
+    try:
+        with fake_cuda(monkeypatch):
+            learner = Learner(moved(model), chosen, torch.device("cuda"), bf16)
+            for seed in range(2):
+                if seed:
+                    watch.__enter__()
+                learner.train_step(cuda_batch(size, chosen, seed), 1e-3, chosen.free_steps)
+            watch.__exit__(None, None, None)
+    finally:
+        rand_augment._tables.cache_clear()  # they are no tensors
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad and p is not getattr(model, "y0", None)
+               and p is not getattr(model, "z0", None))  # fmt: skip
+    return watch
+
+
+FORMS = [(name, "anytime") for name in PRESETS if PRESETS[name].kind == "vitrm"]
+FORMS += [("tiny", name) for name in RECIPES if name != "anytime"] + [(name, "paper") for name in SMALL]
+
+
+@pytest.mark.parametrize(("name", "by"), FORMS, ids=["-".join(form) for form in FORMS])
+def test_a_batch_is_learned_on_a_gpu_without_waiting(
+    name: str, by: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    config = preset(name)
+    watch = watched(name, recipe(by, config.kind), monkeypatch, bf16=name != "tiny")
+    assert watch.launches > 100
+    assert watch.waits == []
+    assert not [w for w in recwarn if "autocast" in str(w.message).lower()]
+
+
+def test_ending_a_batch_early_waits_once_for_each_step_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    decided: list[Tensor] = []
+    monkeypatch.setattr(Learner, "_mean_over_processes", lambda self, halt: decided.append(halt) or 0.0)
+    watch = watched("tiny", recipe("paper", n_sup=3), monkeypatch)
+    assert len(decided) == 2 * 2  # of two batches: each is compared, and so waited for
+    assert watch.waits == []
+
+
+# Uncompiled, at most.  In float32 there are fewer, as nothing is cast.
+MOST_KERNELS = {"paper": 1300, "nano": 1000}
+
+
+@pytest.mark.parametrize("name", MOST_KERNELS)
+def test_kernels_of_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched(name, recipe("paper"), monkeypatch, size=128)
+    assert watch.launches <= MOST_KERNELS[name]
+    assert watch.kernels["_fused_adamw_"] <= 3
+    assert watch.kernels["_foreach_lerp_"] <= 2
+
+
+GRAPHS = [("tiny", name) for name in RECIPES] + [("paper", "paper"), ("nano", "anytime"), ("nano-v2", "nano-v2")]
+
+
+@pytest.mark.parametrize(("name", "by"), GRAPHS, ids=["-".join(form) for form in GRAPHS])
+def test_what_is_compiled_is_one_graph(name: str, by: str) -> None:
+    torch._dynamo.reset()
+    learner = make_learner(preset(name))
+    chosen = recipe(by, "vitrm")
+    functions = StepFunctions(
+        learner.model,
+        chosen,
+        lambda _, function: torch.compile(function, backend="eager", fullgraph=True, dynamic=False),
+    )
+    learner.to_train_mode()
+    result = learner.compute(functions, BatchPart(make_batch(), None), min(1, chosen.free_steps))
+    result.loss.backward()
+    learner.compute(functions, BatchPart(make_batch(), None, result.state)).loss.backward()

@@ -8,8 +8,7 @@ which pixel goes where, and those that look at one value alone a table of values
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ BLENDS = ("Color", "Contrast", "Sharpness")  # of the image with a duller one of
 OPERATIONS = (*GEOMETRIC, *POINTWISE, *BLENDS, "AutoContrast", "Equalize")
 # In one call each, of all images that drew one of them: their range in an order of operation and sign.
 _GEOMETRIC_END, _POINTWISE_END = 2 * len(GEOMETRIC), 2 * len(GEOMETRIC + POINTWISE)
+_BLENDS_END = _POINTWISE_END + 2 * len(BLENDS)
 
 
 def draw_operations(ops: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -55,13 +55,15 @@ def apply_operations(pixels: Tensor, drawn: NDArray[np.int64], magnitude: int) -
         done = []
         if end := int(cuts[_GEOMETRIC_END]):
             done.append(_moved(pixels[:end], moves[kinds[:end]]))
-        start, end = int(cuts[_GEOMETRIC_END]), int(cuts[_POINTWISE_END])
+        start, end = end, int(cuts[_POINTWISE_END])
         if start < end:
             done.append(_looked_up(pixels[start:end], values[kinds[start:end] - _GEOMETRIC_END]))
-        for code in range(_POINTWISE_END, 2 * len(OPERATIONS)):
-            start, end = int(cuts[code]), int(cuts[code + 1])
+        if end < int(cuts[_BLENDS_END]):
+            done.append(_blended(pixels, cuts[_POINTWISE_END : _BLENDS_END + 1].tolist(), magnitude))
+        for code, function in ((_BLENDS_END, F.autocontrast_image), (_BLENDS_END + 2, F.equalize_image)):
+            start, end = int(cuts[code]), int(cuts[code + 2])  # the sign says nothing here
             if start < end:
-                done.append(_function(code, magnitude)(pixels[start:end]))
+                done.append(function(pixels[start:end]))
         pixels = torch.cat(done)
     return pixels[sent[len(takes) - 1]]
 
@@ -107,6 +109,7 @@ def _torchvisions(name: str, magnitude: int, sign: int, image: Tensor) -> Tensor
     )
 
 
+@lru_cache(maxsize=256)
 def signed_magnitude(name: str, magnitude: int, sign: int, h: int, w: int) -> float:
     """The number that torchvision gives the operation at that magnitude; the sign counts where it draws one."""
     transform = v2.RandAugment(magnitude=magnitude)
@@ -117,35 +120,50 @@ def signed_magnitude(name: str, magnitude: int, sign: int, h: int, w: int) -> fl
     return float(found[magnitude]) * (sign if signed else 1)
 
 
-@lru_cache(maxsize=64)
-def _function(code: int, magnitude: int) -> Callable[[Tensor], Tensor]:
-    """The operation that the drawn `code` means, of those that look at more than one value."""
-    name, sign = OPERATIONS[code // 2], -1 if code % 2 else 1
-    if name == "AutoContrast":
-        return F.autocontrast_image
-    if name == "Equalize":
-        return F.equalize_image
-    factor = 1.0 + signed_magnitude(name, magnitude, sign, 1, 1)
-    if name == "Sharpness":
-        return partial(_sharpened, factor=factor)
-    return partial(
-        F.adjust_saturation_image if name == "Color" else F.adjust_contrast_image, **{_FACTORS[name]: factor}
-    )
+def _blended(pixels: Tensor, cuts: list[int], magnitude: int) -> Tensor:
+    """The images from `cuts[0]` to `cuts[6]`, each blended with a duller one of itself: those up to `cuts[1]` in color by the
+    positive factor, then by the negative one, then in contrast, then in sharpness; uint8.
 
-
-_FACTORS = {"Color": "saturation_factor", "Contrast": "contrast_factor"}
-
-
-def _sharpened(pixels: Tensor, factor: float) -> Tensor:
-    """torchvision's `adjust_sharpness_image`: it sends its kernel from the host each time, and a GPU may blur in TF32.
-
-    Sums of whole numbers are exact, and thirteenths are never halfway between two.
+    Rounding is torchvision's: f · image first, then (1 − f) · duller added, in float32.
     """
-    image = pixels.float()
+    first, last = cuts[0], cuts[-1]
+    factors = [1.0 + signed_magnitude(name, magnitude, sign, 1, 1) for name in BLENDS for sign in (1, -1)]
+    found = torch.empty(last - first, *pixels.shape[1:], device=pixels.device)
+    gray = _gray(pixels[first : cuts[4]]) if first < cuts[4] else None  # of all that lose color or contrast
+    mean = gray[cuts[2] - first :].mean((1, 2, 3), keepdim=True) if gray is not None and cuts[2] < cuts[4] else None
+    for form in range(4):
+        start, end = cuts[form], cuts[form + 1]
+        if start < end:
+            duller = gray if form < 2 else mean
+            offset = first if form < 2 else cuts[2]
+            assert duller is not None
+            part = torch.mul(pixels[start:end], factors[form], out=found[start - first : end - first])
+            part.add_(duller[start - offset : end - offset], alpha=1.0 - factors[form])
+    if cuts[4] < last:
+        found[cuts[4] - first :] = pixels[cuts[4] : last]
+        _sharpen(found[cuts[4] - first :], cuts[5] - cuts[4], factors[4:])
+    return found.clamp_(0, 255).to(torch.uint8)
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    """torchvision's brightness of each pixel, rounded down: float32 [n, 1, H, W]."""
+    r, g, b = pixels.unbind(1)
+    return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()[:, None]
+
+
+def _sharpen(image: Tensor, positive: int, factors: list[float]) -> None:
+    """Does in place, without rounding, what torchvision's `adjust_sharpness_image` does to float32 [n, 3, H, W]: to the first
+    `positive` images by the first of two factors, to the others by the second.
+
+    Theirs sends its kernel from the host each time, and a GPU may blur in TF32.  Sums of whole numbers are exact, and
+    thirteenths are never halfway between two.
+    """
     if min(image.shape[-2:]) <= 2:
-        return pixels
+        return
     inner = image[..., 1:-1, 1:-1]
     rows = image[..., :-2, :] + image[..., 1:-1, :] + image[..., 2:, :]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner
-    inner.add_((sums / 13).round_().sub_(inner), alpha=1.0 - factor)
-    return image.clamp_(0, 255).to(torch.uint8)
+    duller = (sums / 13).round_().sub_(inner)
+    for part, factor in ((slice(positive), factors[0]), (slice(positive, None), factors[1])):
+        if len(inner[part]):
+            inner[part].add_(duller[part], alpha=1.0 - factor)

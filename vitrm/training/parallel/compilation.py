@@ -1,6 +1,7 @@
 """torch.compile of a learner's functions.
 
-On a CPU it makes training a quarter faster (docs/train/training.md) after a minute or two: only when asked for.
+On a CPU it makes training a quarter faster (docs/train/speed.md) after a minute or two: only when asked for.  On a GPU it makes
+a few dozen kernels of more than a thousand (tests/vitrm/training/test_supervision.py counts them): unless told otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vitrm.training.augmentation.augment import Batch
 from vitrm.training.supervision import BatchPart, Learner, StepFunctions
 
 MOST_STEPS = 4  # that are compiled as one
+_FORMS = 6  # of a function, at most: from the first state and later ones, with gradient and without, in training and behind free steps
 
 
 def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Callable[[str], None]) -> bool:
@@ -22,7 +24,8 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
 
     A failure (no C++ compiler, for one) is said in one line, and the run goes on uncompiled.
     """
-    names = _compiled_names(learner)
+    names = compiled_names(learner)
+    _make_room(len(learner.functions))
     # One shape each.  Workers need code that runs without Python's lock, which is what the C++ wrapper is.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"cpp_wrapper": True} if learner.workers else {}
 
@@ -49,7 +52,7 @@ def compile_learner(learner: Learner, image_size: int, batch_size: int, say: Cal
             each.model.zero_grad(set_to_none=True)
 
 
-def _compiled_names(learner: Learner) -> list[str]:
+def compiled_names(learner: Learner) -> list[str]:
     """The functions that are worth compiling."""
     if not isinstance(learner.model, ViTRM):
         return ["classify"]
@@ -58,6 +61,18 @@ def _compiled_names(learner: Learner) -> list[str]:
     names = ["step", "supervise"] if few else ["step"]
     # On a CPU Inductor's pooling and batch norm are slower than torch's: the tokenizer stays as it is.
     return names if learner.device.type == "cpu" else [*names, "tokens"]
+
+
+def _make_room(models: int) -> None:
+    """Lets Dynamo keep the forms of all functions of `models` models, and forget those of earlier ones.
+
+    It counts the forms of all models together, and beyond 8 leaves a function as it is without a word.
+    """
+    from torch._dynamo import config, reset
+
+    reset()
+    config.recompile_limit = max(config.recompile_limit, _FORMS * models)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * _FORMS * models)
 
 
 def _try_out_all(learner: Learner, functions: list[StepFunctions], images: torch.Tensor) -> None:
@@ -83,3 +98,5 @@ def _try_out(learner: Learner, functions: StepFunctions, images: torch.Tensor) -
         result = learner.compute(functions, BatchPart(batch, targets, state))
         result.loss.backward()
         state = result.state
+    if isinstance(learner.model, ViTRM) and recipe.free_steps:
+        learner.compute(functions, BatchPart(batch, targets), 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError
-from vitrm.fields import UNBOUNDED, check, choice, choices_or_none, flag, real, shown, text, whole
+from vitrm.fields import UNBOUNDED, check, choice, choices_or_none, flag_or_none, real, shown, text, whole
 from vitrm.training.callbacks import LOGGERS
 
 if TYPE_CHECKING:
@@ -33,10 +33,18 @@ class Execution:
         "bf16",
         help="bf16: autocast, the weights stay float32 (default: auto, what the device is fast at)",
     )
-    compile: bool = flag(False, "torch.compile the training step: a minute or more at the start")
+    compile: bool | None = flag_or_none(
+        "torch.compile the training step: a minute or more at the start, and where it does not work the run says so and goes on "
+        "without (default: on a GPU, in one process)"
+    )
     threads: int = whole(0, 0, 1024, "CPU threads; 0: torch's choice (default: 0)")
     save_every: float = real(
-        60.0, 0, UNBOUNDED, "time between saved states within an epoch (default: 60)", unit="seconds"
+        60.0,
+        0,
+        UNBOUNDED,
+        "most time between saved states, and what a kill may lose; after an epoch they are saved sooner, where that takes a "
+        "hundredth of the time (default: 60)",
+        unit="seconds",
     )
 
     log: tuple[str, ...] | None = choices_or_none(
@@ -48,6 +56,13 @@ class Execution:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def compiles(self, device: torch.device, processes: int) -> bool:
+        """True if the training step is compiled: where it was asked for, and by itself on a GPU in one process.
+
+        Several processes meet in batch norm while they compile, and one that failed would leave the others waiting.
+        """
+        return device.type == "cuda" and processes == 1 if self.compile is None else self.compile
 
     def resolve(self) -> tuple[torch.device, bool]:
         """The device, and whether to compute in bfloat16.  Raises `UserError` for a device that is not there."""

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture
-from vitrm.system.short_names import shorten
-
-_LONG = 100  # letters of a title that fit
 
 
 def draw_curves(
@@ -28,7 +25,7 @@ def draw_curves(
     ratios = [3, 3, 2.2]
     if depths == 1:
         panels, ratios = [row[:2] for row in panels], ratios[:2]
-    with picture(path, 10.5 if depths > 1 else 8, 3.6, shorten(title, _LONG)) as figure:
+    with picture(path, 10.5 if depths > 1 else 8, 3.6, title) as figure:
         axes = figure.subplot_mosaic(panels, width_ratios=ratios, height_ratios=[3.4, 1])
         marker = "." if len(epochs) < 40 else ""
         _draw_loss(axes["loss"], history, epochs, marker)

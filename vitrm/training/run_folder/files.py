@@ -58,10 +58,8 @@ class RunFiles:
         saved = training_state.read_header(path)["identity"]
         return training_state.read(path, self.identity | ({"init": saved["init"]} if "init" in saved else {}))
 
-    def save_checkpoint(self, learner: Learner, progress: RunProgress) -> None:
-        """Writes the averaged weights of the epoch that has just ended, the best so far."""
-        if not self.main:
-            return
+    def best_checkpoint(self, learner: Learner, progress: RunProgress) -> Checkpoint:
+        """A copy of the averaged weights of the epoch that has just ended, the best so far, to be written later."""
         best, data = progress.best, self.data
         assert best is not None
         description = {
@@ -87,12 +85,13 @@ class RunFiles:
             "precision": "bf16" if learner.bf16 else "fp32",
             "versions": {"vitrm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        checkpoint.save(
-            self.path,
-            Checkpoint(
-                model=learner.model.config, data=description, training=training, weights=learner.ema.model.state_dict()
-            ),
-        )
+        weights = {name: tensor.clone() for name, tensor in learner.ema.model.state_dict().items()}
+        return Checkpoint(model=learner.model.config, data=description, training=training, weights=weights)
+
+    def save_checkpoint(self, best: Checkpoint) -> None:
+        """Writes the best weights so far."""
+        if self.main:
+            checkpoint.save(self.path, best)
 
     def add_test_result(self, kept: Checkpoint, epochs: int, tested: DepthAccuracy) -> None:
         """Writes the accuracy on the test images into the checkpoint `kept`, after a run of `epochs`."""

@@ -41,7 +41,8 @@ def draw_confusion(result: Classification, path: str | os.PathLike[str], title: 
     if count > MATRIX_CLASSES:
         return
     side = min(4 + 0.3 * count, 16)
-    with picture(path, side + 1, side, shorten(neutral_line(title), round(11 * side))) as figure:
+    with picture(path, side + 1, side, title) as figure:
+        figure.set_layout_engine("compressed")  # for axes that stay square
         axes = figure.subplots()
         axes.grid(visible=False)
         shares = result.confusion / np.maximum(result.images[:, None], 1)
@@ -55,7 +56,7 @@ def draw_confusion(result: Classification, path: str | os.PathLike[str], title: 
         if count <= _COUNTED:
             for (i, j), images in np.ndenumerate(result.confusion):
                 if images:
-                    color = on_cell(shares[i, j])
+                    color = on_cell(float(shares[i, j]))
                     axes.text(j, i, str(images), ha="center", va="center", color=color, fontsize=_count_size(result))
         axes.set_xlabel("answer")
         axes.set_ylabel("class")
@@ -78,9 +79,7 @@ def draw_mistakes(
         return
     rows = -(-len(worst) // _COLUMNS)
     width = 1.9 * _COLUMNS
-    with picture(
-        path, width, 2.35 * rows + 0.5, shorten(neutral_line(f"Surest mistakes, {title}"), round(9 * width))
-    ) as figure:
+    with picture(path, width, 2.35 * rows + 0.5, f"Surest mistakes, {title}") as figure:
         for place, i in enumerate(worst, 1):
             axes = figure.add_subplot(rows, _COLUMNS, place)
             axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")

@@ -59,6 +59,8 @@ export function drawSteps({ trajectory, end, depth, threshold, shown, trained, c
   line.hidden = threshold >= 1;
   line.style.setProperty("--threshold", threshold);
   lineLabel.textContent = `halts above ${threshold.toFixed(2)}`;
+  // Above the columns that do not reach the line, or above those that were saved.
+  lineLabel.classList.toggle("left", end.used > depth / 2);
   drawSpans(trajectory, Math.min(end.used, shown), end, depth, classes);
 }
 
@@ -72,7 +74,7 @@ function drawSpans(trajectory, visible, end, depth, classes) {
   }
   if (end.halted && visible === end.used && depth > end.used) {
     const saved = depth - end.used;
-    parts.push({ count: saved, text: `${saved} step${saved > 1 ? "s" : ""} saved`, kind: "saved" });
+    parts.push({ count: saved, text: saved > 1 ? `${saved} steps saved` : "saved", kind: "saved" });
   }
   spans.replaceChildren(
     ...parts.map(({ count, text, kind }) => {

@@ -439,7 +439,8 @@ function showAnswer(picture, trajectory, end, step) {
     truth.classList.add(right ? "right" : "wrong");
     truth.textContent = right ? "✓ right" : `✗ it is: ${classes[picture.label]}`;
   }
-  const halt = step.halt.toFixed(2);
+  // Two decimals, or one more where the threshold would look the same.
+  const halt = step.halt.toFixed(step.halt.toFixed(2) === threshold.toFixed(2) ? 3 : 2);
   $("halting").textContent = !last
     ? `After step ${shown}: halt_prob ${halt}`
     : end.halted

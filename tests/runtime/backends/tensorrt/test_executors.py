@@ -87,6 +87,30 @@ def test_a_whole_run_copies_no_state(plans: Path, images: np.ndarray) -> None:
     assert counts == [3, 3]  # images in, logits and halt_prob out
 
 
+def test_steps_take_turns_and_copy_no_state(plans: Path, images: np.ndarray) -> None:
+    session = TensorRTStepwiseSession(plans)
+    cuda: Any = session.plans["step"].cuda
+    state = session.start(images[:8])
+    for _ in range(4):
+        state.step()
+        cuda.copied.clear()  # the first two steps are captured
+    state.step()
+    assert len(cuda.copied) == 2  # logits and halt_prob out
+
+
+def test_halting_at_random_keeps_every_state(plans: Path, stepwise: Path, images: np.ndarray) -> None:
+    session, other = TensorRTStepwiseSession(plans), vitrm.runtime.open(stepwise, threads=1)
+    generator = np.random.default_rng(0)
+    for batch in (8, 5, 7):
+        states = [opened.start(images[:batch]) for opened in (session, other)]
+        for _ in range(12):
+            # Any samples may go on, those that have halted longest, too.
+            rows = np.sort(generator.permutation(batch)[: generator.integers(1, batch + 1)])
+            found, expected = (state._advance(rows) for state in states)
+            np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+            np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
 def test_contexts_of_an_executor_share_their_scratch(plans: Path, images: np.ndarray) -> None:
     session = TensorRTStepwiseSession(plans)
     for batch in (8, 3):

@@ -34,7 +34,7 @@ from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream, addres
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
-from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, swaps
+from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, runs_of, swaps
 from vitrm.runtime.bench import cli
 from vitrm.runtime.halting.store import store_threshold
 from vitrm.runtime.session import Session
@@ -390,8 +390,9 @@ def test_swaps_bring_the_active_samples_to_the_front() -> None:
         rows = np.array(sorted(generator.sample(range(count), generator.randint(1, count))))
         order, held = slots.copy(), slots.copy()
         pairs = swaps(order, rows)
-        for a, b in pairs:  # what the executor does with the slots' contents
-            held[a], held[b] = held[b], held[a]
+        for a, b, length in runs_of(pairs):  # what the executor does with the slots' contents
+            assert length <= count // 2
+            held[a : a + length], held[b : b + length] = held[b : b + length].copy(), held[a : a + length].copy()
         np.testing.assert_array_equal(held, order)
         assert set(held[: len(rows)]) == set(rows)
         assert len(pairs) <= min(len(rows), count - len(rows))

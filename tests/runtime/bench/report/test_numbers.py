@@ -19,4 +19,8 @@ def test_a_ratio_is_a_range_where_rounds_differ_or_the_machine_was_busy() -> Non
     assert times(3.52, (3.45, 3.60), quiet=False) == "3.5–3.6"
     assert times(69.14, (40.2, 91.3)) == "40–91"
     assert times(None, None) == "–"
-    assert [between(*span) for span in ((69.1, 72.9), (3.11, 3.14), (0.917, 2.08))] == ["69 to 73", "3.1", "0.92 to 2.1"]
+    assert [between(*span) for span in ((69.1, 72.9), (3.11, 3.14), (0.917, 2.08))] == [
+        "69 to 73",
+        "3.1",
+        "0.92 to 2.1",
+    ]

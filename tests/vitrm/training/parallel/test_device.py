@@ -13,7 +13,10 @@ import torch
 from small_learners import make_batch, make_learner
 
 from vitrm.config import preset
+from vitrm.training import cli
+from vitrm.training.parallel import compilation
 from vitrm.training.parallel.compilation import compile_learner
+from vitrm.training.parallel.device import Execution
 
 MODEL = preset("tiny", dim=16, heads=2, layers=1, latents=2, n=1, tokenizer="conv", conv_norm=True)
 
@@ -48,6 +51,34 @@ def test_without_a_compiler_training_goes_on_uncompiled():
     assert len(said) == 1
     assert said[0].startswith("torch.compile does not work here")
     assert learner.train_step(make_batch(), 1e-3).updates == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "on"), [([], {"cuda": (True, False), "cpu": (False, False)}), (["--compile"], {"cuda": (True, True), "cpu": (True, True)}),
+                      (["--no-compile"], {"cuda": (False, False), "cpu": (False, False)})]
+)  # fmt: skip
+def test_a_gpu_compiles_unless_told_otherwise(flags: list[str], on: dict[str, tuple[bool, bool]]) -> None:
+    given = cli.parser().parse_args(flags)
+    execution = Execution(compile=getattr(given, "compile", None))
+    for name, expected in on.items():
+        assert tuple(execution.compiles(torch.device(name), processes) for processes in (1, 2)) == expected
+
+
+def test_no_model_is_left_uncompiled_because_there_are_many() -> None:
+    # Dynamo keeps eight forms of a function's code, of all models together, and leaves the ninth as it is without a word.
+    from torch._dynamo import utils
+
+    made = []
+    for _ in range(6):
+        compilation._make_room(2)
+        utils.counters.clear()
+        layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+        for layer in layers:
+            compiled = torch.compile(layer.forward, backend="eager", dynamic=False)
+            for rows in (1, 2):
+                compiled(torch.zeros(rows, 2)).sum().backward()
+        made.append(utils.counters["stats"]["unique_graphs"])
+    assert made == [4] * 6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked of glibc")
