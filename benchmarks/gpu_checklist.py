@@ -28,6 +28,8 @@ with a GPU, `python benchmarks/gpu_checklist.py --run` runs these commands one a
 else must be seen is for a reader. This file is what `python benchmarks/gpu_checklist.py --markdown` prints.
 
 <!-- no block of this page is run: each needs a GPU; benchmarks/gpu_checklist.py --run runs them -->
+
+<!-- not measured: "12.8" -->
 """
 
 
