@@ -280,19 +280,14 @@ def test_ending_a_batch_early_waits_once_for_each_step_but_the_last(monkeypatch:
     assert watch.waits == []
 
 
-# Uncompiled, at most.  In float32 there are fewer, as nothing is cast.
-MOST_KERNELS = {"paper": 1300, "nano": 1000}
-
-
-@pytest.mark.parametrize("name", MOST_KERNELS)
-def test_kernels_of_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = watched(name, recipe("paper"), monkeypatch, size=128)
-    assert watch.launches <= MOST_KERNELS[name]
+def test_kernels_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched("paper", recipe("paper"), monkeypatch, size=128)
+    assert watch.launches <= 1300  # uncompiled
     assert watch.kernels["_fused_adamw_"] <= 3
     assert watch.kernels["_foreach_lerp_"] <= 2
 
 
-GRAPHS = [("tiny", name) for name in RECIPES] + [("paper", "paper"), ("nano", "anytime"), ("nano-v2", "nano-v2")]
+GRAPHS = [("tiny", name) for name in RECIPES]
 
 
 @pytest.mark.parametrize(("name", "by"), GRAPHS, ids=["-".join(form) for form in GRAPHS])
