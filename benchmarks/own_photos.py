@@ -29,10 +29,9 @@ MODULES = {
 
 def commands() -> list[str]:
     """The four commands, as README has them."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("Your own photos"))
-    indented = [line.strip() for line in lines[start + 2 : start + 8]]
-    return [line for line in indented if line.startswith("vitrm-")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Your own photos", 1)[1].split("\n## ", 1)[0]
+    return [line for line in section.splitlines() if line.startswith("vitrm-")]
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification.results import Classification, classify
+from vitrm.classification.confusion import Classification, classify
 from vitrm.classification.text import never_recognized
 from vitrm.runtime.bench.accuracy import Predictions, accuracy, compare, in_top5
 from vitrm.runtime.bench.cases import Case, OpenBench

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification.results import Classification
+from vitrm.classification.confusion import Classification
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Comparison, Predictions
 from vitrm.runtime.bench.images import Sample

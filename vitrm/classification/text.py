@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification.results import Classification
+from vitrm.classification.confusion import Classification
 from vitrm.system.text_table import TextRow, TextTable
 
 ALL_CLASSES = 20  # the most that are listed whole; of more, the worst

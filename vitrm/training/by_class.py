@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrm.classification.results import Classification
+from vitrm.classification.confusion import Classification
 from vitrm.classification.text import class_table, confusions, never_recognized
 from vitrm.data import Images
 from vitrm.recipe import Recipe

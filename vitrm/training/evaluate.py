@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitrm.baselines.networks import Baseline
-from vitrm.classification.results import classify
+from vitrm.classification.confusion import classify
 from vitrm.data import Images
 from vitrm.exact_float32 import exact_float32
 from vitrm.model import ViTRM

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitrm import checkpoint
 from vitrm.checkpoint import Checkpoint
-from vitrm.classification.results import Classification, classify
+from vitrm.classification.confusion import Classification, classify
 from vitrm.config import ModelConfig
 from vitrm.data import Splits
 from vitrm.errors import UserError

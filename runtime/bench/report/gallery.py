@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification.results import surest_mistakes
+from vitrm.classification.confusion import surest_mistakes
 from vitrm.runtime.bench.accuracy import NO_ANSWER, Predictions, least_certain
 from vitrm.runtime.bench.rows import CaseEvidence
 

@@ -13,7 +13,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from vitrm.classification.results import classify, surest_mistakes
+from vitrm.classification.confusion import classify, surest_mistakes
 from vitrm.classification.text import class_table, confusions, never_recognized
 
 NAMES = ("cat", "dog", "eel")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vitrm import __version__, checkpoint
 from vitrm.checkpoint import Checkpoint
-from vitrm.classification.results import Classification
+from vitrm.classification.confusion import Classification
 from vitrm.data import Splits
 from vitrm.system.files import write_json, write_text
 from vitrm.training.evaluate import DepthAccuracy

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitrm.classification.results import MATRIX_CLASSES, Classification, surest_mistakes
+from vitrm.classification.confusion import MATRIX_CLASSES, Classification, surest_mistakes
 from vitrm.data import Images
 from vitrm.system.picture import heat_colors, on_cell, picture
 from vitrm.system.short_names import shorten, shorten_all

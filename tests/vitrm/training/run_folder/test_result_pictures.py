@@ -6,7 +6,7 @@ import numpy as np
 import pictures
 import pytest
 
-from vitrm.classification.results import classify
+from vitrm.classification.confusion import classify
 from vitrm.data import Images
 from vitrm.training.run_folder.result_pictures import draw_confusion, draw_mistakes
 
