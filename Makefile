@@ -21,7 +21,7 @@ DEMO ?= runs/demo
 LOWEST_PYTHON ?= python3.10
 LOWEST := .venv-lowest
 
-.PHONY: install demo test test-fast web-runtime test-lowest lint tree docs figures messages pictures torture clean
+.PHONY: install demo test test-fast test-pages web-runtime test-lowest lint tree docs figures messages pictures torture clean
 
 install: $(STAMP)
 
@@ -48,10 +48,13 @@ demo: $(DEMO_STAMP)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20 -n auto --maxprocesses 4 --dist loadfile
 
 test: install
-	$(PYTEST)
+	$(PYTEST) -m "not pages"
 
 test-fast: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not pages"
+
+test-pages: install
+	$(PYTEST) --dist load -m pages
 
 web-runtime: install
 	$(BIN)/python -c "from vitrm.export.web.runtime_files import find_runtime; print(find_runtime(None, download=True))"

@@ -87,7 +87,7 @@ def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) ->
 
 def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -> None:
     """Draws the widths of one role's ranges by step: flat lines need no scales of their own."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, NullFormatter
 
     widths = [
         [r.high - r.low for site, r in calibration.ranges.items() if (site.step, site.role) == (step, role)]
@@ -98,7 +98,11 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     axes.fill_between(x, [min(w) for _, w in met], [max(w) for _, w in met], color=TEAL, alpha=0.22, lw=0)
     axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o")
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ends = [r.high - r.low for r in calibration.ranges.values() if r.high > r.low]
+    decades = math.log10(max(ends, default=1.0) / min(ends, default=1.0))
+    # LogLocator puts its ticks too close where the axis is shorter than a decade.
+    subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
+    axes.yaxis.set_major_locator(FixedLocator([s * 10.0**k for k in range(-6, 7) for s in subs]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(role.replace("_", " "), fontsize=9, fontweight="normal")

@@ -143,6 +143,7 @@ def test_a_worker_that_hangs_is_ended(arguments: list[str], tmp_path: Path, monk
     assert rows(tmp_path)["one", 2]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_what_is_over_time_is_left_for_the_next_call(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

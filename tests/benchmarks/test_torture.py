@@ -69,6 +69,7 @@ def _read(scratch: Path) -> dict[str, np.ndarray]:
     return {"weights": np.frombuffer(deed, np.uint8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", _DEEDS)
 def test_the_oracle_tells_what_a_reader_did(outcome, tmp_path, monkeypatch):
     monkeypatch.setattr(oracle, "IDLE_LIMIT", 1.0)

@@ -134,7 +134,7 @@ def run(words: list[str]) -> None:
         assert out.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.pages
 @pytest.mark.parametrize("name", RUN)
 def test_a_page_runs_from_top_to_bottom(name: str, desk: Path) -> None:
     page = [block for block in blocks(ROOT / name) if block[2]]

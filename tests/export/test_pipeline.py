@@ -92,6 +92,7 @@ def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precis
         export(checkpoints.load(run), tmp_path / "b.onnx", graph="loop", every_step=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path, precision):
     with torch.no_grad():
@@ -115,6 +116,7 @@ def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
 def test_the_default_depth_is_the_one_that_was_trained(run, tmp_path, monkeypatch, capsys, graph):
     loaded = checkpoints.load(run)
@@ -155,6 +157,7 @@ def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path,
     assert "agreement is measured on 8 unlabelled images (photo crops)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_photographs_are_added_to_validation_images_that_are_few(tmp_path):
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -194,6 +197,7 @@ def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
@@ -381,6 +385,7 @@ def test_a_missing_run_names_the_bundled_ones(capsys, tmp_path):
     assert checkpoints.DEFAULT_BUNDLED in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(run, tmp_path):
     # RLIMIT_FSIZE stands for the full disk: the write fails part way.
     def limit() -> None:

@@ -23,6 +23,7 @@ from vitrm import data
 from vitrm.config import preset, to_dict
 from vitrm.errors import UserError
 from vitrm.exact_float32 import exact_float32
+from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.eager import EagerSession
 
@@ -158,6 +159,7 @@ def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) ->
     np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_batch_size_and_depth_is_compiled(run: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     # Inductor takes its time; what gives up silently after 8 batch sizes is Dynamo, which stands before it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -301,6 +303,7 @@ def test_refuses_a_graph_that_contradicts_its_metadata(vit: Path, tmp_path: Path
         vitrm.runtime.open(wrong)
 
 
+@pytest.mark.slow
 def test_refuses_shapes_that_contradict_the_metadata(artifact: Path, stepwise: Path, tmp_path: Path) -> None:
     model = vitrm.runtime.open(artifact, threads=1).metadata.model
     one = with_props(artifact, tmp_path / "one.onnx", classes='["cat"]')
@@ -312,7 +315,9 @@ def test_refuses_shapes_that_contradict_the_metadata(artifact: Path, stepwise: P
         UserError, match=r"logits is float32 \[batch, 10\] in the graph, and float32 \[batch, 2\] after"
     ):
         vitrm.runtime.open(two)
-    large = with_props(artifact, tmp_path / "large.onnx", model=json.dumps({**model, "image_size": 64}))
+    sides = {"model": json.dumps({**model, "image_size": 64})}
+    sides["preprocessing"] = json.dumps(Preprocessing.square(64).to_dict())
+    large = with_props(artifact, tmp_path / "large.onnx", **sides)
     with pytest.raises(
         UserError, match=r"pixel_values is float32 \[batch, 3, 32, 32\] in the graph.*3, 64, 64\] after"
     ):

@@ -164,6 +164,7 @@ def test_weights_that_do_not_fit_are_refused(run, how):
         checkpoint.load(run).build()
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_loaded(run):
     """Refused, or the same checkpoint (what was a space, or a newline, between two values)."""
     before, dice = checkpoint.load(run), random.Random(0)
@@ -226,6 +227,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_config_and_weights_stay_a_pair_whenever_a_save_is_killed(run, tmp_path):
     """Killed before its first, second and third rename, and not at all; the second one gives the weights their name."""
     made = [(earlier, renames) for earlier in ("none", "with checksums", "without") for renames in range(4)]

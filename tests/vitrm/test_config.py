@@ -111,6 +111,7 @@ def test_parameters_are_counted_without_the_model(config):
         assert config.parameters == sum(p.numel() for p in build_model(config).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [c for c in (*PRESETS.values(), *ODD) if c.parameters < 25e6])
 def test_activations_are_counted_without_the_model(config):
     """At least the largest tensor that one image takes, and not twice that."""

@@ -19,6 +19,7 @@ from vitrm import checkpoint, data
 from vitrm.checkpoint import CONFIG_FILE, Checkpoint, build_model
 from vitrm.config import PRESETS, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError
+from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import Recipe, recipe
 from vitrm.system import strict_json
 from vitrm.system.files import read_json
@@ -46,6 +47,7 @@ def run(tmp_path, model) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_any_config_is_a_checkpoint_or_one_line(run):
     config = json.loads((run / CONFIG_FILE).read_text())
     del config["sha256"]
@@ -133,7 +135,8 @@ def state(tmp_path, model) -> tuple[Path, dict[str, Any], Learner]:
     """A training state, its run's identity and a learner that it fits."""
     how = recipe("fast")
     learner = Learner(build_model(model), how, torch.device("cpu"), False)
-    identity = {"model": to_dict(model), "recipe": asdict(how), "data": {"name": "digits", "train": 64}, "seed": 0}
+    data = {"name": "digits", "train": 64, "preprocessing": Preprocessing.unrecorded(model.image_size).to_dict()}
+    identity = {"model": to_dict(model), "recipe": asdict(how), "data": data, "seed": 0}
     line = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "validation_accuracy": [0.5, 0.5], "lr": 0.1}
     line |= {"validation_loss": [1.0, 1.0], "seconds": 1.0, "halt": None}
     for parameter in learner.model.parameters():
@@ -278,6 +281,7 @@ def test_any_number_on_the_command_line_trains_or_is_one_line(tmp_path, capsys, 
     assert began > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flag", ["--out", "--data", "--data-dir", "--init", "--teacher", "--config", "--sweep", "--device"]
 )

@@ -108,7 +108,7 @@ class TensorBoardLogger(Callback):
 
     def on_start(self, out: Path, identity: dict[str, Any], history: Sequence[dict[str, Any]]) -> None:
         # Epochs that are trained anew after a kill replace what was written of them.
-        self.writer = self._open(str(out / TENSORBOARD_FOLDER), purge_step=len(history) + 1 if history else None)
+        self.writer = self._open(str(out / TENSORBOARD_FOLDER), purge_step=len(history) + 1)
 
     def on_epoch(self, line: dict[str, Any]) -> None:
         for name, value in flat(line).items():

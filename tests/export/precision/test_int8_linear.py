@@ -194,7 +194,7 @@ def test_it_says_what_it_was_made_for(made, calibration, digits):
         assert session.metadata.precision == "int8"
         assert session.metadata.calibration_id == calibration.id
         assert bool(session.notes) == (target == "tensorrt"), graph
-    assert isinstance(Metadata.from_dict(vars(session.metadata), "a"), Metadata)
+    assert isinstance(Metadata.from_dict(session.metadata.to_dict(), "a"), Metadata)
 
 
 def test_a_calibration_file_is_written_then_read_then_refused(run, tmp_path, capsys):

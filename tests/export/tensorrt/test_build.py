@@ -210,6 +210,7 @@ def complaining_builder(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_an_error_line_does_not_reject_a_plan(run, tmp_path, complaining_builder, capsys):
     source = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1, graph="loop").path

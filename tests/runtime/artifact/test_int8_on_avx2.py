@@ -78,6 +78,7 @@ def folders(run, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "exact"), PAIRS.items())
 def test_two_weights_whose_sum_passes_128_saturate(pair, exact, folders):
     """The limit that runtime.artifact.saturation_check draws, on both of its sides: 255 · 129 is above 2¹⁵ − 1."""

@@ -167,6 +167,7 @@ def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "could not be measured" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--json", "--report"])
 def test_full_disk_leaves_the_old_file(artifact: Path, tmp_path: Path, flag: str) -> None:
     target = tmp_path / "out"
@@ -260,6 +261,7 @@ def test_narrow_terminal_gets_two_tables(artifact: Path) -> None:
             assert head in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
 def test_figures_are_written_whoever_reads(artifact: Path, tmp_path: Path, output: str, code: int) -> None:
     """Also on a terminal that has no characters but ASCII."""

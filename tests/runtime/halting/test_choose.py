@@ -106,6 +106,7 @@ def test_a_threshold_behind_one_that_fails_is_not_chosen():
     assert choice.chosen.threshold >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "budget"), [(24, 0.15), (44, 0.1), (143, 0.05), (1000, 0.005)])
 def test_the_promise_holds_in_2000_draws(images, budget):
     """Every threshold of 0.5 and below exceeds the budget, by next to nothing; there are ten of them to be lucky with."""
@@ -165,6 +166,7 @@ def test_calibration_error_by_hand():
     assert reliability(chances, generator.random(40_000) < chances / 2).ece > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "stepwise"])
 def test_the_choice_becomes_the_default(copies, kind, capsys, tmp_path):
     path = copies[kind]

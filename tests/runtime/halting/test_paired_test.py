@@ -9,6 +9,7 @@ from scipy.stats import multinomial
 from vitrm.runtime.halting.paired_test import LEVEL, drop_bound, images_needed, p_value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "budget", "most_gained"),
     [(24, 0.15, 0.3), (24, 0.3, 0.3), (44, 0.07, 0.2), (44, 0.1, 0.2), (143, 0.03, 0.04)],

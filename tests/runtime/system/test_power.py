@@ -233,6 +233,7 @@ def test_a_run_that_fails_ends_the_sampling(orin_nano: Path) -> None:
     assert meter._thread is None
 
 
+@pytest.mark.slow
 def test_bench_reports_energy_where_there_are_sensors(artifact: Path, orin_nano: Path) -> None:
     result = bench([artifact], data="digits", batches=(2,), seconds=0.2, threads=1, limit=40, root=orin_nano)
     watts = 5.072 * 0.960
@@ -254,6 +255,7 @@ def test_bench_reports_energy_where_there_are_sensors(artifact: Path, orin_nano:
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_bench_without_sensors_says_so(artifact: Path, tmp_path: Path) -> None:
     result = bench([artifact], batches=(1,), seconds=0.05, threads=1, limit=10, eager=False, root=tmp_path)
     values = result.to_dict()

@@ -55,6 +55,7 @@ def _error(capsys, argv: list[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_refused_a_second_time_then_resumed(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main([*SMALL, "--epochs", "2", "--out", out, "--seed", "3", "--device", "cpu"]) == 0
@@ -305,12 +306,13 @@ from vitrm.training.cli import main
 
 data.load("digits", "train")
 torch.ones(8, 8) @ torch.ones(8, 8)
-size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 + 400 * 2**20
+size = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 + 350 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     out = tmp_path / "run"
     argv = ["--model", "tiny", "--device", "cpu", "--threads", "1", "--batch-size", "1024", "--out", str(out)]
@@ -318,9 +320,10 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
         [sys.executable, "-c", LIMITED, *argv], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.count("\n") == 1
+    assert "Traceback" not in ended.stderr
     assert "error: out of memory" in ended.stderr
-    assert "1024 images a batch are too many: try --batch-size 512" in ended.stderr
+    assert "1024 images a batch are too many" in ended.stderr
+    assert "--batch-size 512" in ended.stderr
     assert not out.exists(), "the same command with a smaller batch finds nothing in its way"
 
 

@@ -60,6 +60,7 @@ def test_sequential_steps_start_from_detached_states():
     assert learner.model.pos.grad is not None
 
 
+@pytest.mark.slow
 def test_joint_supervision_takes_the_gradient_through_all_steps():
     learner = _learner(supervision="joint", n_sup=3, clip_norm=0.0, step_weight_power=1.0)
     batch = make_batch()
@@ -82,6 +83,7 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
     assert float(learner.model.y0.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervision", ["joint", "sequential"])
 def test_the_classifier_answers_from_the_tokens_too(supervision):
     """What `token_weight` adds to every gradient is its loss's, computed on its own."""
@@ -100,6 +102,7 @@ def test_the_classifier_answers_from_the_tokens_too(supervision):
         torch.testing.assert_close(added, without + own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervision", ["joint", "sequential"])
 def test_free_steps_are_not_in_the_gradient_but_change_the_state(supervision):
     with_free, without = (_learner(supervision=supervision, n_sup=1) for _ in range(2))
@@ -180,6 +183,7 @@ def test_ema_averages_batch_norm_statistics_and_copies_counts():
     assert torch.allclose(ema.model.running_mean, 0.9 * model.running_mean)
 
 
+@pytest.mark.slow
 def test_a_baseline_learns_with_the_same_recipe():
     torch.manual_seed(0)
     learner = Learner(
@@ -203,6 +207,7 @@ def test_muon_is_for_hidden_matrices_and_for_no_classifier(name):
     assert any(n.startswith(CLASSIFIERS) for n in of_adamw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_frozen_tokenizer_keeps_weights_and_statistics_in_workers_too(parts):
     workers = Workers(parts) if parts > 1 else None
@@ -261,6 +266,7 @@ FORMS = [(name, "anytime") for name in PRESETS if PRESETS[name].kind == "vitrm"]
 FORMS += [("tiny", name) for name in RECIPES if name != "anytime"] + [(name, "paper") for name in SMALL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "by"), FORMS, ids=["-".join(form) for form in FORMS])
 def test_a_batch_is_learned_on_a_gpu_without_waiting(
     name: str, by: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
@@ -290,6 +296,7 @@ def test_kernels_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 GRAPHS = [("tiny", name) for name in RECIPES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "by"), GRAPHS, ids=["-".join(form) for form in GRAPHS])
 def test_what_is_compiled_is_one_graph(name: str, by: str) -> None:
     torch._dynamo.reset()

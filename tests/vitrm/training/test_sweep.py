@@ -105,6 +105,7 @@ def test_a_stopped_sweep_goes_on_with_what_is_left(tmp_path, monkeypatch, capsys
     assert "4 of 4 cells failed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_is_told_and_the_others_run(tmp_path, capsys):
     argv = ["--sweep", "lr=1e30,1e-3", *SMALL, "--epochs", "2", "--device", "cpu", "--out", str(tmp_path / "s")]
     assert cli.main([*argv, "--n-sup", "1", "--recipe", "fast"]) == 2

@@ -82,6 +82,7 @@ def alter(plan: Path, **changes: object) -> None:
 # The side-car -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_a_plan_for_this_machine_is_accepted(plan: Path) -> None:
     sidecar = read_sidecar(plan)
@@ -176,6 +177,7 @@ def test_a_threshold_goes_into_the_sidecar(plan: Path) -> None:
 # Without a GPU ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 @without_gpu
 def test_the_gpu_that_is_missing_is_named(plan: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def text(result: BenchResult) -> str:
     return render(replace(result, command=f"vitrm-bench {NASTY}"))
 
 
+@pytest.mark.slow
 def test_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
     assert page.open == []

@@ -25,6 +25,7 @@ def test_all_four_kinds_are_there_under_names_of_their_own() -> None:
     assert {c.group for c in CORRUPTIONS} == {"noise", "blur", "weather", "digital"}
 
 
+@pytest.mark.slow
 @each
 def test_an_image_is_corrupted_the_same_way_in_any_company(corruption: Corruption) -> None:
     photos = photo_crops(40, 160)  # more than are worked on at once
@@ -38,6 +39,7 @@ def test_an_image_is_corrupted_the_same_way_in_any_company(corruption: Corruptio
     assert (twins[0] != twins[1]).any() == drawn, "another image"
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("size", [32, 96])
 def test_each_severity_is_farther_from_the_original(corruption: Corruption, size: int) -> None:

@@ -67,6 +67,7 @@ def test_three_workers_of_unequal_parts_learn_what_one_computation_does(changes)
     assert_same(learn(CONV, None, **changes), learn(CONV, Workers(3), **changes), tolerance)
 
 
+@pytest.mark.slow
 def test_a_baseline_and_a_distilled_model_too():
     assert_same(learn(preset("resnet18"), None), learn(preset("resnet18"), Workers(2)))
     airbench = small("airbench")  # its batch norms have no scale, and one convolution no gradient

@@ -72,7 +72,7 @@ def test_no_model_is_left_uncompiled_because_there_are_many() -> None:
     for _ in range(6):
         compilation._make_room(2)
         utils.counters.clear()
-        layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+        layers = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)]
         for layer in layers:
             compiled = torch.compile(layer.forward, backend="eager", dynamic=False)
             for rows in (1, 2):

@@ -21,6 +21,7 @@ def history(epochs: int, depths: int) -> list[dict]:
     return [{**line, **{name: line[name][:depths] for name in some}} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depths", [1, 2, 6])
 @pytest.mark.parametrize("epochs", [1, 3, 32])
 def test_labels_never_overlap(epochs, depths, tmp_path, monkeypatch):

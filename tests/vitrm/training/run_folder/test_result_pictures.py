@@ -11,6 +11,7 @@ from vitrm.data import Images
 from vitrm.training.run_folder.result_pictures import draw_confusion, draw_mistakes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10, 20, 40, 100])
 def test_a_confusion_matrix_is_legible(classes, tmp_path, monkeypatch):
     seen = pictures.watch(monkeypatch)
