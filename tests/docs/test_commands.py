@@ -125,7 +125,9 @@ def run(words: list[str]) -> None:
     out, errors = io.StringIO(), io.StringIO()
     paths = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
     if not ("--resume" in paths or "--help" in paths):
-        paths += CHEAPER.get(command, [])[2 if "--init" in paths else 0 :]  # whose model is the other run's
+        cheaper = CHEAPER.get(command, [])
+        # The model is the other run's then.  Three updates at a full rate leave it noisier than int8 may be.
+        paths += [*cheaper[2:], "--lr", "1e-4", "--muon-lr", "1e-3"] if "--init" in paths else cheaper
     with redirect_stdout(out), redirect_stderr(errors):
         status = import_module(COMMANDS[command]).main(paths)
     assert status == 0, f"{shlex.join(words)}: {errors.getvalue()[-600:]}"

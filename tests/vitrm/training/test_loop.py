@@ -103,7 +103,7 @@ def test_saving_after_epochs_costs_a_hundredth_of_the_time(few, model, short, wh
 
     def stop(epoch: int, batch: int, losses: list[float]) -> None:
         if (epoch, batch) == (1, 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt, match="the state is saved"):
         train(model, short, few, tmp_path / "stopped", execution=minute, on_batch=stop, seed=5)

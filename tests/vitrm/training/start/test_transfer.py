@@ -35,11 +35,13 @@ def test_positions_keep_their_place_in_the_image() -> None:
 
 
 def test_an_even_patch_projects_to_the_same_token() -> None:
-    weight = torch.randn(5, 3, 8, 8)
+    # Smooth, as learned filters are: of noise, a smaller patch cannot keep all.
+    rough = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.functional.interpolate(rough, size=8, mode="bilinear")
     even = torch.tensor([0.2, 0.5, 0.9])
     for side in (4, 16):
         tokens = torch.einsum("dcij,c->d", resample_patches(weight, side), even)
-        torch.testing.assert_close(tokens, torch.einsum("dcij,c->d", weight, even), atol=0.35, rtol=0.1)
+        torch.testing.assert_close(tokens, torch.einsum("dcij,c->d", weight, even), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
