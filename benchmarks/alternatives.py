@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from record import RECORDS, made, processor
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,7 +37,8 @@ from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.session import Session
-from vitrm.system.files import atomic_path, read_json, write_json
+from vitrm.system.files import read_json, write_json
+from vitrm.system.picture import BLUE, NEUTRAL, picture
 
 WARM_UP = 20  # images
 OURS = ("nano-v2-cifar10", "nano-cifar10")
@@ -201,29 +200,27 @@ def row(file: File, times: NDArray[np.float64], test: Images | None) -> dict[str
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Test accuracy over mean latency, as PNG; hollow where the accuracy is quoted."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.subplots()
-    for row in record["rows"]:
-        ours = "accuracy" in row
-        accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
-        point = row["latency_ms"]["mean"], 100 * accuracy
-        marker, color = "o" if row["precision"] == "fp32" else "s", "C0" if row["model"] == OURS[0] else "C7"
-        axes.plot(*point, marker, color=color, markerfacecolor=color if ours else "none")
-        if row["precision"] == "int8" or not any(
-            r["model"] == row["model"] and r["precision"] == "int8" for r in record["rows"]
-        ):
-            label = f"{row['model']} {row['steps'] if row['steps'] == 'halting' else ''}".strip()
-            axes.annotate(label, point, xytext=(0, -11), textcoords="offset points", fontsize=7, ha="center")
-    axes.set_xscale("log")
-    axes.set_xlabel(
-        f"latency of one image, ms, mean of {record['images_timed']} images, {record['threads']} thread "
-        "(circle float32, square int8)"
-    )
-    axes.set_ylabel("CIFAR-10 test accuracy, %")
-    axes.set_title("filled: measured here; hollow: accuracy quoted from its source", fontsize="medium")
-    axes.grid(alpha=0.3, which="both")
-    with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    with picture(path, 7.2, 4.4) as figure:
+        axes = figure.subplots()
+        for row in record["rows"]:
+            ours = "accuracy" in row
+            accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
+            point = row["latency_ms"]["mean"], 100 * accuracy
+            marker, color = "o" if row["precision"] == "fp32" else "s", BLUE if row["model"] == OURS[0] else NEUTRAL
+            axes.plot(*point, marker, color=color, markerfacecolor=color if ours else "none")
+            if row["precision"] == "int8" or not any(
+                r["model"] == row["model"] and r["precision"] == "int8" for r in record["rows"]
+            ):
+                label = f"{row['model']} {row['steps'] if row['steps'] == 'halting' else ''}".strip()
+                axes.annotate(label, point, xytext=(0, -11), textcoords="offset points", fontsize=7, ha="center")
+        axes.set_xscale("log")
+        axes.set_xlabel(
+            f"latency of one image, ms, mean of {record['images_timed']} images, {record['threads']} thread "
+            "(circle float32, square int8)"
+        )
+        axes.set_ylabel("CIFAR-10 test accuracy, %")
+        axes.set_title("filled: measured here; hollow: accuracy quoted from its source", fontsize="medium")
+        axes.grid(alpha=0.3, which="both")
 
 
 if __name__ == "__main__":

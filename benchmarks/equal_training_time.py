@@ -18,12 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from record import RECORDS, made, processor
 
 from vitrm.checkpoint import load
-from vitrm.system.files import atomic_path, read_json, write_json
+from vitrm.system.files import read_json, write_json
+from vitrm.system.picture import picture
 from vitrm.training.run_folder.files import METRICS_FILE
 from vitrm.training.run_folder.state import STATE_FILE
 
@@ -62,22 +61,20 @@ def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str
 
 def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
     """Test accuracy over latency, as PNG: a line from each model's float32 file to its int8 one."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for i, (name, model) in enumerate(models.items()):
-        found = [model["files"][precision] for precision in PRECISIONS]
-        x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
-        axes.plot(x, y, color=f"C{i}", label=f"{name}, {model['parameters'] / 1e6:.1f} M")
-        for marker, *point in zip("os", x, y, strict=True):
-            axes.plot(*point, marker, color=f"C{i}")
-    axes.set_xscale("log")
-    axes.set_xlabel("latency of one image, ms (median; circle float32, square int8)")
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title("after equal training time on one core", fontsize="medium")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    with picture(path, 6.4, 4.2) as figure:
+        axes = figure.subplots()
+        for i, (name, model) in enumerate(models.items()):
+            found = [model["files"][precision] for precision in PRECISIONS]
+            x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
+            axes.plot(x, y, color=f"C{i}", label=f"{name}, {model['parameters'] / 1e6:.1f} M")
+            for marker, *point in zip("os", x, y, strict=True):
+                axes.plot(*point, marker, color=f"C{i}")
+        axes.set_xscale("log")
+        axes.set_xlabel("latency of one image, ms (median; circle float32, square int8)")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title("after equal training time on one core", fontsize="medium")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ from vitrm.checkpoint import Checkpoint, build_model  # noqa: E402
 from vitrm.config import preset  # noqa: E402
 from vitrm.data import Images, photo_crops  # noqa: E402
 from vitrm.export import export  # noqa: E402
+from vitrm.runtime.backends.onnxruntime.calibration_reader import calibration_reader  # noqa: E402
 from vitrm.system.files import write_json  # noqa: E402
 
 WARM_UP = 3
@@ -114,7 +115,7 @@ def quantized_statically(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """onnxruntime's own static quantization, with its defaults, of torch's export of the plain equations."""
     import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization import quantize_static
 
     class Plain(torch.nn.Module):
         def __init__(self) -> None:
@@ -124,20 +125,13 @@ def quantized_statically(
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return reference.run(self.model, pixels, steps)[-1][0]
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter([{"pixels": image[None]} for image in images[:32]])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
     plain, int8 = folder / "plain.onnx", folder / "static.onnx"
     with torch.no_grad():
         torch.onnx.export(
             Plain().eval(), (torch.from_numpy(images[:1]),), plain, input_names=["pixels"], dynamo=True, verbose=False
         )
     logging.disable(logging.WARNING)  # a line for each LayerNorm
-    quantize_static(plain, int8, Reader(), per_channel=True)
+    quantize_static(plain, int8, calibration_reader({"pixels": image[None]} for image in images[:32]), per_channel=True)
     logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -22,7 +22,7 @@ from vitrm.calib.quant_params import QuantTable
 from vitrm.calib.sites import ROLES, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
-from vitrm.system.picture import BLUE, ORANGE, TEAL, legend_above, picture
+from vitrm.system.picture import BLUE, ORANGE, TEAL, legend_above, picture, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) ->
         axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"z, {name}")
     axes.set_title("State under int8: signal-to-noise ratio, dB", pad=36)
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    whole_numbers(axes, 8)
     legend_above(axes, 2)
 
 
@@ -106,4 +106,4 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(role.replace("_", " "), fontsize=9, fontweight="normal")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    whole_numbers(axes, 6)

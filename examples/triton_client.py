@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _preprocessing(config: dict, side: int) -> Preprocessing:
-    """How pictures become pixels: the model's parameters say so; those of earlier exports do not, which had one way alone."""
+    """Reads how pictures become pixels: the model's parameters say so; those of earlier exports do not, which had one way alone."""
     said = config.get("parameters", {}).get("vitrm_preprocessing")
     return Preprocessing.recorded(said and json.loads(said["string_value"]), side, "the model's configuration")
 

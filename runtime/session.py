@@ -189,7 +189,7 @@ class Session(ABC):
 
 
 def _array_of(images: object) -> str:
-    """What makes an array of `images`, which are none."""
+    """Says what makes an array of `images`, which are none."""
     if isinstance(images, (str, os.PathLike)):
         return f"predict([{str(images)[:80]!r}]) classifies files"
     if type(images).__module__.startswith("PIL."):
@@ -198,7 +198,7 @@ def _array_of(images: object) -> str:
 
 
 def _reshaped(shape: tuple[int, ...]) -> str:
-    """What brings images of `shape` to the right one."""
+    """Says what brings images of `shape` to the right one."""
     last = len(shape) in (3, 4) and shape[-1] == 3 and shape[-3] != 3
     if len(shape) == 3:
         return (

@@ -63,7 +63,7 @@ class Checkpoint:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How picture files become the model's input.  Raises `UserError` for a description that is none."""
+        """The way that picture files become the model's input.  Raises `UserError` for a description that is none."""
         return Preprocessing.recorded(
             self.data.get("preprocessing"), self.model.image_size, self.source or "checkpoint"
         )

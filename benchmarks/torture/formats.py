@@ -208,7 +208,7 @@ def _kind_of_toml(home: Path, rng: random.Random) -> Done:
 def _read_toml(home: Path) -> Answers:
     from vitrm.checkpoint import build_model, load
     from vitrm.config import to_dict
-    from vitrm.training.cli import load_data, preprocessing_of, resolve
+    from vitrm.training.cli import chosen_preprocessing, load_data, resolve
     from vitrm.training.run_config import read
 
     settings = read(home / "run.toml")
@@ -216,7 +216,7 @@ def _read_toml(home: Path) -> Answers:
     if settings.teacher:
         load(settings.teacher)
     if settings.data.get("name", "digits") != "digits":
-        load_data(settings, preprocessing_of(settings, model.image_size))
+        load_data(settings, chosen_preprocessing(settings, model.image_size))
     build_model(model)
     return {"settings": [dataclasses.asdict(settings), to_dict(model), dataclasses.asdict(recipe)]}
 

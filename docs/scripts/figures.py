@@ -49,7 +49,7 @@ class FigureError(Exception):
 
 
 @dataclass(frozen=True)
-class Figure:
+class StatedFigure:
     """A figure that a page names a record for."""
 
     page: str
@@ -92,7 +92,7 @@ def machine(name: str) -> str:
 
 
 def look_up(record: Any, path: str, name: str) -> Any:
-    """What stands at `path` in a record; raises FigureError where nothing does."""
+    """Returns what stands at `path` in a record; raises FigureError where nothing does."""
     found = record
     for part in re.split(r"(?<!\\)/", path.strip()):
         part = part.replace("\\/", "/")
@@ -111,7 +111,7 @@ def look_up(record: Any, path: str, name: str) -> Any:
     return found
 
 
-def parse_figure(line: str, record: str, page: str, number: int) -> Figure:
+def parse_figure(line: str, record: str, page: str, number: int) -> StatedFigure:
     """A line of a `figures` comment."""
     named = re.match(r"([\w./-]+): (.*)", line)
     if named:
@@ -123,7 +123,7 @@ def parse_figure(line: str, record: str, page: str, number: int) -> Figure:
         factor = float(number_text[1:]) if number_text[0] == "*" else 1 / float(number_text[1:])
     if len(rest) > 1:
         raise FigureError(f"{page}:{number}: expected PATH | *FACTOR | FORMAT, found {line!r}")
-    return Figure(page, number, record, path, factor, rest[0] if rest else "")
+    return StatedFigure(page, number, record, path, factor, rest[0] if rest else "")
 
 
 def pages(root: Path = ROOT) -> Iterator[Path]:
@@ -132,10 +132,10 @@ def pages(root: Path = ROOT) -> Iterator[Path]:
     yield from sorted((root / "docs").rglob("*.md"))
 
 
-def check_page(text: str, page: str) -> tuple[list[str], list[Figure]]:
+def check_page(text: str, page: str) -> tuple[list[str], list[StatedFigure]]:
     """Complaints about a page's figures, and the figures that have records."""
     complaints: list[str] = []
-    figures: list[Figure] = []
+    figures: list[StatedFigure] = []
     covered: list[tuple[int, int]] = []
     for comment in _COMMENT.finditer(text):
         block = re.compile(r"\s*(.*?)(?:\n\s*\n|\Z)", re.DOTALL).match(text, comment.end())
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print each figure with its record and the machine")
     args = parser.parse_args(argv)
     complaints: list[str] = []
-    figures: list[Figure] = []
+    figures: list[StatedFigure] = []
     for page in pages():
         wrong, named = check_page(page.read_text(), str(page.relative_to(ROOT)))
         complaints += wrong

@@ -14,13 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vitrm.runtime.artifact.graph_names import PIXELS
+from vitrm.runtime.backends.onnxruntime.calibration_reader import calibration_reader
 
 _BATCH = 64
 _SUFFIXES = {"_quantized": ".int8", "_scale": ".scale", "_zero_point": ".zero.scale"}
@@ -31,16 +31,9 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
 
     Raises ValueError if a convolution did not become int8.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {PIXELS: batch}
-
+    reader = calibration_reader({PIXELS: images[i : i + _BATCH]} for i in range(0, len(images), _BATCH))
     signed = target == "tensorrt"
     with tempfile.TemporaryDirectory() as name, _quiet():
         before, after = Path(name) / "float.onnx", Path(name) / "int8.onnx"
@@ -48,7 +41,7 @@ def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str)
         quantize_static(
             str(before),
             str(after),
-            Reader(),
+            reader,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,

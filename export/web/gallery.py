@@ -42,7 +42,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class PageGallery:
     """The images, or none."""
 
     images: tuple[GalleryImage, ...]
@@ -58,7 +58,7 @@ def choose_gallery(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     deepest: int | None = None,
-) -> Gallery:
+) -> PageGallery:
     """Chooses `count` images from the test part of the data set that the artifact was trained on.
 
     Half are easy: right after one step, the surest ones, of as many classes as there are.  Half are hard: some that the
@@ -69,11 +69,11 @@ def choose_gallery(
     """
     metadata = session.metadata
     if count == 0:
-        return Gallery((), "No test images were asked for.")
+        return PageGallery((), "No test images were asked for.")
     sample = load_sample(metadata, session.name, data_dir=data_dir, limit=CONSIDERED)
     if sample.labels is None:
         name = metadata.data.get("name", "its data set")
-        return Gallery(
+        return PageGallery(
             (), f"No test images here: {name} was not at hand when the page was made. Choose pictures of your own."
         )
     steps = metadata.steps
@@ -85,7 +85,7 @@ def choose_gallery(
         f"The easy and hard ones are chosen, out of {tried} test images of {sample.name}: the surest after one step, and "
         "some that need more."
     )
-    return Gallery(
+    return PageGallery(
         tuple(chosen),
         note,
         first=beginning(halts[:steps, easy + hard], threshold),

@@ -23,7 +23,7 @@ from vitrm.export.pipeline import export
 from vitrm.export.result import ExportResult
 from vitrm.export.settings import OnStage, default_steps
 from vitrm.export.web import runtime_files
-from vitrm.export.web.gallery import Gallery, Outcomes, choose_gallery
+from vitrm.export.web.gallery import Outcomes, PageGallery, choose_gallery
 from vitrm.export.web.options import WebOptions
 from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.metadata import Metadata
@@ -47,7 +47,7 @@ class PageResult:
 
     folder: Path
     models: dict[str, ExportResult]  # by precision
-    gallery: Gallery
+    gallery: PageGallery
     bytes: int  # of all files
     first_bytes: int  # downloaded before the first answer: page, runtime, float32 model, images
     compressed_runtime: int  # bytes of the runtime after gzip, which many servers apply
@@ -140,11 +140,11 @@ def _settings(
     checkpoint: Checkpoint,
     models: dict[str, ExportResult],
     options: WebOptions,
-    gallery: Gallery,
+    gallery: PageGallery,
     images: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
-    """What the page's scripts need to know."""
+    """Collects what the page's scripts need to know."""
     metadata = models["fp32"].metadata
     return {
         "format": FORMAT,
@@ -223,7 +223,7 @@ def _place_runtime(source: Path, folder: Path) -> int:
     return len(zlib.compress((folder / runtime_files.WASM).read_bytes(), 6))
 
 
-def _place_images(gallery: Gallery, folder: Path) -> list[str]:
+def _place_images(gallery: PageGallery, folder: Path) -> list[str]:
     """Writes the gallery's images, without loss; returns their names relative to the page."""
     from PIL import Image
 

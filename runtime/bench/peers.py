@@ -27,6 +27,7 @@ from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.graph_names import HALT_THRESHOLD, PIXELS, STEPS
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.saturation_check import integer_products
+from vitrm.runtime.backends.onnxruntime.calibration_reader import calibration_reader
 from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 from vitrm.runtime.backends.openvino import OpenVinoSession, has_bf16
 from vitrm.runtime.bench.images import load_sample
@@ -82,17 +83,10 @@ def peers_of(session: Session, name: str, folder: Path, data: str | None, data_d
 
 def _quantize_static(path: Path, folder: Path, feeds: list[dict[str, NDArray[Any]]]) -> Path:
     """onnxruntime's static quantization of the file, with its defaults but for a scale per channel."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter(feeds)
-
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            return next(self.feeds, None)
+    from onnxruntime.quantization import quantize_static
 
     folder.mkdir(parents=True)
-    quantize_static(str(path), str(folder / "model.onnx"), Reader(), per_channel=True)
+    quantize_static(str(path), str(folder / "model.onnx"), calibration_reader(feeds), per_channel=True)
     return folder / "model.onnx"
 
 

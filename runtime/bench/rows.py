@@ -170,7 +170,7 @@ class BenchResult:
 
     @property
     def quiet(self) -> bool:
-        """Whether other processes left the machine alone meanwhile, as far as anybody counted."""
+        """True if other processes left the machine alone meanwhile, as far as anybody counted."""
         return not self.machine.get("disturbed", False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _in_order(cv2: Any, capture: Any, path: Path) -> Iterator[_Undecoded]:
 
 
 def _newest(cv2: Any, capture: Any, path: Path) -> Iterator[_Decoded]:
-    """What a thread has read last: a slow model skips frames instead of falling behind."""
+    """Yields what a thread has read last: a slow model skips frames instead of falling behind."""
     import time
 
     ready, stopped = threading.Condition(), threading.Event()

@@ -56,7 +56,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Index:
-    """What an entry's rows are."""
+    """The index of an entry: what its rows are."""
 
     names: list[str]  # relative to the folder
     stats: NDArray[np.int64]  # [n, 3]: size, and the times of the last change of content and of the file, in ns

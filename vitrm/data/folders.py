@@ -39,7 +39,7 @@ _SHOWN = 5  # names of files in a message
 
 @dataclass(frozen=True)
 class Reading:
-    """How the pictures of a folder are read."""
+    """Settings of how the pictures of a folder are read."""
 
     preprocessing: Preprocessing
     skip_damaged: bool = False  # leave out files that cannot be decoded, and name them in the notes

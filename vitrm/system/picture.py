@@ -104,6 +104,11 @@ def _write_title(figure: Any, title: str) -> None:
         text.set_text(shorten(neutral_line(title), length))
 
 
+def whole_numbers(axes: Any, most: int) -> None:
+    """Puts the ticks of the x-axis at whole numbers, at `most` of them and one."""
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=most)
+
+
 def legend_above(axes: Any, columns: int) -> None:
     """Puts the legend between the title and the plot, where it covers no line."""
     axes.legend(

@@ -175,7 +175,7 @@ def resolve(settings: RunConfig) -> tuple[ModelConfig, Recipe]:
     return model, recipe(changes.pop("name", default_recipe(name, model.kind)), model.kind, **changes)
 
 
-def preprocessing_of(settings: RunConfig, image_size: int, earlier: Preprocessing | None = None) -> Preprocessing:
+def chosen_preprocessing(settings: RunConfig, image_size: int, earlier: Preprocessing | None = None) -> Preprocessing:
     """The preprocessing that the settings name; what they leave out is as in the run that is resumed, where there is an `earlier` one."""
     changes = {key: settings.data[key] for key in ("fit",) if key in settings.data}
     return dataclasses.replace(earlier or Preprocessing.square(image_size), size=(image_size, image_size), **changes)
@@ -368,7 +368,7 @@ def run(
     model, chosen = resolve(settings)
     teacher = _teacher(settings.teacher) if settings.teacher else None
     known = None if earlier is None else preprocessing_in(earlier, str(out / STATE_FILE))
-    preprocessing = preprocessing_of(settings, model.image_size, known)
+    preprocessing = chosen_preprocessing(settings, model.image_size, known)
     if settings.data.get("download") and first_on_host():
         load_data(settings, preprocessing)  # one process fetches, not all of a host at once
     world.any(False)
@@ -408,7 +408,7 @@ def _resumed(settings: RunConfig, earlier: dict[str, Any], state: Path) -> RunCo
 
 
 def _notes(settings: RunConfig, model: ModelConfig, chosen: Recipe, data: Splits, *, begins: bool) -> list[str]:
-    """What a user should know of the settings and the images; `begins`: the weights are random."""
+    """Lists what a user should know of the settings and the images; `begins`: the weights are random."""
     from vitrm.training.by_class import unequal_classes
     from vitrm.training.start.length import few_batches
 

@@ -17,7 +17,7 @@ _SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # thresholds of the table, of all tha
 
 @dataclass(frozen=True)
 class Saving:
-    """What halting did with one artifact at one threshold."""
+    """A saving: what halting did with one artifact at one threshold."""
 
     name: str
     threshold: float

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture, whole_numbers
 
 
 def draw_curves(
@@ -37,7 +37,7 @@ def draw_curves(
             _draw_depth(axes["depth"], kept)
         for name in ("loss", "lr", "accuracy"):
             axes[name].axvline(kept["epoch"], color=DIM, linestyle=":", linewidth=1)
-            axes[name].xaxis.get_major_locator().set_params(integer=True, nbins=6)
+            whole_numbers(axes[name], 6)
             axes[name].set_xlim(*_limits(epochs))
         axes["loss"].tick_params(labelbottom=False)
         for name in ("lr", "accuracy"):
@@ -102,7 +102,7 @@ def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
         va="top",
         color=DIM,
     )
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    whole_numbers(axes, 8)
     axes.set_xlabel("step")
     axes.set_title(f"By depth, epoch {kept['epoch']}, %", pad=22)
 

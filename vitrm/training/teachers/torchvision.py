@@ -65,9 +65,7 @@ class TorchvisionWeights:
         return weights_sha256(self.weights)
 
     def build(self) -> nn.Module:
-        """The network with these weights, in eval mode.  Raises `UserError` if they are not this network's."""
-        with torch.device("meta"):
-            check_fit(_network(self.name, self.outputs), self.weights, self.source, f"a {self.name}")
+        """The network with these weights, which `load` found to be its own, in eval mode.  Raises `UserError` if they are not finite."""
         tensor_file.check_finite(self.weights, self.source)
         model = _network(self.name, self.outputs)
         model.load_state_dict(self.weights)
@@ -96,18 +94,21 @@ class TorchvisionTeacher:
         with torch.autocast(self.device.type, enabled=False):
             return F.linear(seen, weight, bias)
 
-    def learn(self, images: Images, *, balanced: bool) -> str:
-        """Fits a classifier on the features of training images; returns a sentence that says how good it is."""
+    def behead(self) -> None:
+        """Takes the last layer off: what the network gives from here on are features."""
         self.model.set_submodule(self.source.head, nn.Identity())
+
+    def fitted(self, images: Images, *, balanced: bool) -> tuple[str, Tensor, Tensor]:
+        """Fits a classifier on the features of training images: a sentence that says how good it is, its W and its b."""
         some = limited(images, FEATURE_IMAGES) if len(images) > FEATURE_IMAGES else images
         features = self.features(some)
         weight, bias, right, held_out = fit_classifier(features, some.labels, len(images.classes), balanced=balanced)
-        self.classifier = torch.from_numpy(weight).to(self.device), torch.from_numpy(bias).to(self.device)
         most = np.bincount(some.labels).max() / len(some)
-        return (
+        said = (
             f"teacher {self.source.source}: a linear classifier of its {features.shape[1]} features is right on "
             f"{100 * right:.1f} % of {held_out} training images that it was not fitted on (the largest class: {100 * most:.1f} %)"
         )
+        return said, torch.from_numpy(weight), torch.from_numpy(bias)
 
     def features(self, images: Images) -> NDArray[np.float32]:
         """[n, features] before the last layer, which must have been taken off."""
@@ -203,15 +204,9 @@ def make_teacher(
         )
         return teacher
     say(f"teacher {source.source}: computing its features of {min(len(images), FEATURE_IMAGES):,} training images")
-
-    def learned() -> tuple[str, tuple[Tensor, Tensor] | None]:
-        said = teacher.learn(images, balanced=balanced)
-        assert teacher.classifier is not None
-        return said, (teacher.classifier[0].cpu(), teacher.classifier[1].cpu())
-
-    said, classifier = broadcast(learned)
-    teacher.model.set_submodule(source.head, nn.Identity())
-    teacher.classifier = classifier[0].to(device), classifier[1].to(device)
+    teacher.behead()
+    said, weight, bias = broadcast(lambda: teacher.fitted(images, balanced=balanced))
+    teacher.classifier = weight.to(device), bias.to(device)
     say(said)
     return teacher
 
