@@ -97,6 +97,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within it tensors on "cuda" can be made and learned from.  Skips where this PyTorch cannot do that without a driver."""
     monkeypatch.setattr(upload, "pinned", lambda tensor: tensor)
     monkeypatch.setattr(Tensor, "backward", go_backward)
+    monkeypatch.setattr(torch.autograd, "grad", gradients)
     # Autocast switches itself off where there is no GPU.
     monkeypatch.setattr("torch.amp.autocast_mode.torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
@@ -155,6 +156,18 @@ def go_backward(loss: Tensor) -> None:
                 pending[after] -= 1
                 if not pending[after]:
                     ready.append(after)
+
+
+def gradients(loss: Tensor, inputs: list[nn.Parameter], allow_unused: bool) -> list[Tensor | None]:
+    """`torch.autograd.grad`, in the same way."""
+    for parameter in inputs:
+        parameter.grad = None
+    go_backward(loss)
+    found = [parameter.grad for parameter in inputs]
+    for parameter in inputs:
+        parameter.grad = None
+    assert allow_unused or None not in found
+    return found
 
 
 def _incoming(root: Any) -> dict[Any, int]:

@@ -93,6 +93,19 @@ def _through(layer: nn.Linear, h: Tensor) -> Tensor:
     return _affine(h, layer.weight, layer.bias) if compiling else layer(h)
 
 
+def _normalized(norm: nn.LayerNorm, h: Tensor) -> Tensor:
+    """`norm` of h, in the type that autocast computes in.
+
+    Autocast has LayerNorm take and give float32, which on a GPU is three kernels instead of one, forward and backward.
+    The kernel itself sums in float32 anyway: where the weights are of h's type, it is called as it is.
+    """
+    if h.dtype != torch.float32 and norm.weight.dtype == h.dtype:
+        with torch.autocast(h.device.type, enabled=False):
+            return norm(h)
+    # Cast once here, not once for each matmul.
+    return _in_autocast_dtype(norm(h))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ) v, for queries scaled beforehand; [B, heads, tokens, D / heads]."""
     if q.is_cuda:
@@ -127,6 +140,14 @@ class SwiGLU(nn.Module):
         return _through(self.down, F.silu(_through(self.gate, h)) * _through(self.up, h))
 
 
+class Affine(nn.Module):
+    """A weight [out, in] and a bias [out]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+
 class Layer(nn.Module):
     """One pre-norm transformer layer, cut in two where the savings need it: `project`, then `finish`.
 
@@ -136,9 +157,12 @@ class Layer(nn.Module):
     projected = ("q", "k", "v")
     memory = ("k", "v")  # of tokens that are read and not updated
 
-    def __init__(self, *, dim: int, heads: int, ffn: str, hidden: int, dropout: float) -> None:
+    def __init__(self, *, dim: int, heads: int, ffn: str, hidden: int, dropout: float, apart: bool = False) -> None:
+        """`apart`: only some of the tokens get a query."""
         super().__init__()
         self.heads = heads
+        self.together = (("q",), ("k", "v")) if apart else (("q", "k", "v"),)  # what is multiplied at once
+        self.merged: dict[tuple[str, ...], Affine] = {}
         self.scale = (dim // heads) ** -0.5
         self.norm1 = nn.LayerNorm(dim)
         self.q = nn.Linear(dim, dim)
@@ -154,32 +178,57 @@ class Layer(nn.Module):
 
     def project(self, h: Tensor, rows: Rows = "xyz", queries: slice = slice(None)) -> Projected:
         """LayerNorm and Q, K, V of h [B, tokens, D]; only the tokens in `queries` get a query."""
-        # LayerNorm may give float32: cast once here, not once for each matmul.
-        h = _in_autocast_dtype(self.norm1(h))
+        h = _normalized(self.norm1, h)
         if self.training:
-            if queries != slice(None):
-                return self._split(self._query(h[:, queries])), *self._at_once(h, self.k, self.v)
-            return self._at_once(h, self.q, self.k, self.v)
+            if queries == slice(None):
+                return self._at_once(h, "q", "k", "v")
+            q = self._at_once(h[:, queries], "q")[0] if self.merged else self._split(self._query(h[:, queries]))
+            return q, *self._at_once(h, "k", "v")
         return self._split(self._query(h[:, queries])), self._split(self.k(h)), self._split(self.v(h))
 
     def project_memory(self, h: Tensor, rows: Rows = "x") -> Projected:
         """LayerNorm, keys and values of tokens h [B, tokens, D] that are read only."""
-        h = _in_autocast_dtype(self.norm1(h))
+        h = _normalized(self.norm1, h)
         if self.training:
-            return self._at_once(h, self.k, self.v)
+            return self._at_once(h, "k", "v")
         return self._split(self.k(h)), self._split(self.v(h))
 
     def _query(self, h: Tensor) -> Tensor:
         # The query is scaled, not the scores: that is the pattern TensorRT fuses.
         return _through(self.q, h) * self.scale
 
-    def _at_once(self, h: Tensor, *layers: nn.Linear) -> Projected:
+    def merge(self) -> dict[tuple[str, ...], Affine]:
+        """Has one layer for those that training applies at once: it learns with these from then on, and does nothing else.
+
+        Returns them by the names of those they consist of.  Their weights are for the caller to set, the queries' scaled.
+        """
+        for names in self.together:
+            first: nn.Linear = getattr(self, names[0])
+            merged = Affine(first.weight.repeat(len(names), 1), first.bias.repeat(len(names)))
+            self.merged[names] = merged.requires_grad_(first.weight.requires_grad)
+            self.add_module(f"merged_{''.join(names)}", merged)
+        del self.q, self.k, self.v
+        return self.merged
+
+    def _at_once(self, h: Tensor, *names: str) -> Projected:
         """Applies some linear layers to h in one matmul, and scales the queries."""
+        weight, bias = self._as_merged(names) if self.merged else self._concatenated(names)
+        parts = _affine(h, weight, bias).unflatten(-1, (len(names), self.heads, -1))
+        return parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
+
+    def _concatenated(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        layers = [getattr(self, name) for name in names]
         scales = [self.scale if layer is self.q else 1.0 for layer in layers]
         weights = [layer.weight if s == 1 else layer.weight * s for layer, s in zip(layers, scales, strict=True)]
         biases = [layer.bias if s == 1 else layer.bias * s for layer, s in zip(layers, scales, strict=True)]
-        parts = _affine(h, torch.cat(weights), torch.cat(biases)).unflatten(-1, (len(layers), self.heads, -1))
-        return parts.permute(2, 0, 3, 1, 4).unbind()  # [B, tokens, 3, heads, D / heads] → 3 × [B, heads, tokens, …]
+        return torch.cat(weights), torch.cat(biases)
+
+    def _as_merged(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        together, layer = next(item for item in self.merged.items() if names[0] in item[0])
+        if names == together:
+            return layer.weight, layer.bias
+        start = len(layer.bias) // len(together) * together.index(names[0])  # k and v of q, k and v
+        return layer.weight[start:], layer.bias[start:]
 
     @staticmethod
     def join(*parts: Projected) -> Projected:
@@ -201,7 +250,7 @@ class Layer(nn.Module):
         """Attention and feed-forward network for the rows h [B, tokens, D] whose queries are in p."""
         mixed = attend(*p).transpose(1, 2).flatten(2)  # [B, heads, tokens, D / heads] → [B, tokens, D]
         h = h + self.dropout(_through(self.out, mixed))
-        return h + self.dropout(self.ffn(self.norm2(h)))
+        return h + self.dropout(self.ffn(_normalized(self.norm2, h)))
 
 
 class TokenMLP(nn.Module):
@@ -235,7 +284,7 @@ class TokenMLP(nn.Module):
 
     def project(self, h: Tensor, rows: Rows, queries: slice = slice(None)) -> Projected:
         """LayerNorm of h [B, tokens, D], and the part of `rows` in W₁ hᵀ + b₁, [B, D, M]."""
-        h = _in_autocast_dtype(self.norm1(h)).transpose(1, 2)  # [B, D, tokens]
+        h = _normalized(self.norm1, h).transpose(1, 2)  # [B, D, tokens]
         parts: list[Tensor] = []
         end = h.shape[-1]
         if "z" in rows:
@@ -270,7 +319,7 @@ class TokenMLP(nn.Module):
         mixed = F.gelu(p[0])
         down = [_through(getattr(self, f"down_{row}"), mixed) for row in rows]
         h = h + self.dropout((torch.cat(down, -1) if len(down) > 1 else down[0]).transpose(1, 2))
-        return h + self.dropout(self.ffn(self.norm2(h)))
+        return h + self.dropout(self.ffn(_normalized(self.norm2, h)))
 
 
 class PatchTokenizer(nn.Module):
@@ -555,7 +604,7 @@ def _tell_nobody(role: str) -> None:
 def _layer(config: ViTRMConfig, last: bool) -> Layer | TokenMLP:
     shared: dict[str, Any] = {"dim": config.dim, "ffn": config.ffn, "hidden": config.hidden, "dropout": config.dropout}
     if config.token_mixer == "attention":
-        return Layer(heads=config.heads, **shared)
+        return Layer(heads=config.heads, apart=last and config.layers > 1, **shared)
     return TokenMLP(
         tokens=config.tokens,
         latents=config.latents,

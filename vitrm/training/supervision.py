@@ -39,8 +39,9 @@ from vitrm.recipe import Recipe
 from vitrm.training.augmentation.augment import Batch
 from vitrm.training.ema import EMA
 from vitrm.training.optimizers import make_optimizers
-from vitrm.training.parallel.cpu_workers import Gradients, Replica, Workers
+from vitrm.training.parallel.cpu_workers import Workers
 from vitrm.training.parallel.distributed import World
+from vitrm.training.parallel.replica import Gradients, Replica
 from vitrm.training.teachers.distillation import TeacherTargets, classification_loss, divergence
 
 
@@ -188,7 +189,9 @@ class Learner:
         world: World | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
         workers: Workers | None = None,
+        replicated: bool | None = None,
     ) -> None:
+        """`replicated`: a replica of the model learns in its place, as workers' do (None: on a GPU, in one process)."""
         self.model = model
         self.world = world or World()
         self.teacher = teacher
@@ -204,7 +207,10 @@ class Learner:
         self.forward = self.world.parallel(model, unused=isinstance(model, ViTRM) and not joint)
         self.batch_share = 1.0  # of the whole batch, that this process has
         self.workers = workers
-        self.replicas = [Replica(model, workers, bf16) for _ in range(workers.count)] if workers else []
+        if replicated is None:
+            replicated = device.type == "cuda" and self.world.size == 1
+        copies = workers.count if workers else int(replicated)
+        self.replicas = [Replica(model, bf16, workers) for _ in range(copies)]
         for replica in self.replicas:
             freeze(replica.model, recipe.freeze)
         # One for each part of a batch that is computed at once.
@@ -306,6 +312,8 @@ class Learner:
         """Goes forward and backward through all parts and updates the weights; gives the results as one, and each part's state."""
         if self.workers is not None:
             return self._update_in_workers(self.workers, parts, free_steps)
+        if self.replicas:
+            return self._update_in_replica(self.replicas[0], parts[0], free_steps)
         self.model.zero_grad(set_to_none=True)
         result = self.forward(lambda: self.compute(self.functions[0], parts[0], free_steps))
         # The processes' gradients are averaged; their parts of the batch may differ in size.
@@ -313,6 +321,14 @@ class Learner:
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self._update()
+        return result, [result.state]
+
+    def _update_in_replica(
+        self, replica: Replica[ViTRM | Baseline], part: BatchPart, free_steps: int
+    ) -> tuple[PartResult, list[Carried | None]]:
+        replica.refresh()
+        result = self.compute(self.functions[0], part, free_steps)
+        self._update_by(replica.gradients(result.loss))
         return result, [result.state]
 
     def _update_in_workers(
@@ -331,13 +347,16 @@ class Learner:
         total = results[0][1]
         for _, others in results[1:]:
             total.all.add_(others.all)
+        self._update_by(total)
+        return _combined([result for result, _ in results], shares), [result.state for result, _ in results]
+
+    def _update_by(self, gradients: Gradients) -> None:
         if self.recipe.clip_norm:  # as clip_grad_norm_ does
-            total.all.mul_((self.recipe.clip_norm / (total.all.norm() + 1e-6)).clamp(max=1.0))
+            gradients.all.mul_((self.recipe.clip_norm / (gradients.all.norm() + 1e-6)).clamp(max=1.0))
         learned = [p for p in self.model.parameters() if p.requires_grad]
-        for parameter, gradient in zip(learned, total.each, strict=True):
+        for parameter, gradient in zip(learned, gradients.each, strict=True):
             parameter.grad = gradient
         self._update()
-        return _combined([result for result, _ in results], shares), [result.state for result, _ in results]
 
     def _update(self) -> None:
         for optimizer in self.optimizers:

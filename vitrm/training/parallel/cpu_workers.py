@@ -5,26 +5,23 @@ operations together: operations of a tenth of a millisecond are not worth sharin
 still lies in its cache.  So a batch is dealt out to the workers, each goes forward and backward through a replica of the
 model, and their gradients are added in the order of the workers: the result does not depend on which one was ready first.
 
-In bfloat16 a replica's matrices are bfloat16 from the start, where autocast would cast them in each pass, and keep
-the casts for all threads behind a lock that, together with Python's, can lock up the process.
+In bfloat16 a replica (vitrm.training.parallel.replica) does without autocast's cache of cast weights, whose lock, one for all
+threads, can lock up the process together with Python's.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrm.training.parallel.distributed import part_of
-from vitrm.training.parallel.sync_batch_norm import sync_batch_norms
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
 LEAST = 16  # images a worker is worth
 
 
@@ -92,52 +89,3 @@ def _results(futures: list[Future[T]]) -> list[T]:
     if errors:
         raise errors[0]
     return [future.result() for future in futures]
-
-
-class Gradients(NamedTuple):
-    """The gradients of a model's parameters that are not frozen, float32."""
-
-    all: Tensor  # one after another, 0 where there is none
-    each: list[Tensor | None]  # views of it, in the order of the parameters; None: takes no part in the loss
-
-
-class Replica(Generic[M]):
-    """A worker's copy of a model: the same buffers, parameters of its own that `refresh` sets to the model's."""
-
-    def __init__(self, model: M, workers: Workers, bf16: bool) -> None:
-        self.model: M = copy.deepcopy(model).train()
-        self._pairs: tuple[list[Tensor], list[Tensor]] = [], []  # copies in bfloat16, and what they are copies of
-        for source, own in zip(model.modules(), self.model.modules(), strict=True):
-            product = isinstance(source, (nn.Linear, nn.Conv2d))
-            for name, parameter in source.named_parameters(recurse=False):
-                data = parameter.detach()  # float32: the same memory, nothing to refresh
-                if bf16 and product:
-                    data = data.to(torch.bfloat16, copy=True)
-                    self._pairs[0].append(data)
-                    self._pairs[1].append(parameter.detach())
-                setattr(own, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
-            for name, buffer in source.named_buffers(recurse=False):
-                own._buffers[name] = buffer
-        sync_batch_norms(self.model, workers)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # One tensor, and its views: what is done to all gradients takes one operation, not one for each parameter.
-        self._gradients = torch.zeros(sum(p.numel() for p in self.parameters))
-        parts = self._gradients.split([p.numel() for p in self.parameters])
-        self._views = [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
-
-    def refresh(self) -> None:
-        """Takes the model's weights over."""
-        if self._pairs[0]:
-            torch._foreach_copy_(*self._pairs)
-
-    def gradients(self, loss: Tensor) -> Gradients:
-        """The gradients of `loss`; they hold until the next call."""
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        there = [
-            (view, gradient) for view, gradient in zip(self._views, gradients, strict=True) if gradient is not None
-        ]
-        if len(there) < len(gradients):
-            self._gradients.zero_()
-        torch._foreach_copy_([view for view, _ in there], [gradient for _, gradient in there])
-        each = [view if gradient is not None else None for view, gradient in zip(self._views, gradients, strict=True)]
-        return Gradients(self._gradients, each)
