@@ -8,6 +8,7 @@ then gives the answers of the graph.  What it cannot: that CUDA and TensorRT tak
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,6 +56,7 @@ class StandInCuda:
         self.blocks: dict[int, int] = {}  # they live as long as this does
         self._kept: list[Memory] = []
         self.copied: list[int] = []  # bytes of each copy that was put into a stream or a graph
+        self.batches: list[int] = []  # copies of each batch of them
         self.launches = 0
         self._lock = threading.Lock()
 
@@ -83,6 +85,17 @@ class StandInCuda:
         assert not (target < source + size and source < target + size), "they overlap"
         self.copied.append(size)
         stream.queue.append(lambda: ctypes.memmove(target, source, size) and None)
+
+    def copy_all(self, copies: list[tuple[int, int, int]], stream: StandInStream) -> None:
+        if copies:
+            self.batches.append(len(copies))
+        written = sorted((target, target + size) for target, _, size in copies)
+        for (_, end), (start, _) in itertools.pairwise(written):
+            assert end <= start, "two are written to one place"
+        for _, source, size in copies:
+            assert not any(start < source + size and source < end for start, end in written), "one is read and written"
+        for target, source, size in reversed(copies):  # in any order
+            self.copy(target, source, size, stream)
 
     def stream(self) -> Any:
         return StandInStream()

@@ -22,12 +22,14 @@ def make_learner(
     bf16: bool = False,
     workers: Workers | None = None,
     teacher: Teacher | None = None,
+    replicated: bool | None = None,
     **changes: Any,
 ) -> Learner:
     """A learner of `config` on the CPU, by the recipe `fast` with `changes`."""
     torch.manual_seed(0)
     model = build_model(config)
-    return Learner(model, recipe("fast", **changes), torch.device("cpu"), bf16, teacher=teacher, workers=workers)
+    chosen, cpu = recipe("fast", **changes), torch.device("cpu")
+    return Learner(model, chosen, cpu, bf16, teacher=teacher, workers=workers, replicated=replicated)
 
 
 def make_batch() -> Batch:

@@ -36,6 +36,7 @@ class Cuda:
             ) from None
         self._api: Any = runtime
         self.index = index
+        self._batches_copies = hasattr(runtime, "cudaMemcpyBatchAsync")  # from CUDA 12.8 on, in bindings and driver
 
     def use(self) -> None:
         """Makes the GPU this thread's, for what follows: every thread has one of its own, and others may have changed it."""
@@ -69,6 +70,26 @@ class Cuda:
         """Copies `size` bytes in the order of `stream`; addresses are of either memory."""
         kind = self._api.cudaMemcpyKind.cudaMemcpyDefault
         self._call("copying", self._api.cudaMemcpyAsync(target, source, size, kind, stream.handle))
+
+    def copy_all(self, copies: list[tuple[int, int, int]], stream: Stream) -> None:
+        """Copies (target, source, bytes) in the order of `stream`, all at once: none reads or writes what another one writes.
+
+        One call, where CUDA can do that.
+        """
+        if self._batches_copies and len(copies) > 1:
+            targets, sources, sizes = map(list, zip(*copies, strict=True))
+            how = self._api.cudaMemcpyAttributes()
+            how.srcAccessOrder = self._api.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
+            status, *_ = self._api.cudaMemcpyBatchAsync(
+                targets, sources, sizes, len(copies), [how], [0], 1, stream.handle
+            )
+            if not int(status):
+                return
+            # Bindings newer than the driver, for one.  Where the reason is a fault of before, the copies below fail, too.
+            self._api.cudaGetLastError()
+            self._batches_copies = False
+        for target, source, size in copies:
+            self.copy(target, source, size, stream)
 
     # Streams -----------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
 """A folder of three plans: the recursion driven from the host, its state on the GPU.
 
 An executor holds room for one batch: what embed makes, and two sides for the state.  A step reads one side and writes the
-other, and then they change roles: nothing is copied.  Samples lie in slots.  Those that go on are moved to the front by
-swapping slots, and a step runs on a prefix: 1, 2, 4, … slots, whichever holds them all.  Where that takes in samples that
-have halted, these compute for nothing, and the sides keep their roles: what the others reached is copied back, so a halted
-sample's state stays as it is.
+other, and then they change roles: nothing is copied.  Samples lie in slots.  Those that go on are moved to the front, and a
+step runs on a prefix: 1, 2, 4, … slots, whichever holds them all.  Where that takes in samples that have halted, these
+compute for nothing.
+
+A run of `infer` never asks for a halted sample again: one that goes on is copied over it.  A state that a caller drives
+(`start`) may: there slots are exchanged, and after a step that took in halted samples the sides keep their roles, what the
+others reached being copied back.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.interface import CarriedTensors
 from vitrm.runtime.artifact.sidecar import weights_path
-from vitrm.runtime.backends.tensorrt.cuda import CudaGraph
+from vitrm.runtime.backends.tensorrt.cuda import CudaGraph, DeviceMemory
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, capture_or_none
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, concatenate, describe_device, notes_on_plan
@@ -78,8 +81,7 @@ class StepwiseExecutor:
         tensors = {t.name: t for plan in plans.values() for t in plan.tensors.values()}
         self.row_bytes = {n: int(np.prod(t.at(1))) * t.dtype.itemsize for n, t in tensors.items()}
         self.device = {n: self.cuda.allocate(size * batch) for n, size in self.row_bytes.items()}
-        moved = [self.row_bytes[name] for name in (*carried.embedded, *carried.state)]
-        self._spare = self.cuda.allocate(max(moved) * max(1, batch // 2))  # no more pairs are exchanged at once
+        self._spare: DeviceMemory | None = None  # for exchanges
         self.side = np.zeros(batch, np.int64)  # of the state, for each slot: 1 is where the first step writes
         self.pixels = self.cuda.pinned(tensors[PIXELS].at(batch), np.float32)
         self.logits = self.cuda.pinned(tensors[LOGITS].at(batch), np.float32)
@@ -96,7 +98,8 @@ class StepwiseExecutor:
     def device_bytes(self) -> int:
         """Memory on the GPU: the buffers and the contexts so far."""
         contexts = sum(self.plans[part].context_bytes for part, _, _ in self._contexts)
-        return contexts + self._scratch.size + self._spare.size + sum(m.size for m in self.device.values())
+        spare = self._spare.size if self._spare else 0
+        return contexts + self._scratch.size + spare + sum(m.size for m in self.device.values())
 
     def embed(self, images: NDArray[np.float32]) -> None:
         """Puts the images into the first slots, embedded and at depth 0."""
@@ -105,51 +108,93 @@ class StepwiseExecutor:
         self._run("embed", self.batch, self._embed)
         self.side[:] = 0
 
-    def step(self, count: int, rows: int) -> None:
-        """One step on `rows` slots, kept for the first `count`; their answers are in `logits` and `halt_prob` then."""
+    def step(self, count: int, rows: int, *, keep: bool) -> None:
+        """One step on `rows` slots, of which the first `count` count; their answers are in `logits` and `halt_prob` then.
+
+        The other slots keep their state only if `keep`.
+        """
         self.cuda.use()
         side = int(2 * self.side[:count].sum() > count)
         # Those on the other side would be overwritten, whether they go on or not.
-        self._bring(np.flatnonzero(self.side[:rows] != side), side)
+        wanted = rows if keep else count
+        self._bring(np.flatnonzero(self.side[:wanted] != side), side)
         self._run(f"step from {side}", rows, lambda: self._step(rows, bool(side)))
-        if count == rows:
+        if count == rows or not keep:
             self.side[:rows] = 1 - side
         else:
-            self._copy_state(0, count, to=side)
+            self._copy_state(np.arange(count), to=side)
         for name, host in ((LOGITS, self.logits), (HALT_PROB, self.halt_prob)):
             self.cuda.copy(host.address, self.device[name].address, self.row_bytes[name] * count, self.stream)
         self.cuda.synchronize(self.stream)
 
-    def swap(self, pairs: list[tuple[int, int]]) -> None:
-        """Exchanges slots."""
+    def move(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies the second slot of each pair over the first."""
         self.cuda.use()
-        for a, b, length in runs_of(pairs):
-            for name in self.carried.embedded:
-                self._exchange(self.device[name].address, self.row_bytes[name], a, b, length)
-            here, there = self.side[a : a + length], self.side[b : b + length]
-            side = int(here[0])
-            self._bring(a + np.flatnonzero(here != side), side)
-            self._bring(b + np.flatnonzero(there != side), side)
-            for name in self.carried.state:
-                self._exchange(self._place(name, side), self.row_bytes[name], a, b, length)
+        here, there = np.asarray(pairs, np.int64).reshape(-1, 2).T
+        self.cuda.copy_all(
+            [
+                (start + a * size, start + b * size, length * size)
+                for a, b, length in self._runs(here, there)
+                for start, size in self._moved(int(self.side[b]))
+            ],
+            self.stream,
+        )
+        self.side[here] = self.side[there]
 
-    def _exchange(self, start: int, size: int, a: int, b: int, length: int) -> None:
-        """Exchanges `length` slots from `a` on with those from `b` on, of a tensor at `start` with `size` bytes a slot."""
-        spare, one, other = self._spare.address, start + a * size, start + b * size
-        for target, source in ((spare, one), (one, other), (other, spare)):
-            self.cuda.copy(target, source, size * length, self.stream)
+    def swap(self, pairs: list[tuple[int, int]]) -> None:
+        """Exchanges the slots of each pair."""
+        if not pairs:
+            return
+        self.cuda.use()
+        here, there = np.asarray(pairs, np.int64).T
+        differ = self.side[here] != self.side[there]
+        for side in (0, 1):
+            self._bring(np.sort(there[differ & (self.side[here] == side)]), side)
+        if self._spare is None:  # no more pairs are exchanged at once
+            size = sum(self.row_bytes[name] for name in (*self.carried.embedded, *self.carried.state))
+            self._spare = self.cuda.allocate(size * max(1, self.batch // 2))
+        rounds: list[list[tuple[int, int, int]]] = [[], [], []]
+        spare = self._spare.address
+        for a, b, length in self._runs(here, there):
+            for start, size in self._moved(int(self.side[a])):
+                one, other = start + a * size, start + b * size
+                for copies, (target, source) in zip(
+                    rounds, ((spare, one), (one, other), (other, spare)), strict=True
+                ):
+                    copies.append((target, source, length * size))
+                spare += length * size
+        for copies in rounds:
+            self.cuda.copy_all(copies, self.stream)
+
+    def _runs(self, here: NDArray[np.int64], there: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+        """Pairs of slots joined to runs, each of one side."""
+        return [
+            run
+            for side in (0, 1)
+            for run in runs_of([(int(a), int(b)) for a, b in zip(here, there, strict=True) if self.side[b] == side])
+        ]
+
+    def _moved(self, side: int) -> list[tuple[int, int]]:
+        """The address and the bytes a slot of all that moves with a sample whose state is on a side."""
+        names = [(name, self.device[name].address) for name in self.carried.embedded]
+        names += [(name, self._place(name, side)) for name in self.carried.state]
+        return [(address, self.row_bytes[name]) for name, address in names]
 
     def _bring(self, slots: NDArray[np.int64], side: int) -> None:
         """Copies the state of `slots` (ascending), which is on the other side, to `side`."""
-        for start, _, length in runs_of([(int(slot), int(slot)) for slot in slots]):
-            self._copy_state(start, length, to=side)
+        self._copy_state(slots, to=side)
         self.side[slots] = side
 
-    def _copy_state(self, start: int, length: int, to: int) -> None:
-        for name in self.carried.state:
-            size = self.row_bytes[name]
-            target, source = (self._place(name, side) + start * size for side in (to, 1 - to))
-            self.cuda.copy(target, source, size * length, self.stream)
+    def _copy_state(self, slots: NDArray[np.int64], to: int) -> None:
+        """Copies the state of `slots` (ascending) from the other side."""
+        self.cuda.copy_all(
+            [
+                (self._place(name, to) + start * size, self._place(name, 1 - to) + start * size, length * size)
+                for start, _, length in runs_of([(int(slot), int(slot)) for slot in slots])
+                for name, size in ((name, self.row_bytes[name]) for name in self.carried.state)
+            ],
+            self.stream,
+        )
 
     def _place(self, name: str, side: int) -> int:
         """The address of a tensor of the state on a side."""
@@ -244,8 +289,10 @@ class StepwiseExecutor:
 class DeviceStepping(Stepping):
     """A batch whose state is on the GPU."""
 
-    def __init__(self, session: TensorRTStepwiseSession, images: NDArray[np.float32]) -> None:
+    def __init__(self, session: TensorRTStepwiseSession, images: NDArray[np.float32], *, keep: bool = True) -> None:
+        """`keep`: samples that have halted may go on later."""
         super().__init__(len(images), session.metadata.model["classes"])
+        self._keep = keep
         executors = session.executors
         self._profiles = session.profiles
         self._executor = executors.take(choose_profile(session.profiles, len(images))[1])
@@ -255,8 +302,9 @@ class DeviceStepping(Stepping):
 
     def _advance(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         count = len(rows)
-        self._executor.swap(swaps(self._order, rows))
-        self._executor.step(count, prefix(count, self._executor.batch, self._profiles))
+        pairs = swaps(self._order, rows)
+        (self._executor.swap if self._keep else self._executor.move)(pairs)
+        self._executor.step(count, prefix(count, self._executor.batch, self._profiles), keep=self._keep)
         ascending = np.argsort(self._order[:count])
         return self._executor.logits.array[ascending], self._executor.halt_prob.array[ascending]
 
@@ -322,7 +370,7 @@ class TensorRTStepwiseSession(TensorRTBase, SteppingSession):
         return run
 
     def _halting(self, images: NDArray[np.float32], steps: int, halt_threshold: float) -> Result:
-        state = DeviceStepping(self, images)
+        state = DeviceStepping(self, images, keep=False)
         for _ in range(steps):
             if not state.step(halt_threshold):
                 break

@@ -288,7 +288,9 @@ def test_ending_a_batch_early_waits_once_for_each_step_but_the_last(monkeypatch:
 
 def test_kernels_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = watched("paper", recipe("paper"), monkeypatch, size=128)
-    assert watch.launches <= 1300  # uncompiled
+    # Uncompiled.  The model alone takes 472 and copies that join tokens: docs/train/speed.md counts them.
+    assert watch.launches <= 911
+    assert watch.kernels["_foreach_copy_"] <= 2  # weights to bfloat16 and gradients back, once per update
     assert watch.kernels["_fused_adamw_"] <= 3
     assert watch.kernels["_foreach_lerp_"] <= 2
 
@@ -300,10 +302,10 @@ GRAPHS = [("tiny", name) for name in RECIPES]
 @pytest.mark.parametrize(("name", "by"), GRAPHS, ids=["-".join(form) for form in GRAPHS])
 def test_what_is_compiled_is_one_graph(name: str, by: str) -> None:
     torch._dynamo.reset()
-    learner = make_learner(preset(name))
+    learner = make_learner(preset(name), replicated=True)
     chosen = recipe(by, "vitrm")
     functions = StepFunctions(
-        learner.model,
+        learner.replicas[0].model,
         chosen,
         lambda _, function: torch.compile(function, backend="eager", fullgraph=True, dynamic=False),
     )

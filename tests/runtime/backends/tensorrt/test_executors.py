@@ -20,7 +20,7 @@ from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.backends.tensorrt import session as sessions
 from vitrm.runtime.backends.tensorrt import stepwise as stepwise_sessions
 from vitrm.runtime.backends.tensorrt.session import TensorRTSession
-from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession
+from vitrm.runtime.backends.tensorrt.stepwise import DeviceStepping, TensorRTStepwiseSession
 from vitrm.runtime.session import Result
 
 
@@ -96,6 +96,23 @@ def test_steps_take_turns_and_copy_no_state(plans: Path, images: np.ndarray) -> 
         cuda.copied.clear()  # the first two steps are captured
     state.step()
     assert len(cuda.copied) == 2  # logits and halt_prob out
+
+
+def test_regrouping_is_one_batch_of_copies(plans: Path, stepwise: Path, images: np.ndarray) -> None:
+    """One copy of each tensor for a run of samples that go on; three rounds where the halted ones may go on, too."""
+    for keep, batches in ((False, 1), (True, 3)):
+        session, other = TensorRTStepwiseSession(plans), vitrm.runtime.open(stepwise, threads=1)
+        cuda: Any = session.plans["step"].cuda
+        state, expected = DeviceStepping(session, images[:8], keep=keep), other.start(images[:8])
+        moved = len(state._executor.carried.embedded) + len(state._executor.carried.state)
+        for rows in (np.arange(8), np.array([1, 3, 6, 7]), np.array([3, 7])):
+            cuda.batches.clear()
+            found, its = (each._advance(rows) for each in (state, expected))
+            np.testing.assert_allclose(found[0], its[0], atol=1e-4)
+            if len(rows) == 4:  # 6 and 7 into the slots of 0 and 2
+                assert cuda.batches == [2 * moved] * batches
+        assert not keep or state._executor._spare is not None
+        assert keep or state._executor._spare is None
 
 
 def test_halting_at_random_keeps_every_state(plans: Path, stepwise: Path, images: np.ndarray) -> None:
