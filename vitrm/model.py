@@ -182,7 +182,11 @@ class Layer(nn.Module):
         if self.training:
             if queries == slice(None):
                 return self._at_once(h, "q", "k", "v")
-            q = self._at_once(h[:, queries].contiguous(), "q")[0] if self.merged else self._split(self._query(h[:, queries]))
+            q = (
+                self._at_once(h[:, queries].contiguous(), "q")[0]
+                if self.merged
+                else self._split(self._query(h[:, queries]))
+            )
             return q, *self._at_once(h, "k", "v")
         return self._split(self._query(h[:, queries])), self._split(self.k(h)), self._split(self.v(h))
 

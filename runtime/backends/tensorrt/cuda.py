@@ -36,7 +36,7 @@ class Cuda:
             ) from None
         self._api: Any = runtime
         self.index = index
-        self._batches_copies = hasattr(runtime, "cudaMemcpyBatchAsync")  # from CUDA 12.8 on, in bindings and driver
+        self.batches_copies = hasattr(runtime, "cudaMemcpyBatchAsync")  # from CUDA 12.8 on, in bindings and driver
 
     def use(self) -> None:
         """Makes the GPU this thread's, for what follows: every thread has one of its own, and others may have changed it."""
@@ -76,7 +76,7 @@ class Cuda:
 
         One call, where CUDA can do that.
         """
-        if self._batches_copies and len(copies) > 1:
+        if self.batches_copies and len(copies) > 1:
             targets, sources, sizes = map(list, zip(*copies, strict=True))
             how = self._api.cudaMemcpyAttributes()
             how.srcAccessOrder = self._api.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
@@ -87,7 +87,7 @@ class Cuda:
                 return
             # Bindings newer than the driver, for one.  Where the reason is a fault of before, the copies below fail, too.
             self._api.cudaGetLastError()
-            self._batches_copies = False
+            self.batches_copies = False
         for target, source, size in copies:
             self.copy(target, source, size, stream)
 

@@ -158,9 +158,7 @@ class StepwiseExecutor:
         for a, b, length in self._runs(here, there):
             for start, size in self._moved(int(self.side[a])):
                 one, other = start + a * size, start + b * size
-                for copies, (target, source) in zip(
-                    rounds, ((spare, one), (one, other), (other, spare)), strict=True
-                ):
+                for copies, (target, source) in zip(rounds, ((spare, one), (one, other), (other, spare)), strict=True):
                     copies.append((target, source, length * size))
                 spare += length * size
         for copies in rounds:

@@ -229,6 +229,9 @@ def test_cuda_says_what_it_was_doing() -> None:
         cuda.allocate(16)
     with pytest.raises(CudaError, match="CUDA failed while allocating 16 bytes of pinned memory"):
         cuda.pinned([4], np.float32)
+    with pytest.raises(CudaError, match="CUDA failed while copying"):
+        cuda.copy_all([(4096, 8192, 16), (12288, 16384, 16)], Stream(4096, lambda handle: None))
+    assert not cuda.batches_copies  # the bindings took the call, and without a driver it is tried one by one
 
 
 class RecordingRuntime:
