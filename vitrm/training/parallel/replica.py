@@ -45,8 +45,8 @@ class Replica(Generic[M]):
     def __init__(self, model: M, bf16: bool, workers: Workers | None = None) -> None:
         """`workers`: of a CPU, one of whom computes with it; None: all of a batch is computed at once, on a GPU."""
         self.model: M = copy.deepcopy(model).train()
-        self._parts: dict[nn.Parameter, Part] = {}
-        copied: set[nn.Parameter] = set()  # the others lie in the same memory: nothing to refresh
+        self._parts: dict[Tensor, Part] = {}
+        copied: set[Tensor] = set()  # the others lie in the same memory: nothing to refresh
         modules = list(zip(model.modules(), self.model.modules(), strict=True))
         for source, own in modules:
             matrices = isinstance(source, (nn.Linear, nn.Conv2d))
@@ -80,9 +80,9 @@ class Replica(Generic[M]):
         self._scaled = [part.of(part.own) for part in scaled], [part.scale for part in scaled]
         self.refresh()
 
-    def _merge(self, source: Layer, own: Layer) -> list[nn.Parameter]:
+    def _merge(self, source: Layer, own: Layer) -> list[Tensor]:
         """Gives `own` one matrix for what are several in `source`, and returns these."""
-        found: list[nn.Parameter] = []
+        found: list[Tensor] = []
         for names, merged in own.merge().items():
             for i, name in enumerate(names):
                 layer: nn.Linear = getattr(source, name)
