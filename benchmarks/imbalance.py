@@ -2,7 +2,7 @@
 
     python benchmarks/imbalance.py [--seeds 3] [--json FILE]
 
-Drawn photos (photo_like.py), `vitrm-train --model tiny --batch-size 16` with everything else as it comes; both classes' recall is of 200 further images each,
+Drawn photos (photo_like.py), `vitrm-train --init nano-v2-cifar10 --image-size 32 --batch-size 16` with everything else as it comes; both classes' recall is of 200 further images each,
 as the run's own results have it.
 """
 
@@ -30,8 +30,8 @@ def recalls(folder: Path, balance: str, seed: int, epochs: int) -> tuple[dict[st
     argv = [
         "--data",
         str(folder / "photos"),
-        "--model",
-        "tiny",
+        "--init",
+        "nano-v2-cifar10",
         "--image-size",
         "32",
         "--batch-size",
