@@ -78,7 +78,7 @@ def verification_images(
     count = affordable(count, size, _MEBIBYTES, least=least)
     try:
         images = load_of_run(name, "validation", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
-        pixels = images.floats(slice(0, count))
+        pixels, name = images.floats(slice(0, count)), images.name
     except UserError as error:
         if data_dir is not None:
             raise
