@@ -44,8 +44,10 @@ demo: $(DEMO_STAMP)
 	$(BIN)/vitrm-bench $(DEMO)/nano-6.onnx --batch 1,32 --report $(DEMO)/report.html --json $(DEMO)/bench.json
 	@echo "report: $(DEMO)/report.html"
 
-# A process for each core, up to four, each with one thread; tests of one file stay together, as they share what they export.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20 -n auto --maxprocesses 4 --dist loadfile
+# A process for each core and one more, as many tests wait for commands that they started; each with one thread.  Tests of one
+# file stay together, as they share what they export.
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + os.cpu_count()))')
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20 -n $(PROCESSES) --dist loadfile
 
 test: install
 	$(PYTEST) -m "not pages"

@@ -41,9 +41,12 @@ from vitrm.system.files import read_json, write_json
 from vitrm.system.picture import BLUE, NEUTRAL, picture
 
 WARM_UP = 20  # images
-OURS = ("nano-v2-cifar10", "nano-cifar10")
-# Where the threshold was chosen, on validation images.
-HALTING = RECORDS / "halting-nano-v2-cifar10-amd-epyc.json"
+# Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
+OURS = {
+    "nano-v2-cifar10": "halting-nano-v2-cifar10-amd-epyc.json",
+    "small-v2-cifar10": "halting-small-v2-cifar10-amd-epyc.json",
+    "nano-cifar10": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,6 @@ def main() -> None:
     args = p.parse_args()
     runs = dict(named.split("=", 1) for named in args.run)
     test = load("cifar10", "test", data_dir=args.data_dir)
-    threshold = float(read_json(HALTING, "record")["halting"][0]["chosen"]["threshold"])
 
     with tempfile.TemporaryDirectory() as folder:
         files: list[File] = []
@@ -99,7 +101,7 @@ def main() -> None:
             models[name] = size_and_cost(checkpoint)
             if not known:
                 models[name]["quoted"] = dataclasses.asdict(ALTERNATIVES[name])
-            for file in exported(name, checkpoint, threshold, Path(folder), args):
+            for file in exported(name, checkpoint, Path(folder), args):
                 print(f"exported {file.name}", flush=True)
                 files.append(file)
         times = latencies(files, test, args.images)
@@ -113,7 +115,6 @@ def main() -> None:
         "threads": args.threads,
         "images_timed": args.images,
         "load": [round(v, 1) for v in os.getloadavg()],
-        "halt_threshold": threshold,
         "models": models,
         "rows": rows,
     }
@@ -144,16 +145,15 @@ def size_and_cost(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters()), "macs": macs}
 
 
-def exported(
-    name: str, checkpoint: Checkpoint, threshold: float, folder: Path, args: argparse.Namespace
-) -> Iterator[File]:
-    """The files of a model in float32 and int8; of our default also as loops that halt."""
+def exported(name: str, checkpoint: Checkpoint, folder: Path, args: argparse.Namespace) -> Iterator[File]:
+    """The files of a model in float32 and int8; of ours also as loops that halt."""
     recursive = checkpoint.model.kind == "vitrm"
     depth = checkpoint.trained_depth or 1
     forms: list[tuple[str, dict[str, Any]]] = [
         (f"{depth} steps" if recursive else "", {"steps": depth if recursive else None})
     ]
-    if name == OURS[0]:
+    if chosen := OURS.get(name):
+        threshold = float(read_json(RECORDS / chosen, "record")["halting"][0]["chosen"]["threshold"])
         forms.insert(0, ("halting", {"steps": depth, "graph": "loop", "halt_threshold": threshold}))
     for steps, settings in forms:
         for precision in ("fp32", "int8"):
@@ -206,7 +206,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             ours = "accuracy" in row
             accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
             point = row["latency_ms"]["mean"], 100 * accuracy
-            marker, color = "o" if row["precision"] == "fp32" else "s", BLUE if row["model"] == OURS[0] else NEUTRAL
+            marker, color = "o" if row["precision"] == "fp32" else "s", BLUE if row["model"] in OURS else NEUTRAL
             axes.plot(*point, marker, color=color, markerfacecolor=color if ours else "none")
             if row["precision"] == "int8" or not any(
                 r["model"] == row["model"] and r["precision"] == "int8" for r in record["rows"]

@@ -178,7 +178,7 @@ CHECKS = (
     ),
     Check(
         "plan sizes",
-        "python benchmarks/plan_sizes.py",
+        "python benchmarks/sizes/plan_sizes.py",
         "a record for full TensorRT too: bytes at 1, 6 and 16 steps",
         "it names what is missing",
         10,

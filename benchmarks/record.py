@@ -25,7 +25,7 @@ def made(what: str, packages: Sequence[str]) -> dict[str, Any]:
     start = (
         ["PYTHONPATH=benchmarks", "python", "-m", script.parent.name]
         if package
-        else ["python", f"benchmarks/{script.name}"]
+        else ["python", script.resolve().relative_to(RECORDS.parents[1]).as_posix()]
     )
     words = [*start, *sys.argv[1:]]
     return {

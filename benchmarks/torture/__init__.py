@@ -1,6 +1,6 @@
 """Everything that can happen to a toolkit's files, machines and processes, on purpose: `make torture`.
 
-    formats      damaged and hostile files of every kind the product reads, in their thousands
+    damage       damaged and hostile files of every kind the product reads, in their thousands
     kills        SIGKILL at random times and before chosen file operations
     disk         a full disk at every writer
     environment  locale, HOME, streams, permissions, descriptors, memory, umask

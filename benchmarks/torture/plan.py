@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .concurrency import concurrency
+from .damage.formats import FORMATS
 from .disk import disk
 from .environment import environment
 from .findings import GOOD, Finding, Part
-from .formats import FORMATS
 from .halting import halting
 from .kills import SMALL, kills
 from .oracle import MIB, judge

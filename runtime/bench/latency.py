@@ -97,7 +97,7 @@ def interleave(
     """Measures every case for about `seconds`, and at least once in each of `rounds` rounds.
 
     A case is one function or several that it cycles through (the same work on other inputs).  `progress` is
-    called with the fraction that is done.  `failed` is called with a case whose function raised, and what: the others go
+    called with the fraction that is done, before each turn of a case and at the end.  `failed` is called with a case whose function raised, and what: the others go
     on without it, unless `failed` raises.  Without it, whatever a function raises ends the measurement.
     """
     if not cases:
@@ -127,7 +127,9 @@ def interleave(
     try:
         for i in range(rounds):
             shuffle(order)
-            for name in tuple(order):
+            for j, name in enumerate(now := tuple(order)):
+                if progress:  # before a turn, which may take a minute
+                    progress((i + j / len(now)) / rounds)
                 runs = cases[name]
                 try:
                     _settle(runs[position[name] % len(runs)], rehearse=not slow[name])
@@ -137,8 +139,8 @@ def interleave(
                     order.remove(name)
                 else:
                     taken[name].append(samples)
-            if progress:
-                progress((i + 1) / rounds)
+        if progress:
+            progress(1.0)
     finally:
         if collecting:
             gc.enable()

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from torture import oracle
-from torture.formats import Format
+from torture.damage.formats import Format
+from torture.damage.mutations import Done
 from torture.kills import before_operation
-from torture.mutations import Done
 from torture.oracle import Violation, judge
 
 from vitrm.errors import UserError

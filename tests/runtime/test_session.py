@@ -166,14 +166,14 @@ def test_every_batch_size_and_depth_is_compiled(run: Path, images: np.ndarray, m
     checkpoint = checkpoints.load(str(run))
     sessions = [EagerSession(checkpoint, steps=1, threads=1, compile=True) for _ in range(2)]
     before = counters["stats"]["unique_graphs"]
-    for batch in range(1, 11):
+    for batch in range(1, 6):  # and two sessions of two depths: more than Dynamo compiles of one function
         for session in sessions:
             for steps in (1, 2):
                 session.infer(images[:batch], steps=steps)
                 session.infer(images[-batch:], steps=steps)
             assert session.compiled_graphs(batch) == 1
-    assert session.compiled_graphs(11) is None
-    assert counters["stats"]["unique_graphs"] - before == 10 * len(sessions) * 2
+    assert session.compiled_graphs(6) is None
+    assert counters["stats"]["unique_graphs"] - before == 5 * len(sessions) * 2
     halting = sessions[0].infer(images[:4], steps=6, halt_threshold=0.5)
     expected = EagerSession(checkpoint, threads=1).infer(images[:4], steps=6, halt_threshold=0.5)
     np.testing.assert_array_equal(halting.steps_used, expected.steps_used)

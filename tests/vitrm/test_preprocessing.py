@@ -143,7 +143,7 @@ def _by_hand(file: Path, said: dict) -> NDArray[np.float32]:
 def test_training_predict_bench_and_triton_read_the_same_pixels(odd: Path, fit: str) -> None:
     of = Preprocessing.square(SIZE, fit=fit)
     files, metadata = _files(odd), _metadata(of)
-    assert len(files) >= 200
+    assert len(files) >= 199  # and AVIF, where Pillow reads it
     trained = data.load(str(odd), "train", preprocessing=of)
     benched = load_sample(metadata, "a.onnx", data=str(odd), whole=True)
     pbtxt = triton.config_text("mine", metadata, backend="onnxruntime")

@@ -193,21 +193,32 @@ SKIPPED = "[myelin] Error Code 2: skipping tactic 0x3e8 due to exception an ille
 
 
 @pytest.fixture
-def complaining_builder(tmp_path_factory, monkeypatch):
+def patched_builders(tmp_path_factory, monkeypatch):
+    """Gives a function after which every builder's process runs some lines of Python before its own."""
+
+    def patch(*lines):
+        folder = tmp_path_factory.mktemp("builder")
+        block = "".join(f"    {line}\n" for line in lines)
+        (folder / "sitecustomize.py").write_text(
+            f"import sys\nif 'vitrm.export.tensorrt.child' in sys.orig_argv:\n{block}"
+        )
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+
+    return patch
+
+
+@pytest.fixture
+def complaining_builder(patched_builders):
     """Real builders whose log gets one ERROR line more, as TensorRT's own when it tries a kernel and leaves it out."""
-    folder = tmp_path_factory.mktemp("builder")
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'vitrm.export.tensorrt.child' in sys.orig_argv:\n"
-        "    from vitrm.runtime.backends.tensorrt import api\n"
-        "    make = api.make_log\n"
-        "    def make_log(trt, told):\n"
-        "        log = make(trt, told)\n"
-        f"        log.log(trt.ILogger.ERROR, {SKIPPED!r})\n"
-        "        return log\n"
-        "    api.make_log = make_log\n"
+    patched_builders(
+        "from vitrm.runtime.backends.tensorrt import api",
+        "make = api.make_log",
+        "def make_log(trt, told):",
+        "    log = make(trt, told)",
+        f"    log.log(trt.ILogger.ERROR, {SKIPPED!r})",
+        "    return log",
+        "api.make_log = make_log",
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 @pytest.mark.slow
@@ -245,19 +256,16 @@ def test_messages_that_mean_wrong_results(text):
 
 
 @pytest.fixture
-def halting_builder(tmp_path_factory, monkeypatch):
+def halting_builder(patched_builders):
     """Builders stop themselves (SIGSTOP) with the plan written and nothing said of it: they never end on their own."""
-    folder = tmp_path_factory.mktemp("builder")
-    (folder / "sitecustomize.py").write_text(
-        "import os, pathlib, signal, sys\n"
-        "if 'vitrm.export.tensorrt.child' in sys.orig_argv:\n"
-        "    write = pathlib.Path.write_bytes\n"
-        "    def write_and_stop(self, data):\n"
-        "        write(self, data)\n"
-        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
-        "    pathlib.Path.write_bytes = write_and_stop\n"
+    patched_builders(
+        "import os, pathlib, signal",
+        "write = pathlib.Path.write_bytes",
+        "def write_and_stop(self, data):",
+        "    write(self, data)",
+        "    os.kill(os.getpid(), signal.SIGSTOP)",
+        "pathlib.Path.write_bytes = write_and_stop",
     )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 def stopped_builder_of(parent: int) -> int:

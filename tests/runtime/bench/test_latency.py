@@ -117,7 +117,7 @@ def test_collector_is_off_while_measuring_and_on_again() -> None:
 def test_progress_reaches_one() -> None:
     fractions: list[float] = []
     interleave({"a": [lambda: None]}, seconds=0.01, rounds=4, progress=fractions.append)
-    assert fractions == [0.25, 0.5, 0.75, 1.0]
+    assert fractions == [0, 0.25, 0.5, 0.75, 1]
     assert interleave({}, seconds=1) == {}
 
 

@@ -1,6 +1,6 @@
 """Does a video's frame take fewer steps if its recursion starts from the frame before?  Measured on pans over CIFAR-10's test images.
 
-    python benchmarks/video_warm_start.py --data-dir DIR [--runs nano-v2-cifar10,nano-cifar10] [--images 200] [--json FILE]
+    python benchmarks/photos/video_warm_start.py --data-dir DIR [--runs nano-v2-cifar10,nano-cifar10] [--images 200] [--json FILE]
 
 Each image, mirrored at its edges, becomes nine frames, in which the camera moves a pixel right and down each; then the next image
 follows, as after a cut.  `cold` starts every frame from y0, z0; `warm` from the state in which the frame before ended, the first
@@ -10,16 +10,20 @@ frame of another image, too; `warm in a scene` knows the cuts and starts cold th
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import made
 
 from vitrm import checkpoint, data
 from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from record import made
 
 REACH = 4  # pixels that the camera moves to either side
 FRAMES = 2 * REACH + 1  # of an image

@@ -1,6 +1,6 @@
 """A rare class: what `--balance` does for 6 images of one class beside 200 of another.
 
-    python benchmarks/imbalance.py [--seeds 3] [--json FILE]
+    python benchmarks/photos/imbalance.py [--seeds 3] [--json FILE]
 
 Drawn photos (photo_like.py), `vitrm-train --init nano-v2-cifar10 --image-size 32 --batch-size 16` with everything else as it comes; both classes' recall is of 200 further images each,
 as the run's own results have it.
@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from photo_like import make
-from record import made
 
 from vitrm.system.files import write_json
 from vitrm.training.cli import main as train
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from record import made
 
 COMMON, RARE, TESTED = 200, 6, 200
 

@@ -1,6 +1,6 @@
 """Measures what an installation weighs: the files of each package that vitrm and its extras pull in.
 
-python benchmarks/install_sizes.py --json benchmarks/records/install_sizes-linux-x86_64.json
+python benchmarks/sizes/install_sizes.py --json benchmarks/records/install_sizes-linux-x86_64.json
 
 Reads the environment it runs in; an extra of which a package is missing there is left out, and named.
 """
@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from record import made
 
 EXTRAS = (
@@ -60,7 +62,7 @@ def of_project() -> tuple[list[str], dict[str, list[str]]]:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
-    project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
 
     def resolved(name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """README's "your own photos, in four commands", run as they stand there on drawn photos, with the time that each takes.
 
-    python benchmarks/own_photos.py [--work DIR] [--images 100] [--device-python PYTHON]
+    python benchmarks/photos/own_photos.py [--work DIR] [--images 100] [--device-python PYTHON]
 
 The commands are read from README.md.  With `--device-python`, another interpreter (numpy, onnxruntime and Pillow, no torch) runs the last one,
 as a device would.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from photo_like import CLASSES, make
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     "vitrm-train": "vitrm.training.cli",
     "vitrm-export": "vitrm.export.cli",

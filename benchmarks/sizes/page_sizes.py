@@ -1,6 +1,6 @@
 """Measures what the page in the browser downloads, without the model's own graphs.
 
-python benchmarks/page_sizes.py --json benchmarks/records/page_sizes.json
+python benchmarks/sizes/page_sizes.py --json benchmarks/records/page_sizes.json
 
 onnxruntime-web's files are those that `vitrm-export --web DIR --download` keeps; page and scripts are the repository's own.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
-
-from record import made
 
 from vitrm.export.web.runtime_files import VERSION, find_runtime
 
-STATIC = Path(__file__).resolve().parents[1] / "export" / "web" / "static"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from record import made
+
+STATIC = Path(__file__).resolve().parents[2] / "export" / "web" / "static"
 
 
 def sizes(files: list[Path]) -> dict[str, int]:

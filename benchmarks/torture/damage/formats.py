@@ -25,9 +25,10 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError
 
-from . import mutations, onnx_mutations, reseal, subjects
+from .. import subjects
+from ..oracle import Answers, Violation, unclean
+from . import mutations, onnx_mutations, reseal
 from .mutations import Done
-from .oracle import Answers, Violation, unclean
 
 # A file lies in one folder of the scratch folder, so that what it points to outside itself still lies within.
 HOME = "here"

@@ -1,6 +1,6 @@
 """How large are TensorRT plans, by depth, graph and precision, and how long do they take to build?
 
-    python benchmarks/plan_sizes.py [RUN | --preset paper] [--gpu sm89] [--steps 1,6,16]
+    python benchmarks/sizes/plan_sizes.py [RUN | --preset paper] [--gpu sm89] [--steps 1,6,16]
 
 Exports each combination and builds it with whichever TensorRT is installed (TensorRT for RTX needs no GPU).  Two depths
 whose graph is the same to the byte are built once: a loop's depth is not in its file.  A preset has random weights; sizes do
@@ -31,7 +31,7 @@ from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.runtime.system.machine import cpu_name, versions
 from vitrm.system.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GRAPHS = ("unrolled", "loop", "stepwise")
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None) -> None:
     path = ROOT / "benchmarks" / "records" / f"plan_sizes-{name}-{str(tools.api).lower().replace(' ', '-')}.json"
     record = {
         "what": "bytes of TensorRT plans by depth, graph and precision",
-        "command": f"python benchmarks/plan_sizes.py {f'--preset {args.preset}' if args.preset else name}",
+        "command": f"python benchmarks/sizes/plan_sizes.py {f'--preset {args.preset}' if args.preset else name}",
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "tensorrt": str(tools.api),
