@@ -1,6 +1,6 @@
 """The cache of decoded pictures at a set's full size: starts, memory, disk, and how fast batches come out of it.
 
-    python benchmarks/decode_cache.py --images 100000 [--size 224] [--work DIR] [--json FILE]
+    python benchmarks/photos/decode_cache.py --images 100000 [--size 224] [--work DIR] [--json FILE]
 
 Drawn photos (photo_like.py) as JPEG files of 341 × 256 pixels or larger, in ten classes.  The pictures are `DRAWN` different ones, each file a
 shifted and re-encoded one of them: no two files are alike, and a file takes as long to decode as a photo of its size.  Every start is a
@@ -29,11 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 from photo_like import CLASSES, draw
 from PIL import Image
-from record import made
 
 from vitrm import data
 from vitrm.preprocessing import Preprocessing
 from vitrm.system.files import write_json
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from record import made
 
 DRAWN = 240  # different pictures
 FOLDERS = 10
