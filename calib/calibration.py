@@ -22,7 +22,7 @@ from vitrm.calib.methods import METHODS, Range, activation_range
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
-from vitrm.data import Images, affordable, load, photo_crops
+from vitrm.data import Images, affordable, load_of_run, photo_crops
 from vitrm.errors import UserError
 from vitrm.fields import shown
 from vitrm.system.files import read_json, write_json
@@ -148,7 +148,7 @@ def calibration_images(checkpoint: Checkpoint, data_dir: str | os.PathLike[str] 
     """
     size, name = checkpoint.model.image_size, str(checkpoint.data.get("name", ""))
     try:
-        part = load(name, "train", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
+        part = load_of_run(name, "train", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
     except UserError as error:
         if data_dir is not None:
             raise

@@ -244,7 +244,9 @@ def _add_data(p: argparse.ArgumentParser) -> None:
         "that tells a wrong graph from a right one; what int8 costs in accuracy, --max-drop and vitrm-bench measure.",
     )
     checks.add_argument(
-        "--data-dir", metavar="DIR", help="where the run's data set is (default: $VITRM_DATA, else ./data)"
+        "--data-dir",
+        metavar="DIR",
+        help="where the run's data set is: CIFAR's files (default: $VITRM_DATA, else ./data), or a folder of images that has moved",
     )
 
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from vitrm.calib.calibration import calibration_images
 from vitrm.checkpoint import Checkpoint
-from vitrm.data import Images, affordable, load, photo_crops
+from vitrm.data import Images, affordable, load_of_run, photo_crops
 from vitrm.data.images import to_floats
 from vitrm.errors import UserError
 from vitrm.export.verify import VERIFICATION_BATCHES, VERIFICATION_IMAGES
+from vitrm.fields import shown
 
 _MEBIBYTES = 256  # of verification images
 
@@ -47,9 +48,18 @@ class ExportImages:
         """The validation part of the data set, to judge accuracy on.  Raises `UserError` where it is not at hand."""
         name = str(self.checkpoint.data.get("name", ""))
         try:
-            return load(name, "validation", data_dir=self.data_dir, preprocessing=self.checkpoint.preprocessing)
+            images = load_of_run(
+                name, "validation", data_dir=self.data_dir, preprocessing=self.checkpoint.preprocessing
+            )
         except UserError as error:
             raise UserError(f"--max-drop is judged on validation images: {error}") from None
+        known = self.checkpoint.data.get("classes")
+        if known and tuple(known) != images.classes:
+            raise UserError(
+                f"--max-drop is judged on validation images: {images.name} has other classes "
+                f"({shown(list(images.classes), quoted=False)}) than the run ({shown(list(known), quoted=False)})"
+            )
+        return images
 
     def calibration(self) -> NDArray[np.float32]:
         """Images to calibrate convolutions on, float32 [n, 3, H, W] in [0, 1]."""
@@ -67,8 +77,8 @@ def verification_images(
     size, name, least = checkpoint.model.image_size, str(checkpoint.data.get("name", "")), max(VERIFICATION_BATCHES)
     count = affordable(count, size, _MEBIBYTES, least=least)
     try:
-        images = load(name, "validation", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
-        pixels = images.floats(slice(0, count))
+        images = load_of_run(name, "validation", data_dir=data_dir, preprocessing=checkpoint.preprocessing)
+        pixels, name = images.floats(slice(0, count)), images.name
     except UserError as error:
         if data_dir is not None:
             raise

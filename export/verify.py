@@ -26,6 +26,7 @@ _BATCH_SECONDS = 2.0  # what is slow needs memory as well: a batch takes no long
 # first two are rounding.  int8's is a guard against a wrong graph or scale, not a promise of accuracy: rounding to int8
 # moves logits by some percent, and whether answers change is what top-1 agreement, --max-drop and vitrm-bench say.
 LIMITS = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.1}
+_HARDLY_LEARNED = 2.0  # largest |logit|: a model that has learned its training images gives larger ones
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def verify(
     """
     import vitrm.runtime
 
-    compared = _Comparison(vitrm.runtime.open(path), model, steps, halt_threshold, LIMITS[precision])
+    compared = _Comparison(vitrm.runtime.open(path), model, steps, halt_threshold, precision)
     first = max(VERIFICATION_BATCHES)
     for batch in VERIFICATION_BATCHES:
         began = time.perf_counter()
@@ -90,10 +91,10 @@ class _Comparison:
     """The largest differences so far, batch by batch."""
 
     def __init__(
-        self, session: Session, model: ViTRM | Baseline, steps: int, halt_threshold: float, tolerance: float
+        self, session: Session, model: ViTRM | Baseline, steps: int, halt_threshold: float, precision: str
     ) -> None:
-        self.session, self.model, self.steps, self.tolerance = session, model, steps, tolerance
-        self.halt_threshold = halt_threshold
+        self.session, self.model, self.steps, self.precision = session, model, steps, precision
+        self.halt_threshold, self.tolerance = halt_threshold, LIMITS[precision]
         self.worst_logits = self.worst_halt = self.largest = 0.0
         self.same = self.count = self.wrong = 0
 
@@ -128,9 +129,20 @@ class _Comparison:
             raise UserError(
                 f"the exported graph differs from the eager model: logits by {self.worst_logits:.3g} (limit {limit:.3g}, "
                 f"{self.tolerance:g} of the largest), halt_prob by {self.worst_halt:.3g}, steps_used in {self.wrong} of "
-                f"{self.count} samples; no file was written"
+                f"{self.count} samples; no file was written{self._way_out()}"
             )
         return Parity(self.worst_logits, self.worst_halt, self.same / self.count, images, limit, self.tolerance)
+
+    def _way_out(self) -> str:
+        """What to do about a difference, of a precision that rounds much; what float32 differs by is a bug."""
+        if self.precision == "int8" and self.largest < _HARDLY_LEARNED:
+            return (
+                f": no logit is larger than {self.largest:.2g}, as of a model that has hardly learned yet, and whose answers int8 changes "
+                "easily; train it for more epochs or from trained weights (vitrm-train --init RUN), or export with --fp16"
+            )
+        if self.precision == "int8":
+            return ": calibrate in another way (--estimator minmax), keep what costs most in float (--max-drop), or export with --fp16"
+        return ": export in float32" if self.precision == "fp16" else ""
 
 
 def _larger(a: float, b: float) -> float:

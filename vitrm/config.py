@@ -240,18 +240,6 @@ PRESETS: dict[str, ModelConfig] = {
         mixing="cross",
         dropout=0.0,
     ),
-    # The same at 2.3 M parameters, three times nano-v2's cost: the width goes where images are seen, into the tokenizer.
-    "small-v2": ViTRMConfig(
-        dim=192,
-        heads=6,
-        ffn_hidden=512,
-        latents=16,
-        n=1,
-        tokenizer="whitened",
-        stage_widths=(64, 256),
-        mixing="cross",
-        dropout=0.0,
-    ),
     # For tests and first looks: seconds to train, the same code paths.
     "tiny": ViTRMConfig(dim=64, heads=2, latents=8, n=2, layers=2, patch_size=8, dropout=0.0),
     **BASELINE_PRESETS,

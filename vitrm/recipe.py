@@ -244,7 +244,6 @@ RECIPES["nano-v2"] = Recipe(
     agreement_weight=0.5,
     token_weight=1.0,
 )
-RECIPES["small-v2"] = dataclasses.replace(RECIPES["nano-v2"], epochs=16)
 TEACHER_KEYS = (  # fields that say nothing without a teacher
     "distill_weight",
     "distill_temperature",

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vitrm.runtime
+from vitrm import data
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 pytestmark = pytest.mark.slow
@@ -44,6 +48,55 @@ def needs(*packages: str) -> None:
 def test_all_are_in_the_index() -> None:
     index = (EXAMPLES / "README.md").read_text()
     assert all(f"]({file.name})" in index for file in EXAMPLES.iterdir() if file.suffix in (".py", ".sh"))
+
+
+def test_shards_become_class_folders_that_training_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("webdataset")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    unpack_shards = importlib.import_module("unpack_shards")
+
+    def unpacked(shards: str) -> tuple[int, str, str]:
+        words = [str(tmp_path / shards), str(out), "--classes", str(tmp_path / "names"), "--side", "64"]
+        monkeypatch.setattr(sys, "argv", ["unpack_shards.py", *words])
+        return unpack_shards.main(), *capsys.readouterr()
+
+    out, rng = tmp_path / "photos", np.random.default_rng(0)
+
+    def shard(path: Path, samples: dict[str, bytes]) -> None:
+        with tarfile.open(path, "w") as tar:
+            for name, content in samples.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    def picture(size: tuple[int, int], kind: str, **how: object) -> bytes:
+        few = Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8))
+        written = io.BytesIO()
+        few.resize(size, Image.Resampling.BICUBIC).save(written, kind, **how)
+        return written.getvalue()
+
+    sideways = Image.Exif()
+    sideways[0x0112] = 6
+    small = picture((40, 30), "PNG")
+    for part in (0, 1):
+        samples = {"small.png": small, "small.cls": b"1"}
+        for i in range(6):
+            samples |= {f"dir/{i}.jpg": picture((400, 300), "JPEG", exif=sideways), f"dir/{i}.cls": str(i % 2).encode()}
+        shard(tmp_path / f"train-{part}.tar", samples | {"alone.txt": b"0"} if part else samples)
+    (tmp_path / "names").write_text("../cat\ndog\n")
+    code, said, complaints = unpacked("train-{0..1}.tar")
+    assert (code, "14 pictures of 2 shards" in said, "1 samples passed over" in complaints) == (2, True, True)
+    assert sorted(p.name for p in out.iterdir()) == [".unpacked", "_cat", "dog"]
+    assert {Image.open(f).size for f in out.rglob("*.jpg")} == {(64, 85)}  # upright, and no larger than asked for
+    assert [f.read_bytes() for f in out.rglob("*.png")] == [small, small]
+    assert sum(len(data.load(str(out), split)) for split in data.SPLITS) == 14
+    code, said, _ = unpacked("train-{0..1}.tar")
+    assert (code, "0 pictures of 0 shards" in said) == (0, True)
+    (tmp_path / "train-2.tar").write_bytes((tmp_path / "train-0.tar").read_bytes()[:2000])
+    code, _, complaints = unpacked("train-{2..3}.tar")
+    assert (code, "train-2.tar cannot be read to its end" in complaints) == (2, True)
 
 
 def test_the_service_answers_as_the_runtime_does(

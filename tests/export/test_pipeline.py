@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -257,6 +258,20 @@ def test_a_graph_that_differs_on_a_few_images_is_found_among_all(run, model, dig
     assert verify(path, model, images, **settings, seconds=0).images == 7
     with pytest.raises(UserError, match=r"differs from the eager model: logits by .* of the largest\)"):
         verify(path, model, images, **settings, seconds=600)
+
+
+@pytest.mark.parametrize(
+    ("scale", "way_out"),
+    [(0.05, r"hardly learned yet.*--init RUN\), or export with --fp16"), (9, "--estimator minmax")],
+)
+def test_an_int8_file_that_differs_says_what_to_do_for_such_a_model(run, model, digits, tmp_path, scale, way_out):
+    path = export(checkpoints.load(run), tmp_path / "a.onnx", steps=1).path
+    other = copy.deepcopy(model)  # answers other than the file's, small or large ones
+    with torch.no_grad():
+        other.classifier.weight *= scale
+        other.classifier.bias *= scale
+    with pytest.raises(UserError, match=f"no file was written: .*{way_out}"):
+        verify(path, other, digits[:7], steps=1, halt_threshold=2.0, precision="int8", seconds=0)
 
 
 def test_float16_overflow_is_refused_before_anything_is_written(run, tmp_path):

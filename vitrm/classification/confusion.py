@@ -46,6 +46,15 @@ class Classification:
         """Mean recall of the classes that have images: each counts the same, however rare."""
         return float(np.nanmean(self.recall))
 
+    @property
+    def estimated_balanced_accuracy(self) -> float:
+        """Mean over all classes of what their recall is expected to be, having seen so few images: (right + 1) / (images + 2).
+
+        That is the mean of the posterior with nothing known before (Laplace's rule of succession).  Of a class with one image the recall
+        is 0 or 1, by chance; to choose between models by `balanced_accuracy` would be to choose by that one image.
+        """
+        return float(((np.diagonal(self.confusion) + 1) / (self.images + 2)).mean())
+
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
         """Returns (label, answer, images) of the `count` most frequent mistakes, the most frequent first."""
         wrong = self.confusion - np.diag(np.diagonal(self.confusion))

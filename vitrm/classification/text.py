@@ -55,9 +55,9 @@ def never_recognized(
     lines = []
     for i in result.never_recognized(examples):
         trained = "" if examples is None else f"; training had {examples[i]} of {examples.sum()}"
-        lines.append(
-            f"not one of the {result.images[i]} images of {result.classes[i]!r} was recognized, which is rare{trained}: {way_out}"
-        )
+        name, count = repr(result.classes[i]), result.images[i]
+        missed = f"the only image of {name} was not" if count == 1 else f"not one of the {count} images of {name} was"
+        lines.append(f"{missed} recognized, a rare class{trained}: {way_out}")
     return lines
 
 

@@ -35,6 +35,7 @@ _SPLIT_NAMES = {
 }
 _NOT_FOR_PEOPLE = {"__macosx", "@eadir", "$recycle.bin", "lost+found"}
 _SHOWN = 5  # names of files in a message
+SHARDS_HINT = "unpack them into class folders first; examples/unpack_shards.py does so for WebDataset shards, at the size that training needs"
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def _read(root: Path, of_part: Path, classes_of: Path, split: str, how: Reading)
     names = [p.name for p in folders]
     if len(names) < 2:
         those = f"only the class {names[0]!r}" if names else "no class folders"
+        if not names and (shards := [p.name for p in classes_of.glob("*.tar*")]):
+            raise UserError(f"{classes_of} holds {len(shards)} archives ({_listed(sorted(shards))}): {SHARDS_HINT}")
         raise UserError(f"{classes_of} has {those}: expected at least two folders, one per class, with images in them")
     extra = sorted({p.name for p in _folders(of_part)} - set(names))
     if extra:

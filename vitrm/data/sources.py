@@ -9,13 +9,14 @@ Torch-free at import; torchvision is loaded for CIFAR only.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data.decoding import fit, fit_square
-from vitrm.data.folders import Reading, read_folder
+from vitrm.data.folders import SHARDS_HINT, Reading, read_folder
 from vitrm.data.images import Images, check_fits
 from vitrm.data.splits import SPLITS, part, train_or_validation
 from vitrm.errors import UserError
@@ -57,13 +58,31 @@ def load(
     # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
     if os.path.isdir(name):
         return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
-    hint = ""
-    if os.path.exists(name):
+    hint = f"; {SHARDS_HINT}" if re.search(r"\.tar(\.\w+)?$", name) else ""
+    if os.path.exists(name) and not hint:
         hint = "; there is a file of that name, but a folder is needed (one picture: vitrm-predict ARTIFACT FILE)"
     raise UserError(
         f"unknown data set {shown(name)}: choose {', '.join(DATASETS)} or the path of a folder of images by class"
         f"{hint or did_you_mean(name, DATASETS)}"
     )
+
+
+def load_of_run(
+    recorded: str, split: str, *, data_dir: str | os.PathLike[str] | None, preprocessing: Preprocessing
+) -> Images:
+    """The part `split` of the data set that a run recorded.
+
+    `data_dir` is where the set is now: CIFAR's files, or a folder of images that has moved since.  Raises `UserError` as `load` does.
+    """
+    if recorded in DATASETS or data_dir is None:
+        if os.path.isabs(recorded) and not os.path.lexists(recorded):
+            raise UserError(
+                f"the folder {shown(recorded)} is not there: if it has moved, name where it is now with --data-dir DIR"
+            )
+        return load(recorded, split, data_dir=data_dir, preprocessing=preprocessing)
+    if not os.path.isdir(data_dir):
+        raise UserError(f"--data-dir {os.fspath(data_dir)} is no folder: name the one that {shown(recorded)} is now")
+    return load(os.fspath(data_dir), split, preprocessing=preprocessing)
 
 
 def photo_crops(count: int, size: int = 32) -> NDArray[np.uint8]:

@@ -285,6 +285,8 @@ def check_regular(path: str | os.PathLike[str], what: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise UserError(f"{what}: {path} is a link to {os.readlink(path)}, which does not exist") from None
         raise UserError(f"{what}: {path} does not exist") from None
     except ValueError:  # a NUL in the name
         raise UserError(f"{what}: {os.fspath(path)!r} is no file name") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from vitrm.system.files import atomic_path, write_text
 from vitrm.system.short_names import shorten
-from vitrm.system.terminal import neutral_line
+from vitrm.system.terminal import neutral_line, say
 
 # Light and dark: each light color stands for its dark one, so no two are alike.
 _LOOK = {
@@ -35,6 +36,26 @@ PANEL, INK, DIM, LINE, NEUTRAL, BLUE, ORANGE, TEAL, PLUM, OCHRE = (light for lig
 SERIES = (BLUE, ORANGE, TEAL, PLUM, OCHRE, NEUTRAL)
 # Cells of a heat map and the writing on them are the same in both looks: a value's color means the value.
 CELL_LIGHT, CELL_DARK, ON_LIGHT, ON_DARK = "#e8f1fb", "#083a73", "#1b1d23", "#fffffe"
+
+_OTHER_SCRIPTS = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Source Han Sans SC",
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+        "Droid Sans Fallback",
+    ),
+    *(
+        "Noto Sans Devanagari",
+        "Noto Sans Bengali",
+        "Noto Sans Tamil",
+        "Noto Sans Thai",
+        "Noto Emoji",
+        "Symbola",
+        "Unifont",
+    ),
+)
 
 _STYLE: dict[Any, Any] = {
     "figure.facecolor": PANEL,
@@ -79,19 +100,49 @@ def picture(path: str | os.PathLike[str], width: float, height: float, title: st
     from matplotlib.figure import Figure
 
     # Without pyplot: no global state, no backend to choose, half the import time.
-    with rc_context({**_STYLE, "axes.prop_cycle": cycler(color=SERIES)}):
+    with rc_context({**_STYLE, "font.family": _fonts(), "axes.prop_cycle": cycler(color=SERIES)}):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        if title:
-            _write_title(figure, title)
-        yield figure
-        if Path(path).suffix == ".svg":
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-            write_text(path, _both_looks(text.getvalue()))
-            return
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=144)
+        with _missing_letters_said(path):
+            if title:
+                _write_title(figure, title)
+            yield figure
+            if Path(path).suffix == ".svg":
+                text = io.StringIO()
+                figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+                write_text(path, _both_looks(text.getvalue()))
+                return
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=144)
+
+
+def _fonts() -> list[str]:
+    """matplotlib's own font, and of those that have other scripts the ones installed, for what it lacks."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
+
+
+@contextmanager
+def _missing_letters_said(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says in one line which letters no font has, where matplotlib warns of each every time it meets it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="Glyph .* missing from")
+        yield
+    letters: dict[str, None] = {}
+    for warning in caught:
+        glyph = re.match(r"Glyph (\d+) .*missing from", str(warning.message))
+        if glyph:
+            letters[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if letters:
+        say(
+            f"note: {Path(path).name} has boxes in place of {shorten(' '.join(letters), 40)}, which no font found here has: install one that does, "
+            "such as Noto Sans CJK",
+            error=True,
+        )
 
 
 def _write_title(figure: Any, title: str) -> None:

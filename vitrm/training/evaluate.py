@@ -31,6 +31,7 @@ class DepthAccuracy:
     loss: list[float]  # mean cross-entropy in nats, per depth
     halt: list[float]  # mean halting probability, per depth; empty for a baseline
     balanced: list[float]  # mean recall of the classes in [0, 1], per depth: each counts the same, however rare
+    estimated_balanced: list[float]  # the same with what is not known of rare classes, per depth: to choose weights by
     predictions: NDArray[np.int64]  # [S, n]
     confidence: NDArray[np.float32]  # [S, n]: the probability of the answer
     in_top5: NDArray[np.bool_]  # [S, n]: whether the label is among the five likeliest
@@ -79,11 +80,13 @@ def accuracy_by_depth(
     loss, predicted, halt_prob, confidence, in_top5 = (
         np.concatenate(parts, 1) for parts in zip(*in_order, strict=True)
     )
+    by_class = [classify(images.labels, answers, images.classes) for answers in predicted]
     return DepthAccuracy(
         accuracy=[float(v) for v in (predicted == images.labels).mean(1)],
         loss=[float(v) for v in loss.mean(1, dtype=np.float64)],
         halt=[float(v) for v in halt_prob.mean(1)] if len(halt_prob) else [],
-        balanced=[classify(images.labels, answers, images.classes).balanced_accuracy for answers in predicted],
+        balanced=[found.balanced_accuracy for found in by_class],
+        estimated_balanced=[found.estimated_balanced_accuracy for found in by_class],
         predictions=predicted,
         confidence=confidence,
         in_top5=in_top5,

@@ -508,11 +508,11 @@ def _summary(result: BatchResult, batch_share: float) -> Tensor:
 
 
 def _score(validated: DepthAccuracy, balanced: bool) -> tuple[float, float]:
-    """The score that selection maximizes: the mean accuracy (or balanced accuracy) over the trained depths; the loss decides ties.
+    """The score that selection maximizes: the mean accuracy (or estimated balanced accuracy) over the trained depths; the loss decides ties.
 
     Small validation sets tie often, and the earliest of the best is then seldom the best of them.
     """
-    return _mean(validated.balanced if balanced else validated.accuracy), -_mean(validated.loss)
+    return _mean(validated.estimated_balanced if balanced else validated.accuracy), -_mean(validated.loss)
 
 
 def _mean(values: Sequence[float]) -> float:

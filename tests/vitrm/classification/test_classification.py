@@ -55,6 +55,22 @@ def test_a_class_without_images_or_answers_has_no_share():
     assert len(many.to_dict()["most_confused"]) == 20
 
 
+def test_one_image_of_a_rare_class_does_not_choose_between_models():
+    labels = np.array([0] * 20 + [1])
+    learned, chance = (
+        np.zeros(21, np.int64),
+        np.array([0] * 4 + [1] * 17),
+    )  # all common ones right; a coin that hit the rare one
+    found, other = (classify(labels, answers, NAMES[:2]) for answers in (learned, chance))
+    assert other.balanced_accuracy > found.balanced_accuracy
+    assert found.estimated_balanced_accuracy == pytest.approx((21 / 22 + 1 / 3) / 2)
+    assert other.estimated_balanced_accuracy < found.estimated_balanced_accuracy
+    # With ten of them it does: 9 of 10 are more than a coin.
+    labels = np.array([0] * 20 + [1] * 10)
+    found, other = (classify(labels, np.array(a), NAMES[:2]) for a in ([0] * 30, [0] * 15 + [1] * 5 + [0] + [1] * 9))
+    assert other.estimated_balanced_accuracy > found.estimated_balanced_accuracy
+
+
 def test_the_surest_mistakes_come_first():
     labels, answers = np.array([0, 0, 1, 1, 2]), np.array([1, 0, 0, -1, 1])
     confidence = np.array([0.6, 0.99, 0.9, 1.0, 0.7])

@@ -228,6 +228,14 @@ def test_what_is_no_file_is_not_opened(photos):
         data.load(str(root), "train")
 
 
+def test_shards_are_refused_with_the_way_to_train_on_them(tmp_path):
+    for name in ("a-0.tar", "a-1.tar"):
+        (tmp_path / name).write_bytes(b"")
+    for named in (tmp_path, tmp_path / "a-0.tar", tmp_path / "a-{0..1}.tar"):
+        with pytest.raises(UserError, match=r"unpack them into class folders first; examples/unpack_shards\.py"):
+            data.load(str(named), "train")
+
+
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
 def test_what_can_be_no_folder_is_no_data_set(name):
     with pytest.raises(UserError, match="unknown data set"):

@@ -279,6 +279,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "fifo-link").symlink_to("fifo")
+    (tmp_path / "broken").symlink_to("gone")
     for name in ("file", "link"):
         files.check_regular(tmp_path / name, "artifact")
     with socket.socket(socket.AF_UNIX) as listening:
@@ -290,6 +291,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             (Path("/dev/zero"), "a device"),
             (tmp_path, "a folder"),
             (tmp_path / "none", "does not exist"),
+            (tmp_path / "broken", "broken is a link to gone, which does not exist"),
             (tmp_path / "file" / "below", "does not exist"),
         ]:
             with pytest.raises(UserError, match=rf"artifact: .*{what}"):

@@ -180,7 +180,7 @@ def test_the_run_folder_holds_the_test_results_by_class(whole, few, short):
 
 
 def _rare(digits, label: int, count: int) -> Splits:
-    """Threes and eights, of which `count` in training are `label`; 10 and 10 in the test part."""
+    """Threes and eights, of which `count` in training are `label`; 20 and 20 in the test part."""
 
     def two(images, counts):
         rows = [np.flatnonzero(images.labels == digit)[:n] for digit, n in counts.items()]
@@ -198,14 +198,15 @@ def _rare(digits, label: int, count: int) -> Splits:
 @pytest.mark.slow
 def test_with_balancing_the_recall_of_a_rare_class_rises(digits, model, tmp_path):
     data = _rare(digits, 8, 5)
-    recalls = {}
+    recalls, mean = {}, {}
     for balance in ("none", "loss", "sampling"):
         chosen = recipe("fast", epochs=16, batch_size=16, lr=5e-3, balance=balance, flip="off", crop_padding=0)
         result = train(replace(model, dropout=0.0), chosen, data, tmp_path / balance, execution=Execution(device="cpu"))
-        recalls[balance] = result.by_class.recall[1]
+        recalls[balance], mean[balance] = result.by_class.recall[1], result.by_class.balanced_accuracy
     assert recalls["none"] < 0.2
     assert recalls["sampling"] > recalls["none"] + 0.15
     assert recalls["loss"] > recalls["none"] + 0.15
+    assert min(mean["sampling"], mean["loss"]) > mean["none"] + 0.05  # it is not that all is taken for the rare class
 
 
 def test_a_frozen_tokenizer_stays_as_it_came(few, model, short, whole, tmp_path):
