@@ -21,6 +21,7 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,10 @@ def measure(
     here = str(Path(__file__).resolve().parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])}
     say(f"{engine.name}: batch {', '.join(map(str, wanted))}")
+    # Of its own and new: a compiler that is killed leaves half a file, which whoever shares the folder then loads.
+    compiled = job.work / "inductor"
+    shutil.rmtree(compiled, ignore_errors=True)
+    environment = {**environment, "TORCHINDUCTOR_CACHE_DIR": str(compiled.resolve())}
     errors = job.work / "worker.log"
     with (
         errors.open("w", encoding="utf-8") as log,
