@@ -134,7 +134,7 @@ class _Comparison:
         return Parity(self.worst_logits, self.worst_halt, self.same / self.count, images, limit, self.tolerance)
 
     def _way_out(self) -> str:
-        """What to do about a difference, of a precision that rounds much; what float32 differs by is a bug."""
+        """Says what to do about a difference, of a precision that rounds much; what float32 differs by is a bug."""
         if self.precision == "int8" and self.largest < _HARDLY_LEARNED:
             return (
                 f": no logit is larger than {self.largest:.2g}, as of a model that has hardly learned yet, and whose answers int8 changes "

@@ -127,7 +127,8 @@ def interleave(
     try:
         for i in range(rounds):
             shuffle(order)
-            for j, name in enumerate(now := tuple(order)):
+            now = tuple(order)
+            for j, name in enumerate(now):
                 if progress:  # before a turn, which may take a minute
                     progress((i + j / len(now)) / rounds)
                 runs = cases[name]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_OF_PACKAGES = ("__main__.py", "worker.py")  # run by their package's name
 PROGRAMS = sorted(
-    str(p) for p in BENCHMARKS.rglob("*.py") if 'if __name__ == "__main__"' in p.read_text(encoding="utf-8")
+    str(path)
+    for path in BENCHMARKS.rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8") and path.name not in _OF_PACKAGES
 )
-PROGRAMS = [
-    p for p in PROGRAMS if not p.endswith(("__main__.py", "gpu_record/worker.py"))
-]  # of packages, which are run by their name
 # One process loads torch, and is forked for each program: its folder is where `python PROGRAM` would look first.
 EACH = """
 import os, runpy, sys

@@ -28,7 +28,7 @@ class Gradients(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Where a replica has a parameter of the model: some rows of one of its own, times `scale`."""
+    """Tells where a replica has a parameter of the model: some rows of one of its own, times `scale`."""
 
     own: nn.Parameter
     rows: slice = slice(None)
