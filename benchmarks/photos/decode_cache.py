@@ -1,11 +1,12 @@
 """The cache of decoded pictures at a set's full size: starts, memory, disk, and how fast batches come out of it.
 
-    python benchmarks/photos/decode_cache.py --images 100000 [--size 224] [--work DIR] [--json FILE]
+    python benchmarks/photos/decode_cache.py --images 100000 [--size 224] [--memory-mb MB] [--work DIR] [--json FILE]
 
 Drawn photos (photo_like.py) as JPEG files of 341 × 256 pixels or larger, in ten classes.  The pictures are `DRAWN` different ones, each file a
 shifted and re-encoded one of them: no two files are alike, and a file takes as long to decode as a photo of its size.  Every start is a
 process of its own that loads all three parts as vitrm-train does, except that rows are always read from the mapped file, as those of a set larger than a quarter of the
-memory are.  `anonymous_mb` is the largest RssAnon met, which a machine must have; the mapped file's pages are the system's to drop.
+memory are.  With `--memory-mb` every start runs in a control group of that size (Linux, as root), which pages of the mapped file count
+into: a set larger than the memory, then.  `anonymous_mb` is the largest RssAnon met, which a machine must have; the mapped file's pages are the system's to drop.
 Needs the room of the files and of 3 bytes a pixel, and removes both.
 """
 
@@ -20,7 +21,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,11 +106,34 @@ def start(folder: Path, size: int, seconds: float) -> dict[str, float]:
     }
 
 
+@contextmanager
+def control_group(megabytes: int | None) -> Iterator[list[str]]:
+    """A control group of so much memory; yields the words before a command that runs it there, none without a limit."""
+    if megabytes is None:
+        yield []
+        return
+    root = Path("/sys/fs/cgroup")
+    old = root / "memory"  # version 1 has a tree for each resource
+    group, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (root, "memory.max")
+    group /= f"decode_cache-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / limit).write_text(str(megabytes * 1_000_000), encoding="ascii")
+        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        group.rmdir()
+
+
 def _in_own_process(folder: Path, args: argparse.Namespace, cache: Path) -> dict[str, Any]:
     words = [sys.executable, __file__, "--start", str(folder), "--size", str(args.size), "--seconds", str(args.seconds)]
-    ended = subprocess.run(
-        words, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "XDG_CACHE_HOME": str(cache)}
-    )
+    with control_group(args.memory_mb) as inside:
+        ended = subprocess.run(
+            inside + words,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        )
     return json.loads(ended.stdout.splitlines()[-1])
 
 
@@ -117,6 +143,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=10.0, help="of drawing batches")
+    parser.add_argument("--memory-mb", type=int, metavar="MB", help="of a start, in 10⁶ bytes (default: the machine's)")
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="where files and cache are made (default: a temporary folder)"
     )
@@ -132,6 +159,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "images": args.images,
             "size": args.size,
+            "memory_mb": args.memory_mb,
             "threads": len(os.sched_getaffinity(0)),
             "load_before": round(os.getloadavg()[0], 1),  # of other processes
             "files_mb": round(sum(f.stat().st_size for f in folder.rglob("*.jpg")) / 1e6),

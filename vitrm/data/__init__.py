@@ -12,7 +12,8 @@ Free of torch at import; torchvision is loaded for CIFAR only.
 
 from vitrm.data.cache import decoding_once
 from vitrm.data.folders import read_all
-from vitrm.data.images import Images, MappedRows, Normalization, affordable, memory, normalization
+from vitrm.data.images import Images, Normalization, affordable, memory, normalization
+from vitrm.data.mapped_rows import MappedRows
 from vitrm.data.sources import DATA_DIR_VARIABLE, DATASETS, load, load_of_run, photo_crops
 from vitrm.data.splits import SPLITS, Splits, limited, part
 

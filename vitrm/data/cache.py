@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.data.decoding import prepare
-from vitrm.data.images import MappedRows, check_fits
+from vitrm.data.images import check_fits
+from vitrm.data.mapped_rows import MappedRows
 from vitrm.errors import UserError
 from vitrm.preprocessing import Preprocessing
 from vitrm.system.cache import cache_folder

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from vitrm.data.cache import decoded
 from vitrm.data.decoding import HEIF_SUFFIXES, readable_suffixes
-from vitrm.data.images import Images, MappedRows
+from vitrm.data.images import Images
+from vitrm.data.mapped_rows import MappedRows
 from vitrm.data.splits import part, train_or_validation
 from vitrm.errors import UserError
 from vitrm.preprocessing import Preprocessing

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.data.mapped_rows import MappedRows
 from vitrm.errors import UserError
 from vitrm.preprocessing import Preprocessing
 
@@ -28,30 +29,6 @@ class Normalization:
 def to_floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns uint8 pixels of any shape as the models take them: float32 in [0, 1]."""
     return pixels.astype(np.float32) / np.float32(255)
-
-
-class MappedRows:
-    """Images [n, 3, H, W] in a file that is mapped into memory: chosen ones are read when they are asked for, as arrays."""
-
-    def __init__(self, mapped: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        self._mapped, self._rows = mapped, rows
-        self.shape: tuple[int, ...] = (len(rows), *mapped.shape[1:])
-        self.dtype, self.ndim = mapped.dtype, mapped.ndim
-        self.nbytes = int(np.prod(self.shape, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        # A plain array: of a slice of the map a view would keep the file's pages.
-        return np.array(self._mapped[self._rows[index]])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        return self[:] if dtype is None else self[:].astype(dtype)
-
-    def take(self, index: Any) -> MappedRows:
-        """Those at `index` (a slice, an index array or a mask); none is read."""
-        return MappedRows(self._mapped, self._rows[index])
 
 
 @dataclass(frozen=True)

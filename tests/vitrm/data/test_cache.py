@@ -17,7 +17,8 @@ from PIL import Image
 from vitrm import data
 from vitrm.data import cache
 from vitrm.data.decoding import prepare
-from vitrm.data.images import Images, MappedRows, normalization
+from vitrm.data.images import Images, normalization
+from vitrm.data.mapped_rows import MappedRows
 from vitrm.errors import UserError
 from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import recipe
