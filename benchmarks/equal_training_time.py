@@ -22,7 +22,7 @@ from record import RECORDS, made, processor
 
 from vitrm.checkpoint import load
 from vitrm.system.files import read_json, write_json
-from vitrm.system.picture import picture
+from vitrm.system.picture import SERIES, picture
 from vitrm.training.run_folder.files import METRICS_FILE
 from vitrm.training.run_folder.state import STATE_FILE
 
@@ -60,21 +60,31 @@ def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str
 
 
 def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
-    """Test accuracy over latency, as PNG: a line from each model's float32 file to its int8 one."""
-    with picture(path, 6.4, 4.2) as figure:
+    """Draws test accuracy over latency, as PNG or SVG: a line from each model's float32 file to its int8 one, and its name beside it."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    images = {file["images"] for model in models.values() for file in model["files"].values()}
+    with picture(path, 7.6, 4.2, "Accuracy and latency after a quarter of an hour of training each") as figure:
         axes = figure.subplots()
-        for i, (name, model) in enumerate(models.items()):
+        for (name, model), color in zip(models.items(), SERIES, strict=False):
             found = [model["files"][precision] for precision in PRECISIONS]
             x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
-            axes.plot(x, y, color=f"C{i}", label=f"{name}, {model['parameters'] / 1e6:.1f} M")
+            axes.plot(x, y, color=color)
             for marker, *point in zip("os", x, y, strict=True):
-                axes.plot(*point, marker, color=f"C{i}")
+                axes.plot(*point, marker, color=color, markersize=7)
+            text = f"{name}, {model['parameters'] / 1e6:.1f} M parameters"
+            slowest = max(zip(x, y, strict=True))
+            axes.annotate(text, slowest, (9, 0), textcoords="offset points", va="center", color=color, weight="bold")
         axes.set_xscale("log")
-        axes.set_xlabel("latency of one image, ms (median; circle float32, square int8)")
-        axes.set_ylabel("test accuracy, %")
-        axes.set_title("after equal training time on one core", fontsize="medium")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize="small")
+        axes.set_xlim(0.3, 300)
+        axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(20, 100)
+        axes.set_xlabel("milliseconds for one image, median: a square is the int8 file, a circle the float32 one")
+        axes.set_title(
+            f"% right, of {' or '.join(f'{n:,}' for n in sorted(images))} test images of CIFAR-10", fontweight="normal"
+        )
 
 
 def main() -> None:
@@ -126,7 +136,7 @@ def main() -> None:
     }
     path = RECORDS / f"equal_training_time-{processor(record)}.json"
     write_json(path, record)
-    draw(rows, path.with_suffix(".png"))
+    draw(rows, path.with_suffix(".svg"))
     print(path.relative_to(RECORDS.parents[1]))
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitrm import checkpoint as checkpoints
@@ -36,7 +37,9 @@ import browser  # noqa: E402
 PICTURES = ROOT / "docs" / "pictures"
 MODEL, STEPS, THRESHOLD = "nano-v2-cifar10", 6, 0.9
 LARGEST = 200_000  # bytes
+FLAT = 48  # colors of a picture that stay as they are
 _ANSWERED = "document.querySelector('#saving')?.dataset.done === 'true' && document.querySelector('#answer').dataset.done === 'true'"
+_UNTIMED = "for (const id of ['times', 'bars-hint']) document.getElementById(id).style.visibility = 'hidden'"
 _READY = "document.readyState === 'complete' && document.querySelector('svg') !== null && [...document.images].every((i) => i.complete)"
 
 
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def page_pictures(args: argparse.Namespace) -> None:
-    """Makes the page in the browser: on a desk and on a phone, light and dark."""
+    """Makes the page in the browser: on a desk and on a phone, light and dark, without the times that this machine took."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = args.page or write_page(checkpoints.load(MODEL), Path(folder) / "page", data_dir=args.data_dir).folder
         with browser.chromium(Path(folder) / "profile") as tab, browser.served(page) as address:
@@ -70,11 +73,13 @@ def page_pictures(args: argparse.Namespace) -> None:
                 look = "dark" if dark else "light"
                 tab.open(address, width=1180, height=980, dark=dark)
                 tab.wait(_ANSWERED)
+                tab.evaluate(_UNTIMED)
                 # Down to the knobs: what is below explains, and is read on the page.
                 height = tab.evaluate("document.querySelector('#knobs').getBoundingClientRect().bottom + 16")
                 save(tab, f"page-{look}", 1180, height)
                 tab.open(address, width=390, height=844, dark=dark)
                 tab.wait(_ANSWERED)
+                tab.evaluate(_UNTIMED)
                 height = tab.evaluate("document.querySelector('#steps').getBoundingClientRect().bottom + 10")
                 save(tab, f"page-phone-{look}", 390, height)
 
@@ -139,7 +144,7 @@ def save(tab: browser.Tab, name: str, width: int, height: float, top: float = 0)
     """Writes a screenshot of `height` pixels of the page below `top`, with as few colors as keep it small."""
     shot = tab.screenshot_bytes(width=width, height=height, top=top)
     with Image.open(io.BytesIO(shot)) as picture:
-        small = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small = with_few_colors(picture.convert("RGB"))
     path = PICTURES / f"{name}.png"
     with atomic_path(path) as temporary:
         small.save(temporary, "PNG", optimize=True)
@@ -147,6 +152,23 @@ def save(tab: browser.Tab, name: str, width: int, height: float, top: float = 0)
     say(f"{path.relative_to(ROOT)}: {small.width} × {small.height}, {size / 1e3:.0f} kB")
     if size > LARGEST:
         raise UserError(f"{path} has {size:,} bytes, at most {LARGEST:,} are wanted: show less of the page")
+
+
+def with_few_colors(picture: Image.Image) -> Image.Image:
+    """Returns an RGB picture with a palette of 256 colors, the most frequent of them its own.
+
+    A quantizer alone shifts grounds and panels, which are flat and nearly alike, toward the colors of photos.
+    """
+    pixels = np.asarray(picture).reshape(-1, 3)
+    colors, place, counts = np.unique(pixels, axis=0, return_inverse=True, return_counts=True)
+    flat = colors[np.argsort(-counts, kind="stable")[:FLAT]]
+    rest = picture.quantize(256 - FLAT, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette = np.unique(np.concatenate([flat, np.reshape(rest.getpalette(), (-1, 3)).astype(np.uint8)]), axis=0)
+    a, b = colors.astype(np.float32), palette.astype(np.float32)
+    nearest = ((b**2).sum(1) - 2 * a @ b.T).argmin(1).astype(np.uint8)
+    small = Image.fromarray(nearest[place.reshape(picture.height, picture.width)], "P")
+    small.putpalette(palette.tobytes())
+    return small
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST = 4  # artifacts shown beside each other
 MATRIX_CLASSES = 100  # the most whose matrix is drawn
+_NEAR = 0.01  # share of images in other cells up to which two matrices look the same
 
 
 def tables(result: BenchResult) -> list[TextTable]:
@@ -48,11 +49,13 @@ def different(result: BenchResult) -> list[tuple[ClassResults, list[str]]]:
 def sentences(result: BenchResult) -> list[str]:
     """Says the most frequent mistakes of the first `MOST` artifacts that differ, and which are the same."""
     lines = []
+    mistakes: dict[str, list[str]] = {}
     for one, others in different(result)[:MOST]:
         if others:
             lines.append(f"{one.name}: the very same by class with {', '.join(others)}")
         if line := confusions(one.result):
-            lines.append(f"{one.name}: {line}")
+            mistakes.setdefault(line, []).append(one.name)
+    lines += [f"{', '.join(names)}: {line}" for line, names in mistakes.items()]
     return [neutral_line(line) for line in lines]
 
 
@@ -70,12 +73,12 @@ def plain_by_class(result: BenchResult) -> str:
 
 
 def confusion_figures(result: BenchResult, color_of: Mapping[str, int]) -> list[Figure]:
-    """Shows the confusion matrix of the first `MOST` artifacts that differ."""
+    """Shows the confusion matrices of the first `MOST` artifacts; of those that are all but the same, one."""
     from vitrm.runtime.bench.report.charts import heat_map
     from vitrm.runtime.bench.report.figures import Figure
 
     figures = []
-    for one, others in different(result)[:MOST]:
+    for one, others, near in _told_apart(different(result)[:MOST]):
         found = one.result
         if len(found.classes) > MATRIX_CLASSES:
             continue
@@ -85,11 +88,34 @@ def confusion_figures(result: BenchResult, color_of: Mapping[str, int]) -> list[
             found.classes,
             color=color_of.get(one.name, 1),
             label=f"Confusion matrix of {one.name}: {confusions(found) or 'no mistakes'}",
-            x_label="answer",
-            y_label="class",
+            x_label="the model's answer",
+            y_label="the image's class",
         )
-        caption = "Images of the row's class that were taken for the column's; shaded by their share of the class."
+        caption = (
+            "Images of the row's class that were taken for the column's; shaded by the square root of their share of the class, "
+            "so that mistakes are seen."
+        )
         if others:
             caption += f" The same for {', '.join(others)}."
+        if near:
+            moved = ", ".join(f"{name} ({count:,})" for name, count in near)
+            caption += f" All but the same for others of which few images (how many) lie in another cell: {moved}."
         figures.append(Figure(chart, caption, one.name))
     return figures
+
+
+def _told_apart(
+    those: Sequence[tuple[ClassResults, list[str]]],
+) -> list[tuple[ClassResults, list[str], list[tuple[str, int]]]]:
+    """Returns those whose matrices an eye could tell apart, each with the (name, images in another cell) of those it could not."""
+    apart: list[tuple[ClassResults, list[str], list[tuple[str, int]]]] = []
+    for one, others in those:
+        for shown, _, near in apart:
+            same = (one.data, one.result.classes) == (shown.data, shown.result.classes)
+            moved = int(abs(one.result.confusion - shown.result.confusion).sum() + 1) // 2 if same else 0
+            if same and moved <= _NEAR * shown.result.images.sum():
+                near += [(name, moved) for name in (one.name, *others)]
+                break
+        else:
+            apart.append((one, others, []))
+    return apart

@@ -25,9 +25,10 @@ _WIDTH, _HEIGHT = 480, 280  # a phone's width times 1.4: text stays legible ther
 _RIGHT, _TOP, _BOTTOM = 18, 14, 46
 _LETTER = 7.6  # width of a digit where the style makes text largest: on a phone
 _BINS = 90
+_RING, _RING_STEP = 7.0, 4.5  # radius of a ring, and how much more the next around it has
 _FEW, _NAMED, _COUNTED = 12, 32, 16  # rows of a matrix up to which text is large, names fit, counts fit into the cells
 _LARGE = 600  # width of a matrix with more than a few rows
-_NAME_ROOM, _CLASS = 130, 13  # width for the names of classes, and their letters
+_NAME_LETTER, _CLASS = 7.2, 13  # width of a letter of a class's name, and letters that are written of it
 _RIDGE, _RIDGE_NAME = 66, 36  # height of one distribution, and the letters of its name
 
 
@@ -123,8 +124,9 @@ def line_chart(
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     name = _node(svg, "text", "name", transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle")
     name.text = y_label
+    rings: list[tuple[float, float]] = []
     for one in series:
-        _draw(svg, one, x, y, y_text)
+        _draw(svg, one, x, y, y_text, rings)
     return _markup(svg)
 
 
@@ -159,7 +161,10 @@ def _scales(
     )
 
 
-def _draw(svg: Node, s: Series, x: Scale, y: Scale, y_text: Callable[[float], str]) -> None:
+def _draw(
+    svg: Node, s: Series, x: Scale, y: Scale, y_text: Callable[[float], str], rings: list[tuple[float, float]]
+) -> None:
+    """Draws one series; `rings` are the pixels of those drawn before, around which a further ring is larger."""
     group = _node(svg, "g", f"s{s.color}")
     if not s.marks_only:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in s.points)
@@ -169,7 +174,10 @@ def _draw(svg: Node, s: Series, x: Scale, y: Scale, y_text: Callable[[float], st
     for a, b in s.points:
         title = f"{s.name}: {y_text(float(f'{b:.4g}'))} at {a:g}"
         if s.marks_only:
-            _titled(_node(group, "circle", "ring", cx=x(a), cy=y(b), r="7"), title)
+            place = (x(a), y(b))
+            inside = sum(math.dist(place, other) < _RING / 2 for other in rings)
+            rings.append(place)
+            _titled(_node(group, "circle", "ring", cx=place[0], cy=place[1], r=_RING + inside * _RING_STEP), title)
         elif not s.dashed:
             _titled(_node(group, "circle", "dot", cx=x(a), cy=y(b), r="3.5"), title)
 
@@ -259,7 +267,7 @@ def heat_map(
 
     Args:
         counts: written into the cells where there is room [n, n]; where it is 0 nothing is drawn.
-        shares: in [0, 1], how dark the cells are [n, n].
+        shares: in [0, 1]; a cell is as dark as the square root of its own, so that small ones are seen [n, n].
         names: of rows and columns alike, written where there is room.
         color: index of the page's series color.
         label: says in words what the matrix shows.
@@ -268,7 +276,9 @@ def heat_map(
     """
     many = len(names)
     named, counted = many <= _NAMED, many <= _COUNTED
-    left, bottom = (_NAME_ROOM, _NAME_ROOM) if named else (34, 34)
+    written = shorten_all(names, _CLASS)
+    room = 36 + _NAME_LETTER * max(map(len, written), default=0) if named else 34
+    left, bottom = room, room
     width = _WIDTH if many <= _FEW else _LARGE
     side = width - left - _RIGHT
     cell = side / many
@@ -277,15 +287,15 @@ def heat_map(
     for (row, column), count in np.ndenumerate(counts):
         if not count:
             continue
-        x, y, share = left + column * cell, _TOP + row * cell, float(shares[row, column])
-        drawn = _node(group, "rect", "cell", x=x, y=y, width=cell, height=cell, fill_opacity=f"{share:.3f}")
+        x, y, shade = left + column * cell, _TOP + row * cell, math.sqrt(shares[row, column])
+        drawn = _node(group, "rect", "cell", x=x, y=y, width=cell, height=cell, fill_opacity=f"{shade:.3f}")
         _titled(drawn, f"{names[row]} taken for {names[column]}: {count}")
         if counted:
-            style = "over" if share > 0.6 else "tick"
+            style = "over" if shade > 0.7 else "count"
             _text(svg, style, x + cell / 2, y + cell / 2 + 4, str(count))
     _node(svg, "rect", "frame", x=left, y=_TOP, width=side, height=side)
     if named:
-        for i, (name, short) in enumerate(zip(names, shorten_all(names, _CLASS), strict=True)):
+        for i, (name, short) in enumerate(zip(names, written, strict=True)):
             middle = (i + 0.5) * cell
             _titled(_text(svg, "tick", left - 6, _TOP + middle + 4, short, anchor="end"), name)
             x, y = left + middle + 4, _TOP + side + 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _COLORS = 6  # that the style has beside s0, the neutral one of the eager model
 _MOST = 12  # lines or ridges that one chart can show
+_SPREAD = 3  # lines whose whiskers can be told apart
 _SHARES = (0.0, 1.0)
 
 
@@ -76,9 +77,14 @@ def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequenc
         if latencies:
             points = tuple((float(b), v.p50 / b) for b, v in latencies)
             spans = tuple((v.min / b, v.p90 / b) for b, v in latencies)
-            series.append(Series(name, points, color_of.get(name, 0), spans))
+            color = color_of.get(name, 0)
+            again = color == 0 and any(s.color == 0 for s in series)  # the eager model, at another threshold
+            series.append(Series(name, points, color, spans, dashed=again))
     if len(batches) < 2 or not 0 < len(series) <= _MOST:
         return []
+    spread = len(series) <= _SPREAD
+    if not spread:
+        series = [replace(s, spans=()) for s in series]
     chart = line_chart(
         series,
         label=_told("Milliseconds per image by batch size", series, lambda y: f"{y:.3g}"),
@@ -88,7 +94,7 @@ def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequenc
         x_ticks=sorted(batches),
         log=True,
     )
-    caption = "p50 divided by the batch size; whiskers from the fastest run to p90."
+    caption = "p50 divided by the batch size" + ("; whiskers from the fastest run to p90." if spread else ".")
     return [Figure(chart, caption, "By batch size", series)]
 
 
@@ -119,16 +125,22 @@ def frontier_figures(result: BenchResult) -> list[Figure]:
             points = tuple(sorted((ms, accuracy) for r, ms, accuracy in places if _kind(r) == kind))
             series.append(Series(kind, points, _color(i), marks_only=True))
         best = _best([(ms, accuracy) for _, ms, accuracy in places])
-        series.append(Series("no other is both faster and more accurate", best, 0, dashed=True))
+        if len(best) > 1:
+            series.append(Series("no other is both faster and more accurate", best, 0, dashed=True))
         label = f"Accuracy against milliseconds per image at batch {batch}: " + "; ".join(
             f"{r.name} {numbers.percent(accuracy)} in {numbers.milliseconds(ms)} ms" for r, ms, accuracy in places
         )
         chart = line_chart(
             series, label=label, x_label="ms per image", y_label="accuracy", y_text=_share, y_limits=_SHARES
         )
-        caption = "Every artifact at every depth and threshold measured."
+        caption = "Every artifact at every depth and threshold measured." + _grain(places[0][0].images)
         figures.append(Figure(chart, caption, f"Batch {batch}", series))
     return figures
+
+
+def _grain(images: int | None) -> str:
+    """Says how much of the accuracy one image is: steps of that size are not to be read as trends."""
+    return f" One image is {100 / images:.2g} points." if images else ""
 
 
 def _kind(row: BenchRow) -> str:
@@ -165,7 +177,7 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         y_limits=_SHARES,
     )
     caption = (
-        f"{run} after each step, on {curve.images:,} test images; a ring is an artifact's own answer on them. "
+        f"{run} after each step, on {curve.images:,} test images; a ring is an artifact's own answer on them.{_grain(curve.images)} "
         "The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
     )
     return Figure(chart, caption, legend=series)
@@ -199,7 +211,7 @@ def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         y_limits=_SHARES,
     )
     caption = (
-        f"{run}, eager, on {curve.images:,} test images; a ring is an artifact's own answer on them. On the left, cheap thresholds; "
+        f"{run}, eager, on {curve.images:,} test images; a ring is an artifact's own answer on them.{_grain(curve.images)} On the left, cheap thresholds; "
         "on the right, never halting. A threshold picked from this curve is picked on the test images: vitrm-bench --halting chooses one "
         "on validation images."
     )

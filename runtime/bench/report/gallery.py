@@ -15,7 +15,7 @@ from vitrm.runtime.bench.accuracy import NO_ANSWER, Predictions, least_certain
 from vitrm.runtime.bench.rows import CaseEvidence
 
 _DIFFERING = 24  # images shown at most
-_UNCERTAIN = 12
+_UNCERTAIN = 6
 _MISTAKEN = 12
 
 
@@ -74,10 +74,11 @@ def gallery(case: CaseEvidence, *, repeat: bool = False) -> Gallery:
 def mistakes(cases: Sequence[CaseEvidence]) -> list[Gallery]:
     """Chooses the wrong answers that each artifact is surest of; none without labels, or without mistakes.
 
-    Of artifacts that give the same answers to the same images, only the first one's.
+    Of artifacts that give the same answers to the same images, only the first one's; of others, what was not shown before.
     """
     galleries: list[Gallery] = []
     shown: list[CaseEvidence] = []
+    seen: set[tuple[int, int, int]] = set()  # sample, image, answer
     for case in cases:
         labels, answers = case.sample.labels, case.predictions
         if labels is None:
@@ -91,8 +92,22 @@ def mistakes(cases: Sequence[CaseEvidence]) -> list[Gallery]:
             galleries.append(_gallery(case, f"{wrong}: it gives the same answers as {alike.name}."))
         else:
             shown.append(case)
-            galleries.append(_gallery(case, f"{wrong}. The {len(worst)} it is surest of:", worst))
+            new = [i for i in worst if (id(case.sample), int(i), int(answers.top1[i])) not in seen]
+            seen |= {(id(case.sample), int(i), int(answers.top1[i])) for i in worst}
+            which = f"The {len(worst)} it is surest of" + _not_above(len(worst), len(new))
+            galleries.append(_gallery(case, f"{wrong}. {which}", new))
     return galleries
+
+
+def _not_above(worst: int, new: int) -> str:
+    """Says which of the surest mistakes are shown, the others being those of artifacts before."""
+    if new == worst:
+        return ":"
+    return (
+        " are all among those above, with the same answer."
+        if not new
+        else f", without {worst - new} that are above with the same answer:"
+    )
 
 
 def _same_answers(one: CaseEvidence, other: CaseEvidence) -> bool:

@@ -66,7 +66,7 @@ def _rank(timed: Sequence[BenchRow], quiet: bool) -> str:
 
 
 def _speed(row: BenchRow, quiet: bool) -> str:
-    doubt = "" if quiet else " (uncertain: other processes kept the machine busy)"
+    doubt = "" if quiet else " (uncertain: the machine was busy)"
     if row.speedup_range is not None:
         low, high = row.speedup_range
         if low < 1 < high:
@@ -81,4 +81,4 @@ def _agreement(row: BenchRow) -> str:
     if row.agreement is None or row.images is None:
         return ""
     share = "all" if row.agreement == 1 else f"{percent(row.agreement, 2 if row.images >= _MANY else 1)} of"
-    return f"gives its answer on {share} {row.images:,} images"
+    return f"gives the same answer on {share} {row.images:,} images"

@@ -6,6 +6,7 @@ escaped too: a page with half a surrogate pair could not be written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _FOLDER = Path(__file__).parent
 _TEMPLATE, _STYLE = "page.html", "page.css"
 _NAME = 56  # letters of a name in a table
 _CLASSES = 24  # names of classes that are listed
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|kB|MB)(?!\w))")
 
 
 def check_libraries() -> None:
@@ -48,9 +50,15 @@ def render(result: BenchResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_with_units,
     )
     style = Markup((_FOLDER / _STYLE).read_text(encoding="utf-8"))
     return neutral(environment.get_template(_TEMPLATE).render(style=style, **_contents(result)))
+
+
+def _with_units(value: Any) -> Any:
+    """Keeps a number and its unit on one line."""
+    return _UNIT.sub("\u00a0", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _contents(result: BenchResult) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def test_sliders_change_the_steps(tab, page, address):
     assert "1.00 of 5 steps a picture on average" in tab.evaluate(outcome)
     tops = session.infer(load("digits", "test").floats(), steps=1).logits.argmax(1)
     right = (tops == load("digits", "test").labels).mean()
-    assert f"; {100 * right:.1f} % right. Never halting:" in tab.evaluate(outcome)
+    assert f"; {100 * right:.1f}\u00a0% right. Never halting:" in tab.evaluate(outcome)
     assert "Halted after step 1 of at most 5" in tab.evaluate("document.querySelector('#halting').textContent")
     assert tab.evaluate("document.querySelector('#spans .saved').textContent") == "4 steps saved"
 

@@ -36,7 +36,7 @@ def draw_curves(
         if depths > 1:
             _draw_depth(axes["depth"], kept)
         for name in ("loss", "lr", "accuracy"):
-            axes[name].axvline(kept["epoch"], color=DIM, linestyle=":", linewidth=1)
+            axes[name].axvline(kept["epoch"], color=ORANGE, linestyle=":", linewidth=1.2, zorder=1)
             whole_numbers(axes[name], 6)
             axes[name].set_xlim(*_limits(epochs))
         axes["loss"].tick_params(labelbottom=False)
@@ -46,7 +46,7 @@ def draw_curves(
 
 def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], marker: str) -> None:
     axes.plot(
-        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms"
+        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all its terms"
     )
     last = [line["validation_loss"][-1] for line in history]
     axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
@@ -63,25 +63,26 @@ def _draw_accuracy(
     by_epoch = [[100 * share for share in line["validation_accuracy"]] for line in history]
     depths = len(by_epoch[-1])
     if depths > 1:
-        band = f"all {depths} steps"
+        band = f"steps 1 to {depths}"
         axes.fill_between(
             epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0
         )
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
     value = 100 * kept["validation_accuracy"][-1]
-    # In the middle of the lower half, where no curve that rises comes by.
     axes.plot([kept["epoch"]], [value], "o", color=ORANGE, markersize=7)
+    # Beside its line in the lower half, where no curve that rises comes by.
+    left = kept["epoch"] > sum(_limits(epochs)) / 2
     axes.annotate(
         f"best: epoch {kept['epoch']}, {value:.1f} %",
-        (kept["epoch"], value),
-        xytext=(0.97, 0.08),
-        textcoords="axes fraction",
-        ha="right",
+        (kept["epoch"], 0.08),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6 if left else 6, 0),
+        textcoords="offset points",
+        ha="right" if left else "left",
         color=ORANGE,
         weight="bold",
         bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 1.5},
-        arrowprops={"arrowstyle": "-", "color": ORANGE, "lw": 0.8, "shrinkB": 4},
     )
     axes.set_title("Accuracy, %", pad=22)
     legend_above(axes, 3)
@@ -96,11 +97,12 @@ def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
     room = max(high - low, 0.5)  # a tenth of a point is no cliff
     axes.set_ylim(low - 0.4 * room, min(high + 0.6 * room, 100.4))
     axes.annotate(
-        f"{values[-1] - values[0]:+.1f} points from step 1 to {len(values)}",
+        f"{values[-1] - values[0]:+.1f} points from step 1 to {len(values)}".replace("-", "−"),
         (0.02, 0.93),
         xycoords="axes fraction",
         va="top",
         color=DIM,
+        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 1.5},
     )
     whole_numbers(axes, 8)
     axes.set_xlabel("step")

@@ -16,7 +16,8 @@ from vitrm.system.picture import heat_colors, on_cell, picture
 from vitrm.system.short_names import shorten, shorten_all
 from vitrm.system.terminal import neutral_line
 
-_NAMED = 40  # classes whose names fit beside the matrix
+_NAMED = 100  # classes whose names fit beside the matrix
+_ROOM = 12.0  # inches for the cells of the largest matrix
 _COUNTED = 20  # classes whose counts fit into its cells
 _MISTAKES = 25
 _COLUMNS = 5
@@ -35,32 +36,37 @@ def confusion_csv(result: Classification) -> str:
 def draw_confusion(result: Classification, path: str | os.PathLike[str], title: str) -> None:
     """Writes the confusion matrix to `path` as PNG, each row shaded by the shares of its class.
 
-    Of more than `MATRIX_CLASSES` classes nothing is drawn: nobody could read it.
+    The shades follow the square root of the share: a twentieth of a class is to be seen.  Of more than `MATRIX_CLASSES` classes nothing is drawn: nobody could read it.
     """
+    from matplotlib.colors import PowerNorm
+
     count = len(result.classes)
     if count > MATRIX_CLASSES:
         return
     side = min(4 + 0.3 * count, 16)
-    with picture(path, side + 1, side, title) as figure:
+    with picture(path, side + 1, side, f"Confusion matrix, {title}") as figure:
         figure.set_layout_engine("compressed")  # for axes that stay square
         axes = figure.subplots()
         axes.grid(visible=False)
         shares = result.confusion / np.maximum(result.images[:, None], 1)
         # What nobody answered stays blank: mistakes are what the eye looks for.
-        image = axes.imshow(np.where(result.confusion > 0, shares, np.nan), cmap=heat_colors(), vmin=0, vmax=1)
+        shade = PowerNorm(0.5, vmin=0, vmax=1)
+        image = axes.imshow(np.where(result.confusion > 0, shares, np.nan), cmap=heat_colors(), norm=shade)
         if count <= _NAMED:
             names = shorten_all([neutral_line(name) for name in result.classes], _LONG)
-            axes.set_xticks(range(count), names, rotation=90, parse_math=False)
-            axes.set_yticks(range(count), names, parse_math=False)
+            size = min(9.0, 0.8 * _ROOM * 72 / count)
+            axes.set_xticks(range(count), names, rotation=90, parse_math=False, fontsize=size)
+            axes.set_yticks(range(count), names, parse_math=False, fontsize=size)
             axes.tick_params(length=0)
         if count <= _COUNTED:
             for (i, j), images in np.ndenumerate(result.confusion):
                 if images:
-                    color = on_cell(float(shares[i, j]))
+                    color = on_cell(float(shade(shares[i, j])))
                     axes.text(j, i, str(images), ha="center", va="center", color=color, fontsize=_count_size(result))
-        axes.set_xlabel("answer")
-        axes.set_ylabel("class")
-        figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.6, aspect=28)
+        axes.set_xlabel("the model's answer")
+        axes.set_ylabel("the image's class")
+        bar = figure.colorbar(image, ax=axes, label="share of the class's images, %", shrink=0.6, aspect=28)
+        bar.set_ticks([0, 0.01, 0.05, 0.1, 0.2, 0.5, 1], labels=["0", "1", "5", "10", "20", "50", "100"])
 
 
 def draw_mistakes(
@@ -79,7 +85,9 @@ def draw_mistakes(
         return
     rows = -(-len(worst) // _COLUMNS)
     width = 1.9 * _COLUMNS
-    with picture(path, width, 2.35 * rows + 0.5, f"Surest mistakes, {title}") as figure:
+    with picture(
+        path, width, 2.35 * rows + 0.5, f"Surest mistakes: class → answer and its probability. {title}"
+    ) as figure:
         for place, i in enumerate(worst, 1):
             axes = figure.add_subplot(rows, _COLUMNS, place)
             axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")

@@ -37,7 +37,7 @@ export function drawBars({ step, steps, other, otherName, classes, label }) {
     if (other) tick.style.left = `${other.probabilities[c] * 100}%`;
   }
   hint.textContent = [
-    step ? `This step took ${step.ms.toFixed(1)} ms.` : "",
+    step ? `This step took ${step.ms.toFixed(1)}\u00a0ms.` : "",
     classes.length > chosen.length ? `${chosen.length} of ${classes.length} classes.` : "",
     other ? `Tick: ${otherName}, same step.` : "",
   ].join(" ");
@@ -54,4 +54,4 @@ function row(name, label) {
   return item;
 }
 
-const shown = (share) => (share < 0.0005 ? "0 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+const shown = (share) => (share < 0.0005 ? "0\u00a0%" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}\u00a0%`);

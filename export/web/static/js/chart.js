@@ -87,4 +87,4 @@ function drawSpans(trajectory, visible, end, depth, classes) {
   );
 }
 
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)}\u00a0%`;

@@ -359,7 +359,7 @@ function setKnobs() {
     input.addEventListener("change", () => changeModel(name));
     const size = document.createElement("span");
     size.className = "hint";
-    size.textContent = ` ${megabytes(bytes)} MB`;
+    size.textContent = ` ${megabytes(bytes)}\u00a0MB`;
     label.append(input, ` ${title}`, size);
     $("models").append(label);
   }
@@ -456,8 +456,8 @@ function showAnswer(picture, trajectory, end, step) {
 function times(trajectory, end) {
   const each = median(trajectory.steps.slice(0, end.used).map((s) => s.ms));
   const total = trajectory.embedMs + trajectory.steps.slice(0, end.used).reduce((sum, s) => sum + s.ms, 0);
-  const left = end.halted && depth > end.used ? `, ${(each * (depth - end.used)).toFixed(0)} ms saved` : "";
-  return `${each.toFixed(1)} ms a step, ${total.toFixed(0)} ms with embedding${left}`;
+  const left = end.halted && depth > end.used ? `, ${(each * (depth - end.used)).toFixed(0)}\u00a0ms saved` : "";
+  return `${each.toFixed(1)}\u00a0ms a step, ${total.toFixed(0)}\u00a0ms with embedding${left}`;
 }
 
 /** What each model that has been run ends with. */
@@ -505,7 +505,7 @@ function showOutcomes() {
   const mean = at(taken, place) / images;
   $("outcome-work").style.transform = `scaleX(${mean / depth})`;
   $("outcome-steps").textContent = `${mean.toFixed(2)} of ${steps(depth)}`;
-  const share = (count) => `${((100 * count) / images).toFixed(1)} %`;
+  const share = (count) => `${((100 * count) / images).toFixed(1)}\u00a0%`;
   $("outcome-right").textContent =
     `a picture on average; ${share(at(right, place))} right` +
     (threshold >= 1 ? "." : `. Never halting: ${share(at(right, 100))}.`);
@@ -518,7 +518,7 @@ function say(picture) {
 }
 
 const steps = (count) => `${count} step${count === 1 ? "" : "s"}`;
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)}\u00a0%`;
 const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);

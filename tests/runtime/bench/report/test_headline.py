@@ -23,8 +23,8 @@ def row(name: str, p50: float, speedup: tuple[float, float], agreement: float = 
 def test_a_ratio_is_a_range_and_an_uncertain_one_is_called_so() -> None:
     one = row("a.onnx", 1.0, (61.2, 79.8), agreement=0.9914)
     calm = "a.onnx runs 61 to 80 × as fast as eager PyTorch at batch 1"
-    assert headline([one], quiet=True) == f"{calm} and gives its answer on 99.1 % of 1,000 images"
-    assert headline([one], quiet=False).startswith(f"{calm} (uncertain: other processes kept the machine busy)")
+    assert headline([one], quiet=True) == f"{calm} and gives the same answer on 99.1 % of 1,000 images"
+    assert headline([one], quiet=False).startswith(f"{calm} (uncertain: the machine was busy)")
 
 
 def test_what_cannot_be_told_apart_is_not_ranked() -> None:
