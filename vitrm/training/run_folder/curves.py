@@ -46,7 +46,7 @@ def draw_curves(
 
 def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], marker: str) -> None:
     axes.plot(
-        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all its terms"
+        epochs, [line["train_loss"] for line in history], color=NEUTRAL, marker=marker, label="training, all terms"
     )
     last = [line["validation_loss"][-1] for line in history]
     axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
@@ -97,7 +97,7 @@ def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
     room = max(high - low, 0.5)  # a tenth of a point is no cliff
     axes.set_ylim(low - 0.4 * room, min(high + 0.6 * room, 100.4))
     axes.annotate(
-        f"{values[-1] - values[0]:+.1f} points from step 1 to {len(values)}".replace("-", "−"),
+        f"{values[-1] - values[0]:+.1f} points by step {len(values)}".replace("-", "−"),
         (0.02, 0.93),
         xycoords="axes fraction",
         va="top",

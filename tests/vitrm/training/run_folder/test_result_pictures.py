@@ -39,6 +39,6 @@ def test_mistakes_have_both_classes(tmp_path, monkeypatch):
     )
     answers, confidence = np.ones(30, np.int64), np.linspace(0.5, 0.99, 30)
     draw_mistakes(images, answers, confidence, tmp_path / "mistakes.png", "a run")
-    captions = [text for text in seen if "→" in text]
+    captions = [text for text in seen if "\n→" in text]
     assert len(captions) == 25
     assert captions[0].endswith("→ another one 99 %")
