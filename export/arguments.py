@@ -10,6 +10,7 @@ from vitrm.command_line import CommandParser, add_setting
 from vitrm.errors import UserError
 from vitrm.export.web.options import WebOptions
 from vitrm.fields import Setting, declared
+from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 
 if TYPE_CHECKING:
     from vitrm.export.tensorrt.options import PlanOptions
@@ -32,7 +33,6 @@ exit status: 0 done; 2 wrong input or settings, a full disk, too little memory; 
 terminal); 141 done, but nobody reads the output any more.
 """
 
-PLAN_SUFFIXES = (".plan", ".engine")  # those of vitrm.runtime.artifact.sidecar, which --help need not load
 # Options that make a plan of what is exported, without saying so.
 _IMPLY_PLAN = (
     "gpu",

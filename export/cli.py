@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from vitrm.errors import UserError, run_command
 from vitrm.export.arguments import (
-    PLAN_SUFFIXES,
     check_decided,
     check_precision_options,
     page_options,
     parser,
     plan_options,
 )
+from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 from vitrm.system.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:

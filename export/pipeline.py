@@ -41,8 +41,8 @@ from vitrm.export.verify import VERIFICATION_IMAGES
 from vitrm.export.write import describe, save, write_verified
 from vitrm.model import ViTRM
 from vitrm.model_size import NEVER
+from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import Metadata
-from vitrm.runtime.artifact.sidecar import SUFFIXES
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.bench.accuracy import predict
 
@@ -91,7 +91,7 @@ def export(
     Raises:
         UserError: for impossible settings, a failed verification or an unwritable `path`; all is then as it was before.
     """
-    plan = plan or (PlanOptions() if Path(path).suffix in SUFFIXES else None)
+    plan = plan or (PlanOptions() if Path(path).suffix in PLAN_SUFFIXES else None)
     settings = ExportSettings(
         kind=checkpoint.model.kind,
         steps=default_steps(checkpoint) if steps is None else steps,

@@ -37,11 +37,18 @@ import numpy as np
 import vitrm.runtime
 from vitrm.errors import UserError
 from vitrm.model_size import NEVER
-from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
+from vitrm.runtime.artifact.graph_names import (
+    HALT_PROB,
+    HALT_THRESHOLD,
+    LOGITS,
+    PIXELS,
+    PLAN_SUFFIXES,
+    STEPS,
+    STEPS_USED,
+)
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.artifact.sidecar import STRIPPED, read_sidecar, sidecar_path
-from vitrm.runtime.artifact.sidecar import SUFFIXES as PLANS
 from vitrm.runtime.backends.tensorrt.api import FULL, NAMES
 from vitrm.system.files import atomic_folder, read_text
 from vitrm.system.locks import lock
@@ -115,7 +122,7 @@ def add_file(repository: Path, name: str, path: Path) -> Path:
 
     Raises `UserError` for what Triton cannot serve.
     """
-    if path.suffix not in PLANS:
+    if path.suffix not in PLAN_SUFFIXES:
         return add_model(repository, name, path, vitrm.runtime.open(path).metadata)
     sidecar = read_sidecar(path)
     engine = sidecar.engine
@@ -149,7 +156,7 @@ def add_model(
     Two additions at the same time become two versions.
     Raises `UserError` for what Triton cannot serve, and where `name` is a model with other inputs, outputs or classes.
     """
-    backend = "tensorrt" if path.suffix in PLANS else "onnxruntime"
+    backend = "tensorrt" if path.suffix in PLAN_SUFFIXES else "onnxruntime"
     check_place(repository, name, graph=metadata.graph, every_step=False)
     if backend == "tensorrt" and metadata.graph == "loop":
         raise UserError(
@@ -296,7 +303,7 @@ def _place(path: Path, target: Path, metadata: Metadata) -> None:
         _without_scalars(path, target)
         return
     shutil.copy2(path, target)
-    if path.suffix not in PLANS:
+    if path.suffix not in PLAN_SUFFIXES:
         for location, source in inspect(path).external.items():
             weights = target.parent / location
             if weights.exists():
@@ -306,7 +313,7 @@ def _place(path: Path, target: Path, metadata: Metadata) -> None:
             weights.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, weights)
     beside = sidecar_path(path)
-    if path.suffix in PLANS and beside.is_file():
+    if path.suffix in PLAN_SUFFIXES and beside.is_file():
         shutil.copy2(beside, sidecar_path(target))
 
 

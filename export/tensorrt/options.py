@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vitrm.errors import UserError
 from vitrm.fields import Whole, checked, shown
-from vitrm.runtime.artifact.graph_names import PARTS
-from vitrm.runtime.artifact.sidecar import AMPERE_PLUS, SUFFIXES
+from vitrm.runtime.artifact.graph_names import PARTS, PLAN_SUFFIXES
+from vitrm.runtime.artifact.sidecar import AMPERE_PLUS
 
 DEFAULT_PROFILE = (1, 8, 64)  # batch sizes of the one profile that is made where none is asked for
 MAX_PROFILE_BATCH = 1 << 20
@@ -63,7 +63,7 @@ def normal_gpu(text: str) -> str:
 def check_plan_path(path: Path, *, stepwise: bool) -> None:
     """Raises `UserError` unless a plan may be written to `path`, or a stepwise folder of plans may take its place."""
     if not stepwise:
-        if path.suffix not in SUFFIXES:
+        if path.suffix not in PLAN_SUFFIXES:
             raise UserError(f"{path}: expected a file name ending in .plan or .engine")
         if path.is_dir():
             raise UserError(f"{path} is a folder: name a file")

@@ -1,4 +1,6 @@
-"""Names, types and shapes of what a graph takes and gives: the contract of every artifact."""
+"""Names, types and shapes of what a graph takes and gives, and names of files: the contract of every artifact."""
+
+PLAN_SUFFIXES = (".plan", ".engine")  # of a TensorRT plan
 
 # Graph inputs and outputs.  Hugging Face's names, so exported folders load in its pipelines.
 PIXELS = "pixel_values"  # float32 [batch, 3, H, W] in [0, 1]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrm.errors import UserError, explain_os_error
+from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import DIGEST_SINCE, Metadata
 from vitrm.runtime.artifact.onnx_file import inspect
 from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, MODULES, NAMES, TensorRT, load_tensorrt, version_tuple
@@ -27,7 +28,6 @@ from vitrm.runtime.system.gpus import Gpus
 from vitrm.system import strict_json
 from vitrm.system.files import check_regular, read_json, sha256_of
 
-SUFFIXES = (".plan", ".engine")
 VERSION_COMPATIBLE, STRIPPED, REFITTABLE = "version_compatible", "strip_weights", "refit"
 AMPERE_PLUS = "hardware_compatible"
 NOT_CHECKED = (
@@ -260,7 +260,7 @@ def rebuild(sidecar: Sidecar, path: Path, gpu: str | None = None) -> str:
         if m.halt_threshold < 1:
             words += ["--halt-threshold", f"{m.halt_threshold:g}"]
         words += {"fp16": ["--fp16"], "int8": ["--int8"]}.get(m.precision, [])
-    if path.suffix in SUFFIXES or path.suffix == "":
+    if path.suffix in PLAN_SUFFIXES or path.suffix == "":
         # A stepwise artifact is known by its folder.
         folder = m.graph == "stepwise"
         words += ["-o", str(path.parent if folder else path), *(["--plan"] if folder else [])]

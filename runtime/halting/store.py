@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.graph_names import PARTS
+from vitrm.runtime.artifact.graph_names import PARTS, PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.sidecar import SUFFIXES, read_sidecar, sidecar_path, write_sidecar
+from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path, write_sidecar
 from vitrm.system.files import atomic_folder, atomic_path
 
 
@@ -32,7 +32,7 @@ def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, 
     """
     path = Path(path)
     check_storable(path)
-    if path.suffix in SUFFIXES and not path.is_dir():
+    if path.suffix in PLAN_SUFFIXES and not path.is_dir():
         # A plan's side-car has it; the plan stays as it is.
         with atomic_path(sidecar_path(path)) as temporary:
             return _rewrite_sidecar(path, temporary, threshold, steps, evidence)
@@ -55,7 +55,7 @@ def store_threshold(path: str | os.PathLike[str], threshold: float, steps: int, 
 
 
 def _is_plan(path: Path) -> bool:
-    return path.suffix in SUFFIXES or (path / f"{PARTS[0]}.plan").is_file()
+    return path.suffix in PLAN_SUFFIXES or (path / f"{PARTS[0]}.plan").is_file()
 
 
 def _rewrite_sidecar(plan: Path, target: Path, threshold: float, steps: int, evidence: dict[str, Any]) -> Metadata:
