@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CSV_FILE = "sweep.csv"
 MAX_CELLS = 10_000
+_MARKERS = "osD^v"  # of lines whose blues are close
 _LABEL, _TICKS, _LEGEND = (
     28,
     50,
@@ -177,7 +178,7 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
             # One hue, darker line by line: the order of the other setting's values is what the eye should read.
             color = heat_colors()(0.35 + 0.65 * (i + 1) / len(lines))
             name = shorten(label, _LABEL)
-            axes.errorbar(x, means, yerr=bars, marker="o", capsize=3, label=name, color=color)
+            axes.errorbar(x, means, yerr=bars, marker=_MARKERS[i % len(_MARKERS)], capsize=3, label=name, color=color)
         texts = shorten_all([str(v) for v in axis.values], _LABEL)
         crowded = sum(map(len, texts)) > _TICKS
         axes.set_xticks(range(len(texts)), texts, rotation=90 if crowded else 0, parse_math=False)

@@ -85,9 +85,7 @@ def draw_mistakes(
         return
     rows = -(-len(worst) // _COLUMNS)
     width = 1.9 * _COLUMNS
-    with picture(
-        path, width, 2.35 * rows + 0.5, f"Surest mistakes: class → answer and its probability. {title}"
-    ) as figure:
+    with picture(path, width, 2.35 * rows + 0.5, f"Surest mistakes (class → answer), {title}") as figure:
         for place, i in enumerate(worst, 1):
             axes = figure.add_subplot(rows, _COLUMNS, place)
             axes.imshow(images.pixels[i].transpose(1, 2, 0), interpolation="nearest")
@@ -95,7 +93,7 @@ def draw_mistakes(
             truth, answer = (
                 shorten(neutral_line(images.classes[int(label)]), _LONG) for label in (images.labels[i], answers[i])
             )
-            text = f"{truth}\n→ {answer} {100 * confidence[i]:.0f} %"
+            text = f"{truth}\n→ {answer}, {100 * confidence[i]:.0f} %"
             axes.set_title(text, fontsize=9, fontweight="normal", parse_math=False)
 
 

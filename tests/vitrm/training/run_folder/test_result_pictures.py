@@ -41,4 +41,4 @@ def test_mistakes_have_both_classes(tmp_path, monkeypatch):
     draw_mistakes(images, answers, confidence, tmp_path / "mistakes.png", "a run")
     captions = [text for text in seen if "\n→" in text]
     assert len(captions) == 25
-    assert captions[0].endswith("→ another one 99 %")
+    assert captions[0].endswith("→ another one, 99 %")
