@@ -70,7 +70,7 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
 
 
 def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequence[int]) -> list[Figure]:
-    series = []
+    series: list[Series] = []
     for name in dict.fromkeys(r.name for r in result.rows):
         rows = sorted((r for r in result.rows if r.name == name), key=lambda r: r.batch)
         latencies = [(r.batch, r.latency_ms) for r in rows if r.latency_ms]
