@@ -38,8 +38,7 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(DEMO_STAMP)
-	rm -rf $(DEMO)
-	$(BIN)/vitrm-train --data digits --model nano --out $(DEMO)
+	$(BIN)/vitrm-train --data digits --model nano --out $(DEMO) $(if $(wildcard $(DEMO)/config.json),--resume)
 	$(BIN)/vitrm-export $(DEMO) --steps 6 -o $(DEMO)/nano-6.onnx
 	$(BIN)/vitrm-bench $(DEMO)/nano-6.onnx --batch 1,32 --report $(DEMO)/report.html --json $(DEMO)/bench.json
 	@echo "report: $(DEMO)/report.html"

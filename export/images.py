@@ -83,11 +83,11 @@ def verification_images(
         if data_dir is not None:
             raise
         reason = str(error).split(":")[0]
-        return _crops(count, size), f"crops of photographs ({reason})"
+        return _crops(count, size), f"photo crops, as {reason}"
     if len(pixels) >= least:
-        return pixels, f"{name}'s validation images"
+        return pixels, f"validation images of {name}"
     return np.concatenate([pixels, _crops(count - len(pixels), size)]), (
-        f"{name}'s validation images, which are {len(pixels)}, and crops of photographs"
+        f"images: {len(pixels)} validation images of {name}, which has no more, and photo crops"
     )
 
 

@@ -33,7 +33,7 @@ def summary(result: ExportResult, shown: Path) -> Iterator[str]:
     halting = f", halt_prob {parity.halt_prob:.1e}" if m.recursive else ""
     yield (
         f"  parity   max |Δ| logits {parity.logits:.1e}{halting} (limit {parity.limit:.1e}, {parity.tolerance:g} of the largest "
-        f"logit), top-1 agreement {parity.agreement:.1%} on {parity.images} of {result.verified_on}"
+        f"logit), top-1 agreement {parity.agreement:.1%} on {parity.images} {result.verified_on}"
     )
     if result.plan is not None:
         yield plan_line(result.plan)
@@ -105,7 +105,7 @@ def page_summary(page: PageResult) -> Iterator[str]:
         parity = result.parity
         yield (
             f"  {precision:8} {result.bytes / 1e6:.2f} MB, max |Δ| logits {parity.logits:.1e} (limit {parity.limit:.1e}), "
-            f"top-1 agreement {parity.agreement:.1%} on {parity.images} of {result.verified_on}"
+            f"top-1 agreement {parity.agreement:.1%} on {parity.images} {result.verified_on}"
         )
         if result.calibration is not None and result.calibration.note:
             yield f"           calibrated on {result.calibration.note}"

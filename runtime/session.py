@@ -182,9 +182,10 @@ class Session(ABC):
                 f"export it with --steps {steps}, or with --graph loop or stepwise to choose at run time"
             )
         if halt_threshold is not None and not _same_threshold(float(halt_threshold), own.halt_threshold):
+            built_in = f"{own.halt_threshold:g}" if own.halt_threshold < 1 else "none, so that it never halts,"
             raise UserError(
-                f"{self.name} has its halting threshold {own.halt_threshold:g} built in (graph {own.graph}), asked for "
-                f"{halt_threshold:g}: export it with that threshold, or with --graph loop or stepwise to choose at run time"
+                f"{self.name} has its halting threshold built in ({built_in} graph {own.graph}), asked for {halt_threshold:g}: "
+                "export it with that threshold, or with --graph loop or stepwise to choose at run time"
             )
 
 

@@ -153,7 +153,7 @@ def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path,
     weights = checkpoints.build_model(config).state_dict()
     checkpoints.save("large", Checkpoint(model=config, data={"name": "not at hand"}, weights=weights))
     assert cli.main(["large", "-o", "a.onnx", "--fp16"]) == 0
-    assert "of crops of photographs (unknown data set 'not at hand')" in capsys.readouterr().out
+    assert "photo crops, as unknown data set 'not at hand'" in capsys.readouterr().out
     assert bench_cli.main(["a.onnx", "--run", "large", "--batch", "1,2", "--seconds", "0.02", "--limit", "8"]) == 0
     assert "agreement is measured on 8 unlabelled images (photo crops)" in " ".join(capsys.readouterr().out.split())
 
@@ -173,7 +173,9 @@ def test_photographs_are_added_to_validation_images_that_are_few(tmp_path):
         weights=checkpoints.build_model(config).state_dict(),
     )
     made = export(checkpoint, tmp_path / "a.onnx")
-    assert made.verified_on.endswith("validation images, which are 2, and crops of photographs")
+    assert (
+        made.verified_on == f"images: 2 validation images of {tmp_path / 'photos'}, which has no more, and photo crops"
+    )
     images, _ = verification_images(checkpoint, None)
     np.testing.assert_array_equal(images[:2], load(str(tmp_path / "photos"), "validation").floats())
     settings = {"steps": 1, "halt_threshold": 2.0, "precision": "fp32"}

@@ -305,8 +305,9 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
 def _say_result(result: TrainingResult) -> None:
     tested = " ".join(f"{100 * a:.2f}" for a in result.test_accuracy)
     depths = f" at 1 … {len(result.test_accuracy)} steps" if len(result.test_accuracy) > 1 else ""
+    mean = ", the mean of its steps" if depths else ""
     say(
-        f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %\n"
+        f"best epoch {result.best_epoch} of {result.epochs}: validation {100 * result.validation_accuracy:.2f} %{mean}\n"
         f"test accuracy{depths}: {tested} % ({result.test_images} images)"
     )
     if result.by_class is not None:

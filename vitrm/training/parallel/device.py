@@ -49,8 +49,8 @@ class Execution:
 
     log: tuple[str, ...] | None = choices_or_none(
         *LOGGERS,
-        help="keep the epochs' metrics for other programs, too: csv writes metrics.csv, tensorboard events in tensorboard/ "
-        "(pip install 'vitrm[tensorboard]')",
+        help="keep the epochs' metrics for other programs, too: csv writes metrics.csv; tensorboard (which needs pip "
+        "install 'vitrm[tensorboard]') events in tensorboard/",
         unit="name,…",
     )
 
