@@ -240,6 +240,19 @@ PRESETS: dict[str, ModelConfig] = {
         mixing="cross",
         dropout=0.0,
     ),
+    # The same at the paper's size: three stages see more and leave 16 tokens, so that a step costs little.
+    "small-v2": ViTRMConfig(
+        patch_size=8,
+        dim=192,
+        heads=6,
+        ffn_hidden=512,
+        latents=16,
+        n=1,
+        tokenizer="whitened",
+        stage_widths=(64, 256, 256),
+        mixing="cross",
+        dropout=0.0,
+    ),
     # For tests and first looks: seconds to train, the same code paths.
     "tiny": ViTRMConfig(dim=64, heads=2, latents=8, n=2, layers=2, patch_size=8, dropout=0.0),
     **BASELINE_PRESETS,
