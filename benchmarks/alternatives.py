@@ -202,18 +202,18 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Test accuracy over mean latency, as PNG; hollow where the accuracy is quoted."""
     with picture(path, 7.2, 4.4) as figure:
         axes = figure.subplots()
+        labels: dict[
+            str, tuple[float, float]
+        ] = {}  # each beside the last of its files: the int8 one, where there is one
         for row in record["rows"]:
             ours = "accuracy" in row
             accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
             point = row["latency_ms"]["mean"], 100 * accuracy
             marker, color = "o" if row["precision"] == "fp32" else "s", BLUE if row["model"] in OURS else NEUTRAL
             axes.plot(*point, marker, color=color, markerfacecolor=color if ours else "none")
-            if row["precision"] == "int8" or not any(
-                r["model"] == row["model"] and r["precision"] == "int8" for r in record["rows"]
-            ):
-                label = f"{row['model']} {row['steps'] if row['steps'] == 'halting' else ''}".strip()
-                axes.annotate(label, point, xytext=(0, -11), textcoords="offset points", fontsize=7, ha="center")
+            labels[f"{row['model']}{', halting' if row['steps'] == 'halting' else ''}"] = point
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(
             f"latency of one image, ms, mean of {record['images_timed']} images, {record['threads']} thread "
             "(circle float32, square int8)"
@@ -221,6 +221,33 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.set_ylabel("CIFAR-10 test accuracy, %")
         axes.set_title("filled: measured here; hollow: accuracy quoted from its source", fontsize="medium")
         axes.grid(alpha=0.3, which="both")
+        axes.margins(0.08)
+        figure.canvas.draw()  # places are in pixels from here on
+        points = [line.get_transform().transform(line.get_xydata())[0] for line in axes.get_lines()]
+        taken: list[Any] = []
+        for label, point in labels.items():
+            taken.append(_placed(axes, label, point, points, taken))
+
+
+def _placed(axes: Any, label: str, point: tuple[float, float], points: list[Any], taken: list[Any]) -> Any:
+    """Writes a label where it covers no point and no other label, as near as that goes; returns its box in pixels."""
+    from matplotlib.transforms import Bbox
+
+    around = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    for distance in range(9, 90, 5):
+        for x, y, side in (
+            (0, -distance, "center"),
+            (0, distance - 3, "center"),
+            (distance, -3, "left"),
+            (-distance, -3, "right"),
+        ):
+            text = axes.annotate(label, point, xytext=(x, y), textcoords="offset points", fontsize=7, ha=side)
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in (*around, *taken)):
+                return box
+            text.remove()
+    raise AssertionError(f"no room for {label}")
 
 
 if __name__ == "__main__":
