@@ -200,11 +200,11 @@ def row(file: File, times: NDArray[np.float64], test: Images | None) -> dict[str
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Test accuracy over mean latency, as PNG; hollow where the accuracy is quoted."""
+    from matplotlib.transforms import Bbox
+
     with picture(path, 7.2, 4.4) as figure:
         axes = figure.subplots()
-        labels: dict[
-            str, tuple[float, float]
-        ] = {}  # each beside the last of its files: the int8 one, where there is one
+        labels: dict[str, Any] = {}  # each beside the last of its files: the int8 one, where there is one
         for row in record["rows"]:
             ours = "accuracy" in row
             accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
@@ -224,16 +224,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.margins(0.08)
         figure.canvas.draw()  # places are in pixels from here on
         points = [line.get_transform().transform(line.get_xydata())[0] for line in axes.get_lines()]
-        taken: list[Any] = []
+        taken: list[Any] = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
         for label, point in labels.items():
-            taken.append(_placed(axes, label, point, points, taken))
+            taken.append(_placed(axes, label, point, taken))
 
 
-def _placed(axes: Any, label: str, point: tuple[float, float], points: list[Any], taken: list[Any]) -> Any:
-    """Writes a label where it covers no point and no other label, as near as that goes; returns its box in pixels."""
-    from matplotlib.transforms import Bbox
-
-    around = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+def _placed(axes: Any, label: str, point: tuple[float, float], taken: list[Any]) -> Any:
+    """Writes a label where it covers nothing `taken`, as near as that goes; returns its box in pixels."""
     for distance in range(9, 90, 5):
         for x, y, side in (
             (0, -distance, "center"),
@@ -244,7 +241,7 @@ def _placed(axes: Any, label: str, point: tuple[float, float], points: list[Any]
             text = axes.annotate(label, point, xytext=(x, y), textcoords="offset points", fontsize=7, ha=side)
             box = text.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
-            if inside and not any(box.overlaps(other) for other in (*around, *taken)):
+            if inside and not any(box.overlaps(other) for other in taken):
                 return box
             text.remove()
     raise AssertionError(f"no room for {label}")

@@ -40,10 +40,8 @@ class MappedRows:
         Copying alone waits for one page after the other, which takes some twenty times as long for rows in any order.
         """
         mapped = self._mapped
-        if (
-            not isinstance(mapped, np.memmap)
-            or not isinstance(mapped.base, mmap.mmap)
-            or not hasattr(mmap, "MADV_WILLNEED")
+        if not (
+            isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED")
         ):
             return
         start = mapped.offset % mmap.ALLOCATIONGRANULARITY  # of the first row, in the map
