@@ -104,7 +104,6 @@ def interleave(
         return {}
     warm_up: dict[str, tuple[int, float]] = {}
     turn_ns = int(seconds / rounds * 1e9)
-    order: list[str] = []
 
     def give_up(name: str, error: Exception) -> None:
         if failed is None:
@@ -114,9 +113,9 @@ def interleave(
     for name, runs in cases.items():
         try:
             warm_up[name] = _warm_up(runs, seconds)
-            order.append(name)
         except Exception as error:
             give_up(name, error)
+    order = list(warm_up)
     slow = {name: took > _REHEARSE_S for name, (_, took) in warm_up.items()}
     taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in order}
     position = dict.fromkeys(order, 0)
