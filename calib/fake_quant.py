@@ -9,32 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrm.calib.int8_weights import quantize_weight
+from vitrm.calib.int8_weights import quantize_filters, quantize_weight
 from vitrm.calib.quant_params import QuantParams, QuantTable
-from vitrm.calib.sites import Site
+from vitrm.calib.sites import TOKENIZER, Site
 from vitrm.model import ViTRM
 
 
 @dataclass(frozen=True)
 class FakeQuantizer:
-    """An observer (vitrm.calib.sites.Observer) that computes linear layers from rounded inputs and weights.
+    """An observer (vitrm.calib.sites.Observer) that computes linear layers and convolutions from rounded inputs and weights.
 
+    On a CPU a convolution's output is rounded, too.
     The model is only read: its own weights stay as they are.
     """
 
     table: QuantTable
-    weights: Mapping[str, Tensor]  # rounded, [out, in], by layer
-    biases: Mapping[str, Tensor | None]
+    weights: Mapping[str, Tensor]  # rounded, [out, in] or [out, in, height, width], by layer
+    layers: Mapping[str, nn.Linear | nn.Conv2d]
 
     @classmethod
     def of(cls, model: ViTRM, table: QuantTable) -> FakeQuantizer:
-        """Rounds the weights of a model's linear layers once."""
-        layers = {f"block.{n}": m for n, m in model.block.named_modules() if isinstance(m, nn.Linear)}
-        return cls(
-            table,
-            {name: rounded_weight(layer.weight.detach()) for name, layer in layers.items()},
-            {name: layer.bias for name, layer in layers.items()},
-        )
+        """Rounds the weights of a model's layers once."""
+        layers: dict[str, nn.Linear | nn.Conv2d] = {
+            f"block.{n}": m for n, m in model.block.named_modules() if isinstance(m, nn.Linear)
+        }
+        layers |= {TOKENIZER + c.name: c.layer for c in model.tokenizer.convolutions()}
+        return cls(table, {name: rounded_weight(layer.weight.detach()) for name, layer in layers.items()}, layers)
 
     def only(self, site: Site) -> FakeQuantizer:
         """A fake quantizer that rounds at one site alone."""
@@ -44,7 +44,16 @@ class FakeQuantizer:
         """The layer's output from its rounded input and weight; None for a site in floating point."""
         if not self.table.quantizes(site):
             return None
-        return F.linear(fake_quantize(values, self.table[site]), self.weights[site.layer], self.biases[site.layer])
+        if site.is_output:
+            return fake_quantize(values, self.table[site]) if self.table.target == "cpu" else None
+        layer, weight, values = (
+            self.layers[site.layer],
+            self.weights[site.layer],
+            fake_quantize(values, self.table[site]),
+        )
+        if isinstance(layer, nn.Linear):
+            return F.linear(values, weight, layer.bias)
+        return F.conv2d(values, weight, layer.bias, layer.stride, layer.padding)
 
 
 def fake_quantize(values: Tensor, params: QuantParams) -> Tensor:
@@ -55,6 +64,9 @@ def fake_quantize(values: Tensor, params: QuantParams) -> Tensor:
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """Rounds a weight [out, in] to one that int8 represents."""
+    """Rounds a weight [out, in] or [out, in, height, width] to one that int8 represents."""
+    if weight.dim() == 4:
+        filters, scales = quantize_filters(weight.numpy())
+        return torch.from_numpy(filters * scales.reshape(-1, 1, 1, 1))
     integers, scales = quantize_weight(weight.T.contiguous().numpy())
     return torch.from_numpy(integers * scales).T.contiguous()

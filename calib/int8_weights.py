@@ -4,7 +4,8 @@ They obey one more rule, so that a file computes the same on every CPU.  x86 pro
 `vpmaddubsw`: it adds the products of two neighboring rows, unsigned activation times signed weight, in 16 bits, and
 saturates.  The sum of two weights of one sign in rows 2i and 2i + 1 is therefore held to 128: 255 · 128 < 2¹⁵.  The
 alternatives cost more: unsigned weights run on a kernel without VNNI where there is VNNI, and 7-bit weights
-(|q| ≤ 64, exact in any order of rows) have twice the rounding error.
+(|q| ≤ 64, exact in any order of rows) have twice the rounding error.  Kernels of convolutions lay weights out in many ways, so
+there any two of one sign are held to that sum.
 """
 
 from __future__ import annotations
@@ -26,6 +27,19 @@ def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     scales = np.maximum(np.abs(weight).max(0) / LEVELS, largest_pair(weight) / _PAIR).astype(np.float32)
     scales[scales == 0] = 1.0  # a channel of zeros
     return np.clip(np.round(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
+
+
+def quantize_filters(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 of a convolution's weight [out, in, height, width], one scale per output channel: weight ≈ integers · scales.
+
+    The scale is the least at which every integer fits into int8, and any two of one sign into 16 bits (see above).
+    """
+    ordered = np.sort(weight.reshape(len(weight), -1), 1)
+    two = np.maximum(np.maximum(ordered[:, -2:], 0).sum(1), np.maximum(-ordered[:, :2], 0).sum(1))
+    scales = np.maximum(np.abs(ordered).max(1) / LEVELS, two / _PAIR).astype(np.float32)
+    scales[scales == 0] = 1.0  # a channel of zeros
+    integers = np.round(weight / scales.reshape(-1, 1, 1, 1))
+    return np.clip(integers, -LEVELS, LEVELS).astype(np.int8), scales
 
 
 def largest_pair(weight: NDArray[Any]) -> NDArray[Any]:

@@ -62,8 +62,12 @@ class QuantTable:
     floating: frozenset[Site] = frozenset()  # sites that stay floating point
 
     def quantizes(self, site: Site) -> bool:
-        """True unless the site stays floating point."""
-        return site not in self.floating
+        """True unless the site stays floating point.
+
+        A convolution's output does so with its input; so does what a calibration of before convolutions had sites does not know.
+        """
+        known = site in self.params or not site.of_tokenizer
+        return known and site.of_input not in self.floating
 
     def __getitem__(self, site: Site) -> QuantParams:
         """The parameters of a site.  Raises `UserError` for one that the calibration did not meet."""
@@ -77,8 +81,8 @@ class QuantTable:
         return replace(self, floating=frozenset(floating))
 
     def only(self, site: Site) -> QuantTable:
-        """The same table, with all sites but this one in floating point."""
-        return self.keeping(self.params.keys() - {site})
+        """The same table, with all sites but this one, and its output, in floating point."""
+        return self.keeping(self.params.keys() - {site, site.of_output})
 
 
 def quant_table(calibration: Calibration, target: str, *, shared: bool) -> QuantTable:

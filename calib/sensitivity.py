@@ -135,7 +135,9 @@ def sensitivity(
     quantizer, work = FakeQuantizer.of(model, table), {}
 
     def count(site: Site, values: torch.Tensor) -> None:
-        work[site] = values[0].numel() // values.shape[-1] * quantizer.weights[site.layer].numel()
+        if not site.is_output:
+            weight = quantizer.weights[site.layer]
+            work[site] = values[0].numel() // weight.shape[1] * weight.numel()
 
     states = run_observed(model, tensor, steps, count)
     embedded = model.embed(tensor)
@@ -146,9 +148,9 @@ def sensitivity(
     exact = logits(states)
     variance = float(np.square(exact - exact.mean(0)).sum())
     noise = {}
-    for done, site in enumerate(calibration.ranges, 1):
+    for done, site in enumerate(work, 1):
         start = Start(site.step - 1, embedded, states[site.step - 2]) if site.step > 1 else None
         rounded = run_observed(model, tensor, steps, quantizer.only(site), start)
         noise[site] = float(np.square(logits(rounded) - exact).sum()) / max(variance, 1e-30)
-        progress(done / len(calibration.ranges))
+        progress(done / len(work))
     return Sensitivity(noise, work, table.target, table.shared, calibration.id, len(images))

@@ -1,4 +1,4 @@
-"""Sites, where activations become int8: the inputs of a ViTRM's linear layers, by step and role; those of a ViT's or CCT's layers."""
+"""Sites, where activations become int8: the inputs of a ViTRM's linear layers, by step and role, and those of its tokenizer's convolutions; the inputs of a ViT's or CCT's layers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from vitrm.baselines.networks import Baseline, Transformer
 from vitrm.model import Embedded, State, ViTRM
 
 NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion
+TOKENIZER = "tokenizer."  # before the name of a convolution
+OUTPUT = ".output"  # behind the name of a convolution: what it gives, which becomes int8 on a CPU
 ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
@@ -26,13 +28,36 @@ class Site(NamedTuple):
 
     step: int  # 1, 2, …; 0 for what runs once per image
     role: str  # one of ROLES, or NET: the fragment it belongs to
-    layer: str  # the linear layer whose input it is, e.g. "block.1.ffn.up"
+    layer: (
+        str  # the layer whose input it is, e.g. "block.1.ffn.up" or "tokenizer.groups.0.conv1"; with OUTPUT, its output
+    )
 
     def __str__(self) -> str:
         return f"{self.step}/{self.role}/{self.layer}"
 
+    @property
+    def of_tokenizer(self) -> bool:
+        """True for a convolution's input and output."""
+        return self.layer.startswith(TOKENIZER)
 
-# Called with a site and its layer's input [B, tokens, width].  A returned tensor replaces the layer's output.
+    @property
+    def is_output(self) -> bool:
+        """True for a convolution's output."""
+        return self.layer.endswith(OUTPUT)
+
+    @property
+    def of_input(self) -> Site:
+        """The site of the same layer's input."""
+        return self._replace(layer=self.layer.removesuffix(OUTPUT))
+
+    @property
+    def of_output(self) -> Site:
+        """The site of the same convolution's output."""
+        return self._replace(layer=self.of_input.layer + OUTPUT)
+
+
+# Called with a site and its layer's input [B, tokens, width] or [B, channels, H, W].  A returned tensor replaces the layer's output.
+# The site of an output comes with that output, as it is used: cut off where what follows gives 0.
 Observer = Callable[[Site, Tensor], Tensor | None]
 
 
@@ -62,7 +87,7 @@ def run_observed(
     def see(layer: str, values: Tensor) -> Tensor | None:
         return observer(Site(step, role, layer), values) if observer else None
 
-    with _hooked(model.block, "block", see):
+    with _hooked(model.block, "block", see), _hooked_convolutions(model, see):
         if start is None:
             embedded = model.embed(images)
             step, role = 1, "project_latents"
@@ -103,6 +128,28 @@ def _hooked(module: nn.Module, prefix: str, see: Callable[[str, Tensor], Tensor 
         for name, linear in module.named_modules()
         if isinstance(linear, nn.Linear)
     ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _hooked_convolutions(model: ViTRM, see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls `see` with the name and input, then with the output, of every convolution of the tokenizer that int8 is for."""
+
+    def at_input(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        return lambda _, inputs, __: see(layer, inputs[0])
+
+    def at_output(layer: str, floor: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        return lambda _, __, output: see(layer + OUTPUT, output.clamp(min=floor))
+
+    handles = []
+    for name, layer, norm, floor in model.tokenizer.convolutions():
+        name = TOKENIZER + name
+        handles.append(layer.register_forward_hook(at_input(name)))
+        handles.append(norm.register_forward_hook(at_output(name, floor)))
     try:
         yield
     finally:

@@ -98,7 +98,7 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     axes.fill_between(x, [min(w) for _, w in met], [max(w) for _, w in met], color=TEAL, alpha=0.22, lw=0)
     axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o")
     axes.set_yscale("log")
-    ends = [r.high - r.low for r in calibration.ranges.values() if r.high > r.low]
+    ends = [r.high - r.low for site, r in calibration.ranges.items() if site.step and r.high > r.low]
     decades = math.log10(max(ends, default=1.0) / min(ends, default=1.0))
     # LogLocator puts its ticks too close where the axis is shorter than a decade.
     subs = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)

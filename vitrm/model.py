@@ -37,7 +37,7 @@ y and z at depth 0 are learned (y₀, z₀).  f is pre-norm: h + Mix(LN h), then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -326,7 +326,27 @@ class TokenMLP(nn.Module):
         return h + self.dropout(self.ffn(_normalized(self.norm2, h)))
 
 
-class PatchTokenizer(nn.Module):
+GELU_FLOOR = -4.0  # GELU(−4) = −0.0001
+
+
+class Convolution(NamedTuple):
+    """A tokenizer's convolution that int8 is for: one that reads features, not the image, with the norm that a graph folds into it."""
+
+    name: str  # in the tokenizer
+    layer: nn.Conv2d
+    norm: nn.Module  # its output is that of both
+    floor: float  # what is lower counts as this: the activation that follows gives 0, or almost
+
+
+class Tokenizer(nn.Module):
+    """Makes tokens [B, N, D] of normalized images [B, 3, H, W]."""
+
+    def convolutions(self) -> Iterator[Convolution]:
+        """The convolutions that int8 is for."""
+        return iter(())
+
+
+class PatchTokenizer(Tokenizer):
     """The paper's: one linear projection of each P × P patch."""
 
     def __init__(self, config: ViTRMConfig) -> None:
@@ -337,7 +357,7 @@ class PatchTokenizer(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)  # [B, D, H/P, W/P] → [B, N, D]
 
 
-class ConvTokenizer(nn.Module):
+class ConvTokenizer(Tokenizer):
     """Convolutions to the same grid of tokens (Hassani et al., 2021: compact transformers learn faster with them).
 
     Each 3 × 3 convolution is followed by batch norm (optional) and ReLU, and the first ones by a max-pooling that
@@ -366,8 +386,15 @@ class ConvTokenizer(nn.Module):
                 images = F.relu(images)  # the same, and its gradient too, of a quarter of the values
         return images.flatten(2).transpose(1, 2)
 
+    def convolutions(self) -> Iterator[Convolution]:
+        """All but the first."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if i:
+                assert isinstance(conv, nn.Conv2d)
+                yield Convolution(f"convs.{i}", conv, norm, floor=0.0)
 
-class WhitenedTokenizer(nn.Module):
+
+class WhitenedTokenizer(Tokenizer):
     """Convolutions that begin with whitened 2 × 2 patches (after airbench: Jordan, 2024).
 
         whiten (fixed), GELU
@@ -394,8 +421,20 @@ class WhitenedTokenizer(nn.Module):
         h = F.gelu(self.norm(self.conv(h)))
         return h.flatten(2).transpose(1, 2)
 
+    def convolutions(self) -> Iterator[Convolution]:
+        """All but the whitening."""
+        for i, group in enumerate(self.groups):
+            assert isinstance(group, ConvGroup)
+            yield Convolution(f"groups.{i}.conv1", group.conv1, group.norm1, floor=GELU_FLOOR)
+            yield Convolution(f"groups.{i}.conv2", group.conv2, group.norm2, floor=GELU_FLOOR)
+        yield Convolution("conv", self.conv, self.norm, floor=GELU_FLOOR)
 
-TOKENIZERS = {"patch": PatchTokenizer, "conv": ConvTokenizer, "whitened": WhitenedTokenizer}
+
+TOKENIZERS: dict[str, type[PatchTokenizer | ConvTokenizer | WhitenedTokenizer]] = {
+    "patch": PatchTokenizer,
+    "conv": ConvTokenizer,
+    "whitened": WhitenedTokenizer,
+}
 
 
 def initialize(model: nn.Module, embeddings: list[nn.Parameter], std: float) -> None:

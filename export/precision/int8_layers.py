@@ -1,12 +1,15 @@
-"""INT8: a fragment's matmuls of activations with weights become matmuls of int8 numbers.
+"""INT8: a fragment's matmuls of activations with weights, and its convolutions of features, work on int8 numbers.
 
 Weights are symmetric with a scale per output channel.  Everything else stays floating point: biases, softmax, the
-matmuls inside attention, LayerNorm, the residual stream, the heads.  Two targets want two graphs:
+matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two targets want two graphs:
 
     tensorrt   h → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← int8 weight
                symmetric signed activations, standard operators: what TensorRT fuses (OpenVINO too)
     cpu        h → QuantizeLinear (unsigned, with a zero point) → MatMulIntegerToFloat (with scales and bias)
                the one integer GEMM that ONNX Runtime's CPU provider runs at full speed
+
+Convolutions likewise: for TensorRT Conv between the same nodes, for a CPU QLinearConv, whose bias is int32 and whose output is
+uint8; a max-pooling that follows takes that as it is, a quarter of it becomes float again.
 
 Activation scales are constants, those of a `QuantTable`, so a sample's answer does not depend on its batch mates, as it
 would with scales taken from each batch.
@@ -21,12 +24,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vitrm.calib.int8_weights import quantize_weight
+from vitrm.calib.int8_weights import quantize_filters, quantize_weight
 from vitrm.calib.quant_params import QuantParams
+from vitrm.calib.sites import OUTPUT
 from vitrm.export.graph.fragments import Fragment
 
 _CONTRIB = "com.microsoft"
-_WEIGHT = ".weight.T"
+_WEIGHT, _FILTERS = ".weight.T", ".weight"
 
 _INT8, _UINT8, _FLOAT = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT
 
@@ -36,21 +40,34 @@ def linear_layers(fragment: Fragment) -> list[str]:
     return [name.removesuffix(_WEIGHT) for name in fragment.weights if name.endswith(_WEIGHT)]
 
 
+def convolutions(fragment: Fragment) -> list[str]:
+    """The layers whose convolution `to_int8` can replace, e.g. "tokenizer.groups.0.conv1"."""
+    names = {value: name for name, value in fragment.weights.items()}
+    weights = [node.inputs[1] for node in fragment.nodes if node.op_type == "Conv"]
+    return [_layer(names[w]) for w in weights if w in names]
+
+
+def _layer(weight: str) -> str:
+    """The layer that has the weight of this name."""
+    return weight.removesuffix(_WEIGHT).removesuffix(_FILTERS)
+
+
 def to_int8(fragment: Fragment, params: Mapping[str, QuantParams], target: str) -> Fragment:
-    """Copies the float32 `fragment` with int8 matmuls.
+    """Copies the float32 `fragment` with int8 matmuls and convolutions.
 
     Args:
         fragment: a traced function.
-        params: scale and zero point of a layer's input, for each layer that becomes int8; the others stay as they are.
-        target: "cpu" or "tensorrt", the form of the matmuls.
+        params: scale and zero point of a layer's input, for each layer that becomes int8, and with `OUTPUT` behind its name
+            those of a convolution's output; the others stay as they are.
+        target: "cpu" or "tensorrt", the form of what is int8.
 
     Raises:
-        ValueError: if a layer's weight is used otherwise than in one matmul.
+        ValueError: if a layer's weight is used otherwise than in one matmul or convolution.
     """
     rewriting = _Rewriting(fragment, params, target)
     for node in fragment.nodes:
         rewriting.copy(node)
-    left = [name for name in rewriting.weights if name.removesuffix(_WEIGHT) in params]
+    left = [name for name in rewriting.weights if _layer(name) in params]
     if left:
         raise ValueError(f"fragment {fragment.name}: {', '.join(left)} did not become int8")
     return rewriting.result()
@@ -76,9 +93,8 @@ class _Rewriting:
         """Copies a node, or puts what replaces it."""
         if node in self.skipped:
             return
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        name = self.names.get(weight) if weight is not None else None
-        layer = name.removesuffix(_WEIGHT) if name else ""
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Conv") else None
+        layer = _layer(self.names.get(weight, "")) if weight is not None else ""
         if layer not in self.params:
             outputs = [ir.Value(name=v.name, shape=v.shape, type=v.type) for v in node.outputs]
             inputs = [None if v is None else self.value(v) for v in node.inputs]
@@ -90,7 +106,9 @@ class _Rewriting:
         source = node.inputs[0]
         assert source is not None
         assert weight is not None
-        if self.target == "cpu":
+        if node.op_type == "Conv":
+            (self._integer_conv if self.target == "cpu" else self._dequantized_conv)(node, source, weight, layer)
+        elif self.target == "cpu":
             self._integer_matmul(node, source, weight, layer)
         else:
             self._dequantized_matmul(node, source, weight, layer)
@@ -117,16 +135,12 @@ class _Rewriting:
     # The two forms of a matmul ---------------------------------------------------------------------
 
     def _dequantized_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        quantized = self._quantized(source, layer)
-        if source not in self.dequantized:
-            self.dequantized[source] = self._node(
-                "DequantizeLinear", [*quantized], f"{layer}/dequantize", _FLOAT, source.shape
-            )
+        restored_source = self._dequantized(source, layer)
         integers, scales = self._int8_weight(weight, layer)
         restored = self._node(
             "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 1}
         )
-        self._matmul(node, "MatMul", [self.dequantized[source], restored], "")
+        self._matmul(node, "MatMul", [restored_source, restored], "")
 
     def _integer_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
         q, scale, zero_point = self._quantized(source, layer)
@@ -158,7 +172,48 @@ class _Rewriting:
         name = node.name.replace("/MatMul", f"/{op_type}")
         self.nodes.append(ir.Node(domain, op_type, inputs, outputs=[output], name=name))
 
+    # The two forms of a convolution ----------------------------------------------------------------
+
+    def _dequantized_conv(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
+        restored_source = self._dequantized(source, layer)
+        integers, scales = self._int8_filters(weight, layer)
+        restored = self._node(
+            "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 0}
+        )
+        old = node.outputs[0]
+        output = self.values[old] = ir.Value(name=old.name, shape=old.shape, type=old.type)
+        inputs = [restored_source, restored, *(None if v is None else self.value(v) for v in node.inputs[2:])]
+        self.nodes.append(ir.Node("", "Conv", inputs, node.attributes.values(), outputs=[output], name=node.name))
+
+    def _integer_conv(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
+        q, scale, zero_point = self._quantized(source, layer)
+        integers, scales = self._int8_filters(weight, layer)
+        given = self.params[layer + OUTPUT]
+        out_scale, out_zero_point = self._constant(given.scale), self._constant(given.zero_point)
+        inputs = [q, scale, zero_point, integers, scales, self._constant(np.int8(0)), out_scale, out_zero_point]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            inputs.append(self._int32_bias(node.inputs[2], self.params[layer].scale, scales))
+        old = node.outputs[0]
+        name = f"{layer}/quantized"
+        integer = self._node("QLinearConv", inputs, name, _UINT8, old.shape, dict(node.attributes))
+        pooling = next(iter(old.uses()), (None, 0))[0] if len(old.uses()) == 1 else None
+        if pooling is not None and pooling.op_type == "MaxPool":  # the order of values is that of their integers
+            self.skipped.add(pooling)
+            old = pooling.outputs[0]
+            integer = self._node("MaxPool", [integer], f"{layer}/pooled", _UINT8, old.shape, dict(pooling.attributes))
+        output = self.values[old] = ir.Value(name=old.name, shape=old.shape, type=old.type)
+        restored = [integer, out_scale, out_zero_point]
+        self.nodes.append(ir.node("DequantizeLinear", restored, outputs=[output], name=f"{layer}/dequantize"))
+
     # Parts -----------------------------------------------------------------------------------------
+
+    def _dequantized(self, source: ir.Value, layer: str) -> ir.Value:
+        """Activations rounded to int8 and back; made once for all layers that read them."""
+        if source not in self.dequantized:
+            self.dequantized[source] = self._node(
+                "DequantizeLinear", [*self._quantized(source, layer)], f"{layer}/dequantize", _FLOAT, source.shape
+            )
+        return self.dequantized[source]
 
     def _quantized(self, source: ir.Value, layer: str) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Activations as integers, with their scale and zero point; made once for all layers that read them."""
@@ -181,7 +236,23 @@ class _Rewriting:
             self.weights[stored[1]] = _initializer(stored[1], scales)
         return self.weights[stored[0]], self.weights[stored[1]]
 
-    def _constant(self, number: np.float32 | np.int8 | np.uint8) -> ir.Value:
+    def _int8_filters(self, weight: ir.Value, layer: str) -> tuple[ir.Value, ir.Value]:
+        """The weight [out, in, height, width] as int8 and its scales [out]."""
+        assert weight.const_value is not None
+        integers, scales = quantize_filters(weight.const_value.numpy())
+        names = f"{layer}{_FILTERS}.int8", f"{layer}{_FILTERS}.scale"
+        for name, array in zip(names, (integers, scales), strict=True):
+            self.weights[name] = _initializer(name, array)
+        return self.weights[names[0]], self.weights[names[1]]
+
+    def _int32_bias(self, bias: ir.Value, scale: np.float32, scales: ir.Value) -> ir.Value:
+        """A bias [out] in units of the integer sums."""
+        assert bias.const_value is not None
+        assert scales.const_value is not None
+        units = np.float64(scale) * scales.const_value.numpy()
+        return self._constant(np.round(bias.const_value.numpy() / units).astype(np.int32))
+
+    def _constant(self, number: np.float32 | np.int8 | np.uint8 | NDArray[np.int32]) -> ir.Value:
         array: NDArray[Any] = np.asarray(number)
         value = _initializer(f"scale.{len(self.constants)}", array)
         self.constants.append(value)
