@@ -19,7 +19,7 @@ from vitrm.model import ViTRM
 class FakeQuantizer:
     """An observer (vitrm.calib.sites.Observer) that computes linear layers and convolutions from rounded inputs and weights.
 
-    On a CPU a convolution's output is rounded, too.
+    A convolution's output is rounded, too.
     The model is only read: its own weights stay as they are.
     """
 
@@ -45,12 +45,9 @@ class FakeQuantizer:
         if not self.table.quantizes(site):
             return None
         if site.is_output:
-            return fake_quantize(values, self.table[site]) if self.table.target == "cpu" else None
-        layer, weight, values = (
-            self.layers[site.layer],
-            self.weights[site.layer],
-            fake_quantize(values, self.table[site]),
-        )
+            return fake_quantize(values, self.table[site])
+        layer, weight = self.layers[site.layer], self.weights[site.layer]
+        values = fake_quantize(values, self.table[site])
         if isinstance(layer, nn.Linear):
             return F.linear(values, weight, layer.bias)
         return F.conv2d(values, weight, layer.bias, layer.stride, layer.padding)

@@ -64,7 +64,8 @@ class QuantTable:
     def quantizes(self, site: Site) -> bool:
         """True unless the site stays floating point.
 
-        A convolution's output does so with its input; so does what a calibration of before convolutions had sites does not know.
+        A convolution's output does so with its input, and a convolution without parameters: for TensorRT, or of a calibration
+        that was made before convolutions had sites.
         """
         known = site in self.params or not site.of_tokenizer
         return known and site.of_input not in self.floating
@@ -86,7 +87,9 @@ class QuantTable:
 
 
 def quant_table(calibration: Calibration, target: str, *, shared: bool) -> QuantTable:
-    """Computes the parameters of every site of a calibration, once for all that read them.
+    """Computes the parameters of every site of a calibration that int8 is for, once for all that read them.
+
+    For TensorRT convolutions are none (vitrm.export.precision.int8_layers says why).
 
     Args:
         calibration: the activations' ranges.
@@ -94,10 +97,11 @@ def quant_table(calibration: Calibration, target: str, *, shared: bool) -> Quant
         shared: whether all steps share the widest of their ranges, as a `loop` and a `stepwise` must; else each step has
             its own.
     """
+    sites = [site for site in calibration.ranges if target == "cpu" or not site.of_tokenizer]
     if not shared:
-        return QuantTable({site: quant_params(r, target) for site, r in calibration.ranges.items()}, target, shared)
+        return QuantTable({site: quant_params(calibration.ranges[site], target) for site in sites}, target, shared)
     widest = {
         (role, layer): quant_params(calibration.shared(role, layer), target)
-        for role, layer in {(site.role, site.layer) for site in calibration.ranges}
+        for role, layer in {(site.role, site.layer) for site in sites}
     }
-    return QuantTable({site: widest[site.role, site.layer] for site in calibration.ranges}, target, shared)
+    return QuantTable({site: widest[site.role, site.layer] for site in sites}, target, shared)

@@ -128,14 +128,14 @@ def sensitivity(
     *,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Sensitivity:
-    """Measures every site of `calibration`, whose scales are those of `table`, on float32 images [n, 3, H, W]."""
+    """Measures every site of `calibration` that int8 is for, whose scales are those of `table`, on float32 images [n, 3, H, W]."""
     model = checkpoint.build()
     assert isinstance(model, ViTRM)
     tensor, steps = torch.from_numpy(images), calibration.steps
     quantizer, work = FakeQuantizer.of(model, table), {}
 
     def count(site: Site, values: torch.Tensor) -> None:
-        if not site.is_output:
+        if table.quantizes(site) and not site.is_output:
             weight = quantizer.weights[site.layer]
             work[site] = values[0].numel() // weight.shape[1] * weight.numel()
 

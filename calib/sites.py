@@ -1,4 +1,4 @@
-"""Sites, where activations become int8: the inputs of a ViTRM's linear layers, by step and role, and those of its tokenizer's convolutions; the inputs of a ViT's or CCT's layers."""
+"""Sites, where activations become int8: the inputs of a ViTRM's linear layers, by step and role; inputs and outputs of its tokenizer's convolutions; the inputs of a ViT's or CCT's layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitrm.model import Embedded, State, ViTRM
 
 NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion
 TOKENIZER = "tokenizer."  # before the name of a convolution
-OUTPUT = ".output"  # behind the name of a convolution: what it gives, which becomes int8 on a CPU
+OUTPUT = ".output"  # behind the name of a convolution: what it gives
 ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
 
 
@@ -29,7 +29,7 @@ class Site(NamedTuple):
     step: int  # 1, 2, …; 0 for what runs once per image
     role: str  # one of ROLES, or NET: the fragment it belongs to
     layer: (
-        str  # the layer whose input it is, e.g. "block.1.ffn.up" or "tokenizer.groups.0.conv1"; with OUTPUT, its output
+        str  # the layer whose input it is, e.g. "block.1.ffn.up" or "tokenizer.groups.0.conv2"; with OUTPUT, its output
     )
 
     def __str__(self) -> str:

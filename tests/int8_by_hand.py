@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vitrm.calib.calibration import Calibration
-from vitrm.calib.int8_weights import quantize_weight
+from vitrm.calib.int8_weights import quantize_filters, quantize_weight
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 
@@ -25,7 +25,7 @@ def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch
 def simulated(
     checkpoint: Checkpoint, calibration: Calibration, images: np.ndarray, target: str, shared: bool
 ) -> np.ndarray:
-    """The eager model with weights and inputs of linear layers rounded as int8 rounds them."""
+    """The eager model with weights and inputs of linear layers, and for a CPU those of convolutions and their outputs, rounded as int8 rounds them."""
     model = checkpoint.build()
     assert isinstance(model, ViTRM)
     place = [0, "embed"]
@@ -43,6 +43,17 @@ def simulated(
             integers, scales = quantize_weight(module.weight.T.contiguous().numpy())
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
+    for name, conv, norm, floor in model.tokenizer.convolutions() if target == "cpu" else ():
+        filters, by = quantize_filters(conv.weight.numpy())
+        conv.weight.copy_(torch.from_numpy(filters * by[:, None, None, None]))
+        into, out = (calibration.at(0, "embed", f"tokenizer.{name}{end}") for end in ("", ".output"))
+        assert isinstance(norm, torch.nn.Identity), (
+            "one with parameters would belong to the filters and biases rounded here"
+        )
+        unit = torch.from_numpy(by * np.float32((into.high - into.low) / 255))  # biases are whole numbers of it
+        conv.bias.copy_(torch.round(conv.bias / unit) * unit)
+        conv.register_forward_pre_hook(lambda _, inputs, of=into: (rounded(inputs[0], *of, target),))
+        norm.register_forward_hook(lambda _, __, h, of=out, floor=floor: rounded(h.clamp(min=floor), *of, target))
     embedded = model.embed(torch.from_numpy(images))
     y, z = model.y0.expand(len(images), -1, -1), model.z0.expand(len(images), -1, -1)
     place[:] = 1, "project_latents"

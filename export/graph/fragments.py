@@ -233,9 +233,9 @@ def halve_gelu_last(graph: ir.Graph) -> None:
     form into one kernel, bias included, and runs torch's, the first, as five.
     """
     for erf in [node for node in graph if node.op_type == "Erf"]:
-        add = _only_user(erf)
-        half = _only_user(add) if add is not None and add.op_type == "Add" else None
-        last = _only_user(half) if half is not None and half.op_type == "Mul" else None
+        add = only_user(erf)
+        half = only_user(add) if add is not None and add.op_type == "Add" else None
+        last = only_user(half) if half is not None and half.op_type == "Mul" else None
         if add is None or half is None or last is None or last.op_type != "Mul":
             continue
         by = next(v for v in half.inputs if v is not add.outputs[0])
@@ -249,7 +249,8 @@ def halve_gelu_last(graph: ir.Graph) -> None:
         half.outputs[0].shape = x.shape
 
 
-def _only_user(node: ir.Node) -> ir.Node | None:
+def only_user(node: ir.Node) -> ir.Node | None:
+    """The one node that reads the first output of `node`; None where there are several, or none."""
     users = [use.node for use in node.outputs[0].uses()]
     return users[0] if len(users) == 1 else None
 

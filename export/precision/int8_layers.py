@@ -1,4 +1,4 @@
-"""INT8: a fragment's matmuls of activations with weights, and its convolutions of features, work on int8 numbers.
+"""INT8: a fragment's matmuls of activations with weights, and for a CPU its convolutions of features, work on int8 numbers.
 
 Weights are symmetric with a scale per output channel.  Everything else stays floating point: biases, softmax, the
 matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two targets want two graphs:
@@ -8,8 +8,9 @@ matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two 
     cpu        h → QuantizeLinear (unsigned, with a zero point) → MatMulIntegerToFloat (with scales and bias)
                the one integer GEMM that ONNX Runtime's CPU provider runs at full speed
 
-Convolutions likewise: for TensorRT Conv between the same nodes, for a CPU QLinearConv, whose bias is int32 and whose output is
-uint8; a max-pooling that follows takes that as it is, a quarter of it becomes float again.
+A convolution for a CPU becomes QLinearConv, whose bias is int32 and whose output is uint8; a max-pooling that follows takes
+that as it is, a quarter of it becomes float again.  For TensorRT convolutions stay float16: symmetric int8 has half the levels
+for what GELU gives, which is hardly negative, and too many answers would be others.
 
 Activation scales are constants, those of a `QuantTable`, so a sample's answer does not depend on its batch mates, as it
 would with scales taken from each batch.
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from vitrm.calib.int8_weights import quantize_filters, quantize_weight
 from vitrm.calib.quant_params import QuantParams
 from vitrm.calib.sites import OUTPUT
-from vitrm.export.graph.fragments import Fragment
+from vitrm.export.graph.fragments import Fragment, only_user
 
 _CONTRIB = "com.microsoft"
 _WEIGHT, _FILTERS = ".weight.T", ".weight"
@@ -107,7 +108,7 @@ class _Rewriting:
         assert source is not None
         assert weight is not None
         if node.op_type == "Conv":
-            (self._integer_conv if self.target == "cpu" else self._dequantized_conv)(node, source, weight, layer)
+            self._integer_conv(node, source, weight, layer)
         elif self.target == "cpu":
             self._integer_matmul(node, source, weight, layer)
         else:
@@ -135,19 +136,23 @@ class _Rewriting:
     # The two forms of a matmul ---------------------------------------------------------------------
 
     def _dequantized_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        restored_source = self._dequantized(source, layer)
+        quantized = self._quantized(source, layer)
+        if source not in self.dequantized:
+            self.dequantized[source] = self._node(
+                "DequantizeLinear", [*quantized], f"{layer}/dequantize", _FLOAT, source.shape
+            )
         integers, scales = self._int8_weight(weight, layer)
         restored = self._node(
             "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 1}
         )
-        self._matmul(node, "MatMul", [restored_source, restored], "")
+        self._matmul(node, "MatMul", [self.dequantized[source], restored], "")
 
     def _integer_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
         q, scale, zero_point = self._quantized(source, layer)
         integers, scales = self._int8_weight(weight, layer)
         inputs = [q, integers, scale, scales, zero_point]
         # The operator adds the bias too.
-        add = next(iter(node.outputs[0].uses()), (None, 0))[0] if len(node.outputs[0].uses()) == 1 else None
+        add = only_user(node)
         bias = None
         if add is not None and add.op_type == "Add":
             bias = next((v for v in add.inputs if v is not None and self.names.get(v) == f"{layer}.bias"), None)
@@ -172,18 +177,7 @@ class _Rewriting:
         name = node.name.replace("/MatMul", f"/{op_type}")
         self.nodes.append(ir.Node(domain, op_type, inputs, outputs=[output], name=name))
 
-    # The two forms of a convolution ----------------------------------------------------------------
-
-    def _dequantized_conv(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        restored_source = self._dequantized(source, layer)
-        integers, scales = self._int8_filters(weight, layer)
-        restored = self._node(
-            "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 0}
-        )
-        old = node.outputs[0]
-        output = self.values[old] = ir.Value(name=old.name, shape=old.shape, type=old.type)
-        inputs = [restored_source, restored, *(None if v is None else self.value(v) for v in node.inputs[2:])]
-        self.nodes.append(ir.Node("", "Conv", inputs, node.attributes.values(), outputs=[output], name=node.name))
+    # A convolution ---------------------------------------------------------------------------------
 
     def _integer_conv(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
         q, scale, zero_point = self._quantized(source, layer)
@@ -196,24 +190,23 @@ class _Rewriting:
         old = node.outputs[0]
         name = f"{layer}/quantized"
         integer = self._node("QLinearConv", inputs, name, _UINT8, old.shape, dict(node.attributes))
-        pooling = next(iter(old.uses()), (None, 0))[0] if len(old.uses()) == 1 else None
+        pooling = only_user(node)
         if pooling is not None and pooling.op_type == "MaxPool":  # the order of values is that of their integers
             self.skipped.add(pooling)
             old = pooling.outputs[0]
             integer = self._node("MaxPool", [integer], f"{layer}/pooled", _UINT8, old.shape, dict(pooling.attributes))
+        inputs = [integer, out_scale, out_zero_point]
+        restored = self._node("DequantizeLinear", inputs, f"{layer}/dequantize", _FLOAT, old.shape)
+        if not (gelu := _gelu_of(old)):
+            self.values[old] = restored
+            return
+        # ONNX Runtime fuses GELU's five nodes into this one by itself, but not behind a DequantizeLinear: it copies that for each user.
+        self.skipped.update(gelu)
+        old = gelu[-1].outputs[0]
         output = self.values[old] = ir.Value(name=old.name, shape=old.shape, type=old.type)
-        restored = [integer, out_scale, out_zero_point]
-        self.nodes.append(ir.node("DequantizeLinear", restored, outputs=[output], name=f"{layer}/dequantize"))
+        self.nodes.append(ir.Node(_CONTRIB, "Gelu", [restored], outputs=[output], name=f"{layer}/Gelu"))
 
     # Parts -----------------------------------------------------------------------------------------
-
-    def _dequantized(self, source: ir.Value, layer: str) -> ir.Value:
-        """Activations rounded to int8 and back; made once for all layers that read them."""
-        if source not in self.dequantized:
-            self.dequantized[source] = self._node(
-                "DequantizeLinear", [*self._quantized(source, layer)], f"{layer}/dequantize", _FLOAT, source.shape
-            )
-        return self.dequantized[source]
 
     def _quantized(self, source: ir.Value, layer: str) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Activations as integers, with their scale and zero point; made once for all layers that read them."""
@@ -275,6 +268,20 @@ class _Rewriting:
         node = ir.node(op_type, inputs, attributes or {}, outputs=[output], name=unique)
         self.nodes.append(node)
         return output
+
+
+def _gelu_of(x: ir.Value) -> list[ir.Node]:
+    """The nodes of (x · (1 + erf(x/√2))) · ½, where nothing else reads x; else none."""
+    users = {use.node.op_type: use.node for use in x.uses()}
+    if len(x.uses()) != 2 or users.keys() != {"Div", "Mul"}:
+        return []
+    found = [users["Div"]]
+    for op_type in ("Erf", "Add", "Mul", "Mul"):
+        following = only_user(found[-1])
+        if following is None or following.op_type != op_type:
+            return []
+        found.append(following)
+    return found if found[3] is users["Mul"] else []
 
 
 def _initializer(name: str, array: NDArray[Any]) -> ir.Value:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitrm.calib.int8_weights import LEVELS, largest_pair, quantize_weight
+from vitrm.calib.int8_weights import LEVELS, largest_pair, quantize_filters, quantize_weight
 from vitrm.calib.methods import Range
 from vitrm.calib.quant_params import quant_params
 
@@ -29,6 +29,18 @@ def test_no_two_products_of_neighboring_rows_overflow_16_bits(weight):
     # Rounding is to the nearest, and a channel's scale no coarser than 7 bits would need.
     assert (np.abs(weight - integers * scales) <= scales * 0.5001).all()
     assert (scales <= np.where(np.abs(weight).max(0) > 0, np.abs(weight).max(0) / 63.7, 1)).all()
+
+
+@given(hnp.arrays(np.float32, (3, 2, 2, 2), elements=st.floats(-4, 4, width=32, allow_subnormal=False)))
+@settings(max_examples=300, deadline=None)
+def test_no_two_products_of_a_filter_overflow_16_bits_wherever_they_lie(weight):
+    integers, scales = quantize_filters(weight)
+    assert integers.dtype == np.int8
+    channels = np.sort(integers.astype(int).reshape(3, -1), 1)
+    assert 255 * max(channels[:, -2:].sum(1).max(), -channels[:, :2].sum(1).min()) < 2**15
+    assert (np.abs(weight - integers * scales[:, None, None, None]) <= scales[:, None, None, None] * 0.5001).all()
+    largest = np.abs(weight).reshape(3, -1).max(1)
+    assert (scales <= np.where(largest > 0, largest / 63.4, 1)).all(), "no coarser than 7 bits"
 
 
 def test_a_channel_without_large_neighbors_keeps_all_eight_bits():
