@@ -44,16 +44,18 @@ def simulated(
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
     for name, conv, norm, floor in model.tokenizer.convolutions() if target == "cpu" else ():
-        filters, by = quantize_filters(conv.weight.numpy())
-        conv.weight.copy_(torch.from_numpy(filters * by[:, None, None, None]))
         into, out = (calibration.at(0, "embed", f"tokenizer.{name}{end}") for end in ("", ".output"))
-        assert isinstance(norm, torch.nn.Identity), (
-            "one with parameters would belong to the filters and biases rounded here"
-        )
-        unit = torch.from_numpy(by * np.float32((into.high - into.low) / 255))  # biases are whole numbers of it
-        conv.bias.copy_(torch.round(conv.bias / unit) * unit)
+        # A norm maps each channel by a line, which belongs to filters and bias.
+        at_0, at_1 = (norm(torch.full((1, conv.out_channels, 1, 1), v)).flatten() for v in (0.0, 1.0))
+        filters, by = quantize_filters((conv.weight * (at_1 - at_0)[:, None, None, None]).numpy())
+        bias = at_0 if conv.bias is None else at_0 + (at_1 - at_0) * conv.bias
+        unit = torch.from_numpy(by * np.float32((into.high - into.low) / 255))  # of the integer sums, so of biases
+        conv.weight.copy_(torch.from_numpy(filters * by[:, None, None, None]))
+        conv.bias = torch.nn.Parameter(torch.round(bias / unit) * unit)
         conv.register_forward_pre_hook(lambda _, inputs, of=into: (rounded(inputs[0], *of, target),))
-        norm.register_forward_hook(lambda _, __, h, of=out, floor=floor: rounded(h.clamp(min=floor), *of, target))
+        norm.register_forward_hook(
+            lambda _, inputs, __, of=out, floor=floor: rounded(inputs[0].clamp(min=floor), *of, target)
+        )
     embedded = model.embed(torch.from_numpy(images))
     y, z = model.y0.expand(len(images), -1, -1), model.z0.expand(len(images), -1, -1)
     place[:] = 1, "project_latents"

@@ -221,22 +221,22 @@ class _Rewriting:
 
     def _int8_weight(self, weight: ir.Value, layer: str) -> tuple[ir.Value, ir.Value]:
         """The weight [in, out] as int8 and its scales [out]; stored once, whoever uses them."""
-        stored = f"{layer}{_WEIGHT}.int8", f"{layer}{_WEIGHT}.scale"
-        if stored[0] not in self.weights:
-            assert weight.const_value is not None
-            integers, scales = quantize_weight(weight.const_value.numpy())
-            self.weights[stored[0]] = _initializer(stored[0], integers)
-            self.weights[stored[1]] = _initializer(stored[1], scales)
-        return self.weights[stored[0]], self.weights[stored[1]]
+        names = f"{layer}{_WEIGHT}.int8", f"{layer}{_WEIGHT}.scale"
+        if names[0] in self.weights:
+            return self.weights[names[0]], self.weights[names[1]]
+        assert weight.const_value is not None
+        integers, scales = quantize_weight(weight.const_value.numpy())
+        return self._stored(names[0], integers), self._stored(names[1], scales)
 
     def _int8_filters(self, weight: ir.Value, layer: str) -> tuple[ir.Value, ir.Value]:
         """The weight [out, in, height, width] as int8 and its scales [out]."""
         assert weight.const_value is not None
         integers, scales = quantize_filters(weight.const_value.numpy())
-        names = f"{layer}{_FILTERS}.int8", f"{layer}{_FILTERS}.scale"
-        for name, array in zip(names, (integers, scales), strict=True):
-            self.weights[name] = _initializer(name, array)
-        return self.weights[names[0]], self.weights[names[1]]
+        return self._stored(f"{layer}{_FILTERS}.int8", integers), self._stored(f"{layer}{_FILTERS}.scale", scales)
+
+    def _stored(self, name: str, array: NDArray[Any]) -> ir.Value:
+        value = self.weights[name] = _initializer(name, array)
+        return value
 
     def _int32_bias(self, bias: ir.Value, scale: np.float32, scales: ir.Value) -> ir.Value:
         """A bias [out] in units of the integer sums."""
