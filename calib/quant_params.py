@@ -62,11 +62,7 @@ class QuantTable:
     floating: frozenset[Site] = frozenset()  # sites that stay floating point
 
     def quantizes(self, site: Site) -> bool:
-        """True unless the site stays floating point.
-
-        A convolution's output does so with its input, and a convolution without parameters: for TensorRT, or of a calibration
-        that was made before convolutions had sites.
-        """
+        """True unless the site stays floating point: as a convolution's output does with its input, and a convolution without parameters."""
         known = site in self.params or not site.of_tokenizer
         return known and site.of_input not in self.floating
 
@@ -86,18 +82,22 @@ class QuantTable:
         return self.keeping(self.params.keys() - {site, site.of_output})
 
 
-def quant_table(calibration: Calibration, target: str, *, shared: bool) -> QuantTable:
+def quant_table(calibration: Calibration, target: str, *, shared: bool, convolutions: bool = False) -> QuantTable:
     """Computes the parameters of every site of a calibration that int8 is for, once for all that read them.
-
-    For TensorRT convolutions are none (vitrm.export.precision.int8_layers says why).
 
     Args:
         calibration: the activations' ranges.
         target: "cpu" (uint8 with a zero point) or "tensorrt" (symmetric int8).
         shared: whether all steps share the widest of their ranges, as a `loop` and a `stepwise` must; else each step has
             its own.
+        convolutions: whether int8 is for the tokenizer's convolutions, too.
+
+    Raises:
+        UserError: for `convolutions` and a calibration that was made before they had ranges.
     """
-    sites = [site for site in calibration.ranges if target == "cpu" or not site.of_tokenizer]
+    if convolutions and not any(site.of_tokenizer for site in calibration.ranges):
+        raise UserError("the calibration has no ranges of convolutions, as older ones do not: calibrate again")
+    sites = [site for site in calibration.ranges if convolutions or not site.of_tokenizer]
     if not shared:
         return QuantTable({site: quant_params(calibration.ranges[site], target) for site in sites}, target, shared)
     widest = {

@@ -19,7 +19,7 @@ from vitrm.export.arguments import (
     plan_options,
 )
 from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
-from vitrm.system.terminal import console, neutral_line, say
+from vitrm.system.terminal import console, neutral_line, say, sparingly
 
 if TYPE_CHECKING:
     from vitrm.checkpoint import Checkpoint
@@ -94,6 +94,7 @@ def _export_run(args: argparse.Namespace) -> None:
             halt_threshold=NEVER if args.halt_threshold is None else args.halt_threshold,
             every_step=args.every_step,
             target=args.target,
+            int8_convolutions=bool(args.int8_convolutions),
             calibration=args.calibration,
             calibration_method=args.estimator or "mse",
             max_drop=args.max_drop,
@@ -170,7 +171,8 @@ def _default_name(args: argparse.Namespace, checkpoint: Checkpoint, plan: PlanOp
     if checkpoint.model.kind == "vitrm":
         depth = f"-{args.steps or default_steps(checkpoint)}steps" if args.graph == "unrolled" else f"-{args.graph}"
     target = args.target or ("cpu" if plan is None else "tensorrt")
-    precision = f"int8-{target}" if args.precision == "int8" else args.precision
+    convolutions = "-convolutions" if args.int8_convolutions else ""
+    precision = f"int8-{target}{convolutions}" if args.precision == "int8" else args.precision
     return f"{Path(checkpoint.source).name}{depth}-{precision}"
 
 
@@ -209,9 +211,10 @@ def _add_to_repository(args: argparse.Namespace, source: Path) -> None:
 
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
-    """A spinner with the present stage on a terminal; nothing elsewhere."""
+    """A spinner with the present stage on a terminal; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        yield lambda message: None
+        tell = sparingly()
+        yield lambda message: tell(f"… {neutral_line(message)}")
         return
     from rich.text import Text
 

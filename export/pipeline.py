@@ -57,6 +57,7 @@ def export(
     halt_threshold: float = NEVER,
     every_step: bool = False,
     target: str | None = None,
+    int8_convolutions: bool = False,
     calibration: Calibration | str | os.PathLike[str] | None = None,
     calibration_method: str = "mse",
     max_drop: float | None = None,
@@ -76,6 +77,7 @@ def export(
         halt_threshold: the halt_prob in (0, 1) beyond which a sample halts; 1 or more never halts.
         every_step: True to output the heads of each step too (unrolled only).
         target: the target of int8, "cpu" or "tensorrt".  Default: "tensorrt" for a plan, else "cpu".
+        int8_convolutions: True for the tokenizer's convolutions in int8, too; of a ViTRM, for a CPU.
         calibration: int8's activation ranges, or a file of them.  Default: found on training images.
         calibration_method: "minmax", "percentile", "mse" or "entropy", for ranges found here.
         max_drop: percentage points of accuracy that int8 may lose on validation images.
@@ -100,6 +102,7 @@ def export(
         halt_threshold=halt_threshold,
         every_step=every_step,
         target=target or ("cpu" if plan is None else "tensorrt"),
+        int8_convolutions=int8_convolutions,
         calibration=calibration,
         calibration_method=calibration_method,
         max_drop=max_drop,

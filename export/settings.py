@@ -65,6 +65,8 @@ class ExportSettings:
     halt_threshold: float = NEVER
     every_step: bool = False  # whether an unrolled graph outputs the heads of each step too
     target: str = "cpu"  # of int8, one of INT8_TARGETS: ONNX Runtime's CPU provider, or int8 with float16 around it
+    # Whether int8 is for a ViTRM's tokenizer, too, on a CPU: all convolutions but the first ones.
+    int8_convolutions: bool = False
     # A file that is not there yet is written.  Of two exports that write one at the same time the first one's is kept, and
     # the other goes on with it.
     calibration: Calibration | str | os.PathLike[str] | None = None
@@ -110,9 +112,23 @@ class ExportSettings:
         self._check_choices()
         if self.kind != "vitrm":
             self._check_baseline()
+        if self.int8_convolutions:
+            self._check_int8_convolutions(checkpoint)
         self._check_numbers()
         if self.every_step and self.graph != "unrolled":
             raise UserError(f"--every-step needs --graph unrolled: a {self.graph} graph gives its last answer only")
+
+    def _check_int8_convolutions(self, checkpoint: Checkpoint) -> None:
+        if self.precision != "int8" or self.target != "cpu":
+            raise UserError(
+                f"--int8-convolutions is for int8 on a CPU, this is {self.precision} for {self.target}: TensorRT's convolutions "
+                "stay float16, as too many answers would be others; leave it out"
+            )
+        if getattr(checkpoint.model, "tokenizer", "patch") == "patch":
+            raise UserError(
+                f"--int8-convolutions is for a tokenizer of several convolutions, {checkpoint.source} has none to make int8 beside "
+                "what --int8 does: leave it out"
+            )
 
     def _check_overwriting(self, path: Path, checkpoint: Checkpoint) -> None:
         """Raises `UserError` where a file of this export would destroy another one, or one of the checkpoint."""

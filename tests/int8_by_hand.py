@@ -23,9 +23,14 @@ def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch
 
 @torch.no_grad()
 def simulated(
-    checkpoint: Checkpoint, calibration: Calibration, images: np.ndarray, target: str, shared: bool
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    images: np.ndarray,
+    target: str,
+    shared: bool,
+    convolutions: bool = False,
 ) -> np.ndarray:
-    """The eager model with weights and inputs of linear layers, and for a CPU those of convolutions and their outputs, rounded as int8 rounds them."""
+    """The eager model with weights and inputs of linear layers rounded as int8 rounds them; with `convolutions` theirs and their outputs, too."""
     model = checkpoint.build()
     assert isinstance(model, ViTRM)
     place = [0, "embed"]
@@ -43,7 +48,7 @@ def simulated(
             integers, scales = quantize_weight(module.weight.T.contiguous().numpy())
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
-    for name, conv, norm, floor in model.tokenizer.convolutions() if target == "cpu" else ():
+    for name, conv, norm, floor in model.tokenizer.convolutions() if convolutions else ():
         into, out = (calibration.at(0, "embed", f"tokenizer.{name}{end}") for end in ("", ".output"))
         # A norm maps each channel by a line, which belongs to filters and bias.
         at_0, at_1 = (norm(torch.full((1, conv.out_channels, 1, 1), v)).flatten() for v in (0.0, 1.0))

@@ -1,4 +1,4 @@
-"""INT8: a fragment's matmuls of activations with weights, and for a CPU its convolutions of features, work on int8 numbers.
+"""INT8: a fragment's matmuls of activations with weights, and for a CPU its convolutions where asked for, work on int8 numbers.
 
 Weights are symmetric with a scale per output channel.  Everything else stays floating point: biases, softmax, the
 matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two targets want two graphs:
@@ -9,8 +9,8 @@ matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two 
                the one integer GEMM that ONNX Runtime's CPU provider runs at full speed
 
 A convolution for a CPU becomes QLinearConv, whose bias is int32 and whose output is uint8; a max-pooling that follows takes
-that as it is, a quarter of it becomes float again.  For TensorRT convolutions stay float16: symmetric int8 has half the levels
-for what GELU gives, which is hardly negative, and too many answers would be others.
+that as it is, a quarter of it becomes float again.  For TensorRT they stay float16: symmetric int8 has half the levels for what
+GELU gives, which is hardly negative, and too many answers would be others.
 
 Activation scales are constants, those of a `QuantTable`, so a sample's answer does not depend on its batch mates, as it
 would with scales taken from each batch.

@@ -39,7 +39,9 @@ def find_scales(settings: ExportSettings, images: ExportImages, on_stage: OnStag
     if settings.precision != "int8" or settings.convolutions:
         return None
     calibration = _calibration(settings, images, on_stage)
-    table = quant_table(calibration, settings.target, shared=settings.shares_steps)
+    table = quant_table(
+        calibration, settings.target, shared=settings.shares_steps, convolutions=settings.int8_convolutions
+    )
     if not isinstance(images.checkpoint.model, ViTRMConfig):
         return Scales(calibration, table, None)
     on_stage("simulating int8")

@@ -17,7 +17,7 @@ from vitrm.command_line import CommandParser
 from vitrm.errors import UserError, run_command
 from vitrm.model_size import MAX_STEPS
 from vitrm.system.outputs import check_outputs
-from vitrm.system.terminal import console, neutral_line, say
+from vitrm.system.terminal import console, neutral_line, say, sparingly
 
 if TYPE_CHECKING:
     from argparse import _ArgumentGroup as Group  # argparse has no public name for it
@@ -343,9 +343,10 @@ def check_writable(path: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[ReportProgress | None]:
-    """A progress bar on a terminal's standard error, nothing elsewhere."""
+    """A progress bar on a terminal's standard error; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        yield None
+        tell = sparingly()
+        yield lambda stage, fraction: tell(f"… {neutral_line(stage)}, {fraction:.0%}")
         return
     try:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

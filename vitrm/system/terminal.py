@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,23 @@ def neutral_line(text: str) -> str:
 def say(text: str = "", *, error: bool = False) -> None:
     """Prints `text` and a newline to standard output, or to standard error, at once."""
     print(neutral(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def sparingly(seconds: float = 15.0) -> Callable[[str], None]:
+    """Returns a function that says a line on standard error, at most once in so many seconds: progress for a log.
+
+    Short work says nothing; long work is not silent.
+    """
+    last = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= seconds:
+            last = now
+            say(text, error=True)
+
+    return tell
 
 
 def console(*, error: bool = False, width: int | None = None) -> Console:

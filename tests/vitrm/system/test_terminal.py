@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitrm.errors import UserError, run_command
+from vitrm.system import terminal
 from vitrm.system.terminal import console, neutral, neutral_line, say
 from vitrm.training.cli import main
 
@@ -78,3 +79,17 @@ def test_training_quotes_what_it_was_given(tmp_path, capsys: pytest.CaptureFixtu
         assert err.count("\n") == 1
         assert "[red]" in err
         assert not set(out + err) & set("\x1b\x07\x9b\r\u202e")
+
+
+def test_long_work_shows_up_in_a_log_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    tell = terminal.sparingly(15)
+    for second, text in ((1, "at once"), (14, "too soon"), (15, "first"), (20, "too soon"), (31, "second\x1b")):
+        now = 100.0 + second
+        tell(text)
+    out, err = capsys.readouterr()
+    assert err == "first\nsecond\\x1b\n"
+    assert not out
