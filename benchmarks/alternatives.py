@@ -47,6 +47,7 @@ OURS = {
     "small-v2-cifar10": "halting-small-v2-cifar10-amd-epyc.json",
     "nano-cifar10": None,
 }
+MARKERS = {"fp32": "o", "int8": "s", "int8 convolutions": "D"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ def size_and_cost(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def exported(name: str, checkpoint: Checkpoint, folder: Path, args: argparse.Namespace) -> Iterator[File]:
-    """The files of a model in float32 and int8; of ours also as loops that halt."""
+    """The files of a model in float32 and int8; of ours also as loops that halt, and with convolutions in int8."""
     recursive = checkpoint.model.kind == "vitrm"
     depth = checkpoint.trained_depth or 1
     forms: list[tuple[str, dict[str, Any]]] = [
@@ -155,11 +156,14 @@ def exported(name: str, checkpoint: Checkpoint, folder: Path, args: argparse.Nam
     if chosen := OURS.get(name):
         threshold = float(read_json(RECORDS / chosen, "record")["halting"][0]["chosen"]["threshold"])
         forms.insert(0, ("halting", {"steps": depth, "graph": "loop", "halt_threshold": threshold}))
+    precisions: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}, "int8": {"precision": "int8"}}
+    if recursive:  # the others' convolutions are in int8 anyway
+        precisions["int8 convolutions"] = {"precision": "int8", "int8_convolutions": True}
     for steps, settings in forms:
-        for precision in ("fp32", "int8"):
-            path = folder / f"{name}-{precision}-{steps.replace(' ', '')}.onnx"
+        for precision, form in precisions.items():
+            path = folder / f"{name}-{precision}-{steps}.onnx".replace(" ", "")
             try:
-                export(checkpoint, path, precision=precision, data_dir=args.data_dir, **settings)
+                export(checkpoint, path, data_dir=args.data_dir, **settings, **form)
             except UserError as e:
                 print(f"{name} {precision}: left out: {e}", flush=True)
                 continue
@@ -209,14 +213,14 @@ def draw(record: dict[str, Any], path: Path) -> None:
             ours = "accuracy" in row
             accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
             point = row["latency_ms"]["mean"], 100 * accuracy
-            marker, color = "o" if row["precision"] == "fp32" else "s", BLUE if row["model"] in OURS else NEUTRAL
+            marker, color = MARKERS[row["precision"]], BLUE if row["model"] in OURS else NEUTRAL
             axes.plot(*point, marker, color=color, markerfacecolor=color if ours else "none")
             labels[f"{row['model']}{', halting' if row['steps'] == 'halting' else ''}"] = point
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(
             f"latency of one image, ms, mean of {record['images_timed']} images, {record['threads']} thread "
-            "(circle float32, square int8)"
+            "(circle float32, square int8, diamond int8 with convolutions)"
         )
         axes.set_ylabel("CIFAR-10 test accuracy, %")
         axes.set_title("filled: measured here; hollow: accuracy quoted from its source", fontsize="medium")
