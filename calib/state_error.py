@@ -64,7 +64,7 @@ def draw_state_error(
     with picture(path, 9.6, 4.0) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
         _draw_ratio(left.subplots(), shared, own, steps)
-        right.suptitle("Width of activation ranges: median of the layers, and all", x=0.02, ha="left", fontsize=10)
+        right.suptitle("Width of activation ranges: median layer (line), all (shade)", x=0.02, ha="left", fontsize=10)
         panels = np.atleast_2d(right.subplots(2, max(count, 1), sharex=True, sharey=True)).ravel()
         for axes, role in zip(panels, roles, strict=False):
             _draw_ranges(axes, calibration, role, steps)
@@ -75,10 +75,10 @@ def draw_state_error(
 
 
 def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) -> None:
-    for name, style, error in (("each step its own scales", "-", own), ("shared scales", "--", shared)):
+    for name, style, error in (("each step's scales", "-", own), ("shared scales", "--", shared)):
         marker = "o" if style == "-" else ""  # marks would hide the dashes
-        axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"y, {name}")
-        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"z, {name}")
+        axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"answer y, {name}")
+        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"latents z, {name}")
     axes.set_title("State under int8: signal-to-noise ratio, dB", pad=36)
     axes.set_xlabel("step")
     whole_numbers(axes, 8)
