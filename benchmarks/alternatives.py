@@ -219,11 +219,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(
-            f"latency of one image, ms, mean of {record['images_timed']} images, {record['threads']} thread "
-            "(circle float32, square int8, diamond int8 with convolutions)"
+            f"latency of one image, ms (mean of {record['images_timed']} images, {record['threads']} thread)"
         )
         axes.set_ylabel("CIFAR-10 test accuracy, %")
-        axes.set_title("filled: measured here; hollow: accuracy quoted from its source", fontsize="medium")
+        axes.set_title(
+            "circle float32, square int8, diamond int8 with convolutions\nfilled: measured here; hollow: accuracy quoted from its source",
+            fontsize="small",
+        )
         axes.grid(alpha=0.3, which="both")
         axes.margins(0.08)
         figure.canvas.draw()  # places are in pixels from here on

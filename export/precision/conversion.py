@@ -46,16 +46,15 @@ def half_fragments(traced: Fragments) -> Fragments:
 def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragments:
     """int8 fragments with the scales of a step (of any step, where all share them).
 
-    Around its matmuls and convolutions int8 for TensorRT is float16.
+    Around its matmuls int8 for TensorRT is float16.
     """
     fragments: dict[str, Any] = {}
     for role in ROLES:
         fragment: Fragment = getattr(traced, role)
         of_role = partial(Site, 0 if role == "embed" else step, role)
         sites = [of_role(layer) for layer in linear_layers(fragment)]
-        # Of the convolutions those that have a range: the first reads the image, and stays floating point.
         for site in map(of_role, convolutions(fragment)):
-            sites += [site, site.of_output] if table.quantizes(site) else []
+            sites += [site, site.of_output]
         fragments[role] = to_int8(fragment, _quantized(table, sites), table.target)
     converted = replace(traced, **fragments)
     return half_fragments(converted) if table.target == "tensorrt" else converted
