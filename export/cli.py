@@ -213,8 +213,8 @@ def _add_to_repository(args: argparse.Namespace, source: Path) -> None:
 def _status() -> Iterator[Callable[[str], None]]:
     """A spinner with the present stage on a terminal; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        tell = sparingly()
-        yield lambda message: tell(f"… {neutral_line(message)}")
+        with sparingly() as take:
+            yield lambda message: take(f"… {neutral_line(message)}")
         return
     from rich.text import Text
 

@@ -345,8 +345,8 @@ def check_writable(path: str) -> None:
 def _progress() -> Iterator[ReportProgress | None]:
     """A progress bar on a terminal's standard error; elsewhere a line now and then."""
     if not sys.stderr.isatty():
-        tell = sparingly()
-        yield lambda stage, fraction: tell(f"… {neutral_line(stage)}, {fraction:.0%}")
+        with sparingly() as take:
+            yield lambda stage, fraction: take(f"… {neutral_line(stage)}, {fraction:.0%}")
         return
     try:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

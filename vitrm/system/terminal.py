@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,21 +38,32 @@ def say(text: str = "", *, error: bool = False) -> None:
     print(neutral(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def sparingly(seconds: float = 15.0) -> Callable[[str], None]:
-    """Returns a function that says a line on standard error, at most once in so many seconds: progress for a log.
+@contextmanager
+def sparingly(seconds: float = 15.0) -> Iterator[Callable[[str], None]]:
+    """Yields a function that takes the present stage in words; inside, it is said on standard error every so many seconds.
 
-    Short work says nothing; long work is not silent.
+    For a log: short work says nothing, long work is not silent, and what has not changed is not said again.
     """
-    last = time.monotonic()
+    present, done = "", Event()
 
-    def tell(text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= seconds:
-            last = now
-            say(text, error=True)
+    def take(text: str) -> None:
+        nonlocal present
+        present = text
 
-    return tell
+    def tell() -> None:
+        said = ""
+        while not done.wait(seconds):
+            if present != said:
+                said = present
+                say(said, error=True)
+
+    thread = Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield take
+    finally:
+        done.set()
+        thread.join()
 
 
 def console(*, error: bool = False, width: int | None = None) -> Console:
