@@ -12,6 +12,8 @@ from small_models import clear_threshold
 from vitrm.export.graph.layouts import loop, unrolled
 from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 
+pytestmark = pytest.mark.slow
+
 STEP_LIMIT = 4
 
 

@@ -36,8 +36,9 @@ from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
 from vitrm.runtime.bench import cli as bench_cli
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_fp32_file_describes_itself(run, model, digits, tmp_path):
     made = export(checkpoints.load(run), tmp_path / "a.onnx", steps=3)
     assert made.parity.logits < 1e-4
@@ -55,7 +56,6 @@ def test_fp32_file_describes_itself(run, model, digits, tmp_path):
         np.testing.assert_allclose(result.logits, model(torch.from_numpy(digits[:33]), 3).logits.numpy(), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_path):
     single = export(checkpoints.load(run), tmp_path / "a.onnx", steps=4)
     half = export(checkpoints.load(run), tmp_path / "b.onnx", steps=4, precision="fp16")
@@ -75,7 +75,6 @@ def test_fp16_halves_the_weights_and_keeps_the_answers(run, model, digits, tmp_p
     assert np.abs(a.logits - b.logits).max() > 0, "float16 must leave a trace"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precision):
     settings = {"graph": "loop", "steps": 6, "precision": precision, "halt_threshold": 0.8}
@@ -93,7 +92,6 @@ def test_a_loop_takes_its_depth_at_run_time(run, model, digits, tmp_path, precis
         export(checkpoints.load(run), tmp_path / "b.onnx", graph="loop", every_step=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path, precision):
     with torch.no_grad():
@@ -117,7 +115,6 @@ def test_stepwise_is_a_folder_that_describes_itself(run, model, digits, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["unrolled", "loop", "stepwise"])
 def test_the_default_depth_is_the_one_that_was_trained(run, tmp_path, monkeypatch, capsys, graph):
     loaded = checkpoints.load(run)
@@ -145,7 +142,6 @@ def test_the_default_depth_is_the_one_that_was_trained(run, tmp_path, monkeypatc
     assert "does not say how deep it was trained" in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [428, 640, 1024])
 def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path, monkeypatch, capsys, size):
     monkeypatch.chdir(tmp_path)
@@ -158,7 +154,6 @@ def test_large_images_are_exported_and_measured_without_their_data_set(tmp_path,
     assert "agreement is measured on 8 unlabelled images (photo crops)" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.slow
 def test_photographs_are_added_to_validation_images_that_are_few(tmp_path):
     random = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -200,7 +195,6 @@ def test_a_folder_with_other_things_is_not_replaced(run, tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
@@ -402,7 +396,6 @@ def test_a_missing_run_names_the_bundled_ones(capsys, tmp_path):
     assert checkpoints.DEFAULT_BUNDLED in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(run, tmp_path):
     # RLIMIT_FSIZE stands for the full disk: the write fails part way.
     def limit() -> None:

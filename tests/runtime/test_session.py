@@ -27,6 +27,8 @@ from vitrm.preprocessing import Preprocessing
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.eager import EagerSession
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
@@ -149,7 +151,6 @@ def test_eager_in_bfloat16_is_near(run: Path, images: np.ndarray) -> None:
     assert found.steps_used.tolist() == [STEPS] * len(images)
 
 
-@pytest.mark.slow
 def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) -> None:
     checkpoint = checkpoints.load(str(vit_run))  # the smallest model: compiling takes most of the time
     compiled = EagerSession(checkpoint, threads=1, compile=True)
@@ -159,7 +160,6 @@ def test_eager_says_the_same_when_compiled(vit_run: Path, images: np.ndarray) ->
     np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_every_batch_size_and_depth_is_compiled(run: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     # Inductor takes its time; what gives up silently after 8 batch sizes is Dynamo, which stands before it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -303,7 +303,6 @@ def test_refuses_a_graph_that_contradicts_its_metadata(vit: Path, tmp_path: Path
         vitrm.runtime.open(wrong)
 
 
-@pytest.mark.slow
 def test_refuses_shapes_that_contradict_the_metadata(artifact: Path, stepwise: Path, tmp_path: Path) -> None:
     model = vitrm.runtime.open(artifact, threads=1).metadata.model
     one = with_props(artifact, tmp_path / "one.onnx", classes='["cat"]')

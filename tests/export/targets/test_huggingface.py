@@ -16,6 +16,8 @@ from vitrm.data import load
 from vitrm.data.decoding import fit_square
 from vitrm.export import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -24,7 +26,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_optimum_and_the_pipeline_run_it(folder):
     optimum = pytest.importorskip("optimum.onnxruntime", reason="needs optimum: pip install 'vitrm[optimum]'")
     from transformers import AutoImageProcessor, pipeline

@@ -30,6 +30,8 @@ from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.sidecar import BuildRecord, Sidecar, sidecar_path
 from vitrm.system.files import sha256_of
 
+pytestmark = pytest.mark.slow
+
 SERVER = "VITRM_TRITONSERVER"  # the command that starts tritonserver, where one is at hand
 
 
@@ -89,7 +91,6 @@ def check_against_file(config, path: Path) -> None:
             assert config.max_batch_size or not entry.HasField("reshape") or entry.reshape.shape
 
 
-@pytest.mark.slow
 def test_an_unrolled_file_is_served_in_batches(tmp_path, files, schema):
     version = triton.add_model(tmp_path, "digits-6", files["unrolled"], metadata_of(files["unrolled"]), max_batch=48)
     assert version == tmp_path / "digits-6" / "1"

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from small_models import make_checkpoint
 
 import vitrm.runtime
 from vitrm import checkpoint as checkpoints
@@ -23,6 +24,7 @@ from vitrm.export import export
 
 AS_AVX2 = Path(__file__).parents[3] / "benchmarks" / "as_avx2"
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor"),
     pytest.mark.skipif(
         not (shutil.which("gcc") and shutil.which("objdump")), reason="needs gcc and objdump (binutils)"
@@ -69,16 +71,19 @@ def folders(run, tmp_path_factory):
         weight = np.tile(np.array([pair], np.int8).T, (32, 8))
         product(weight, found[pair] / "model.onnx")
         np.save(found[pair] / "inputs.npy", np.full((4, len(weight)), 255, np.uint8))
-    found["model"] = tmp_path_factory.mktemp("model")
-    export(checkpoints.load(str(run)), found["model"] / "model.onnx", steps=2, precision="int8")
-    np.save(found["model"] / "inputs.npy", load("digits", "test").floats()[:8])
+    convolutions = make_checkpoint("tiny", tokenizer="whitened", stage_widths=(8, 8, 8), mixing="cross", n=1)
+    for name, model in (("model", checkpoints.load(str(run))), ("convolutions", convolutions)):
+        found[name] = tmp_path_factory.mktemp(name)
+        images = load("digits", "test").floats()[:8]
+        settings = {"steps": 2, "precision": "int8", "int8_convolutions": name == "convolutions", "images": images}
+        export(model, found[name] / "model.onnx", **settings)
+        np.save(found[name] / "inputs.npy", images)
     command = [sys.executable, AS_AVX2, sys.executable, "-c", ANSWER, *found.values()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "exact"), PAIRS.items())
 def test_two_weights_whose_sum_passes_128_saturate(pair, exact, folders):
     """The limit that runtime.artifact.saturation_check draws, on both of its sides: 255 · 129 is above 2¹⁵ − 1."""
@@ -87,9 +92,10 @@ def test_two_weights_whose_sum_passes_128_saturate(pair, exact, folders):
     assert (np.load(folders[pair] / "outputs.npy") == rows @ weight).all() == exact
 
 
-def test_an_int8_file_gives_the_same_logits(folders):
+@pytest.mark.parametrize("name", ["model", "convolutions"])
+def test_an_int8_file_gives_the_same_logits(name, folders):
     """But for what float32 between the products rounds otherwise, which now and then moves a value to the next integer."""
-    file = folders["model"] / "model.onnx"
+    file = folders[name] / "model.onnx"
     here = vitrm.runtime.open(file).infer(np.load(file.with_name("inputs.npy"))).logits
     there = np.load(file.with_name("outputs.npy"))
     assert np.abs(here - there).max() < 0.02 * np.abs(here).max()

@@ -35,6 +35,8 @@ from vitrm.runtime.bench import cli
 from vitrm.runtime.halting.store import store_threshold
 from vitrm.runtime.session import Result
 
+pytestmark = pytest.mark.slow
+
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
 
 
@@ -49,7 +51,6 @@ def same(a: Result, b: Result) -> bool:
 # The digest -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_digest_is_the_one_that_is_described(artifact: Path) -> None:
     model = onnx.load(str(artifact))
     props = {p.key: p.value for p in model.metadata_props}
@@ -62,7 +63,6 @@ def flipped(data: bytes, generator: random.Random, positions: range) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << generator.randrange(8)]) + data[at + 1 :]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["loop", "artifact"])
 def test_a_flipped_bit_is_refused_or_changes_nothing(graph: str, tmp_path: Path, request) -> None:
     source: Path = request.getfixturevalue(graph)
@@ -283,7 +283,6 @@ def test_a_loop_with_weights_beside_it_is_served_with_them_inside(loop: Path, pl
     assert same(answers(version / "model.onnx"), answers(loop))
 
 
-@pytest.mark.slow
 def test_a_plans_weights_are_those_it_was_built_from(artifact: Path, halting: Path, tmp_path: Path) -> None:
     plan, metadata = tmp_path / "a.plan", vitrm.runtime.open(artifact).metadata
     with pytest.raises(UserError, match=r"holds no weights and .*a\.plan\.onnx is not there"):

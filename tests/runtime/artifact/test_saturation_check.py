@@ -16,6 +16,8 @@ from vitrm.runtime.backends.onnxruntime.session import SATURATES
 from vitrm.runtime.session import open_session
 from vitrm.runtime.system import machine
 
+pytestmark = pytest.mark.slow
+
 SAFE = np.tile(np.array([[1, -128], [127, 127], [127, 1], [1, 127]], np.int8), (16, 1))  # 2i and 2i + 1: at most 128
 UNSAFE = np.tile(np.array([[2, 1], [127, 1]], np.int8), (32, 1))
 

@@ -22,6 +22,8 @@ from small_models import with_props
 
 from vitrm.runtime.bench.cli import main
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--seconds", "0.05", "--threads", "1", "--limit", "20", "--batch", "1"]
 
 
@@ -153,7 +155,6 @@ def test_a_failed_artifact_is_2_after_the_others(artifact: Path, capsys: pytest.
     assert captured.err.startswith("error: missing.onnx could not be measured")
 
 
-@pytest.mark.slow
 def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "bench.json"
     quick = [a if a != "20" else "359" for a in QUICK]
@@ -167,7 +168,6 @@ def test_gate(rough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "could not be measured" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--json", "--report"])
 def test_full_disk_leaves_the_old_file(artifact: Path, tmp_path: Path, flag: str) -> None:
     target = tmp_path / "out"
@@ -261,7 +261,6 @@ def test_narrow_terminal_gets_two_tables(artifact: Path) -> None:
             assert head in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("output", "code"), [("| head -c 0", 141), (">/dev/full", 2), (">&- 2>&-", 0)])
 def test_figures_are_written_whoever_reads(artifact: Path, tmp_path: Path, output: str, code: int) -> None:
     """Also on a terminal that has no characters but ASCII."""
@@ -277,7 +276,6 @@ def test_figures_are_written_whoever_reads(artifact: Path, tmp_path: Path, outpu
     assert "</html>" in page.read_text()
 
 
-@pytest.mark.slow
 def test_interrupt_is_clean(artifact: Path, tmp_path: Path) -> None:
     args = [artifact, "--seconds", "600", "--threads", "1", "--no-eager", "--json", tmp_path / "bench.json"]
     # On a terminal it says what it does: the signal comes while it measures.

@@ -19,6 +19,8 @@ from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.cli import main
 from vitrm.runtime.bench.images import load_sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def metadata(artifact: Path) -> Metadata:

@@ -20,6 +20,8 @@ from vitrm.runtime.halting import choose as halting
 from vitrm.runtime.halting.choose import Trajectory, at_threshold, choose, reliability, run_every_step
 from vitrm.runtime.halting.store import store_threshold
 
+pytestmark = pytest.mark.slow
+
 DEPTH = 4
 # Of the images a choice reads the name alone.
 DIGITS = Sample(
@@ -106,7 +108,6 @@ def test_a_threshold_behind_one_that_fails_is_not_chosen():
     assert choice.chosen.threshold >= 0.8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("images", "budget"), [(24, 0.15), (44, 0.1), (143, 0.05), (1000, 0.005)])
 def test_the_promise_holds_in_2000_draws(images, budget):
     """Every threshold of 0.5 and below exceeds the budget, by next to nothing; there are ten of them to be lucky with."""
@@ -166,7 +167,6 @@ def test_calibration_error_by_hand():
     assert reliability(chances, generator.random(40_000) < chances / 2).ece > 0.2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["loop", "stepwise"])
 def test_the_choice_becomes_the_default(copies, kind, capsys, tmp_path):
     path = copies[kind]

@@ -20,6 +20,8 @@ from vitrm.runtime.predict import predict, prepare
 from vitrm.runtime.predict.cli import main
 from vitrm.runtime.predict.predictions import best_batch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> tuple[Path, data.Images]:

@@ -15,6 +15,8 @@ from vitrm.errors import UserError
 from vitrm.runtime.predict import video
 from vitrm.runtime.predict.cli import main
 
+pytestmark = pytest.mark.slow
+
 cv2 = pytest.importorskip("cv2", reason="needs OpenCV: pip install 'vitrm[video]'")
 RATE, COUNT, SIZE = 10, 30, 96
 
@@ -34,7 +36,6 @@ def _digits() -> np.ndarray:
     return data.load("digits", "test").pixels[:3].transpose(0, 2, 3, 1)
 
 
-@pytest.mark.slow
 def test_frames_come_in_order_with_their_times(clip):
     seen = list(video.frames(clip))
     assert [frame.seconds for frame in seen] == pytest.approx([i / RATE for i in range(COUNT)])
@@ -73,7 +74,6 @@ def test_the_command_classifies_frames_as_infer_does(stepwise, clip, tmp_path, c
     assert len(list(video.frames(tmp_path / "clip.mp4"))) == 3
 
 
-@pytest.mark.slow
 def test_a_damaged_video_is_named_after_its_good_frames(artifact, clip, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("no video")
     avi = tmp_path / "cut.avi"  # keeps its index in front: a cut one still opens

@@ -268,6 +268,7 @@ def test_bench_without_sensors_says_so(artifact: Path, tmp_path: Path) -> None:
     assert not [line for line in table.footer(off) if line.startswith("power")]
 
 
+@pytest.mark.slow
 def test_a_sensor_that_fails_costs_a_row_its_energy_alone(
     artifact: Path, orin_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from vitrm.training.callbacks import Callback, CSVLogger, TensorBoardLogger, fla
 from vitrm.training.loop import train
 from vitrm.training.parallel.device import Execution
 
+pytestmark = pytest.mark.slow
+
 CPU = Execution(device="cpu", save_every=0.0)  # after every batch: the epochs here are shorter than a hundred saves
 
 
@@ -45,7 +47,6 @@ def test_callbacks_hear_of_start_epochs_and_end_and_of_where_a_run_goes_on(few, 
     assert rest.calls == [("start", 3, [1]), ("epoch", 2), ("epoch", 3), ("end", 3, 40), ("close",)]
 
 
-@pytest.mark.slow
 def test_loggers_hold_every_epoch_once_also_of_a_resumed_run(few, model, short, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -29,6 +29,8 @@ from vitrm.training.cli import main
 from vitrm.training.run_config import RunConfig
 from vitrm.training.run_folder.state import STATE_FILE, read_header
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--model",
     "tiny",
@@ -55,7 +57,6 @@ def _error(capsys, argv: list[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.slow
 def test_a_run_is_trained_and_refused_a_second_time_then_resumed(tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main([*SMALL, "--epochs", "2", "--out", out, "--seed", "3", "--device", "cpu"]) == 0
@@ -154,7 +155,6 @@ def _wait_for_epoch(out: Path, epoch: int) -> None:
     raise AssertionError("the run did not get going")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     out = tmp_path / "run"
@@ -180,7 +180,6 @@ def test_a_killed_process_leaves_a_state_that_continues(tmp_path, how, capsys):
     checkpoint.load(out).build()
 
 
-@pytest.mark.slow
 def test_one_folder_is_trained_into_by_one_process(tmp_path, capsys):
     """Also where both start at once; that a killed holder leaves the folder free is seen in the tests of kills."""
     out = tmp_path / "run"
@@ -214,7 +213,6 @@ def _kill_at_first_save(out: Path, *more: str) -> bool:
         return process.returncode == -signal.SIGKILL and not (out / STATE_FILE).exists()
 
 
-@pytest.mark.slow
 def test_a_kill_in_the_very_first_save_locks_nobody_out(tmp_path, capsys):
     # Large enough that writing takes a while.
     large = ["--dim", "384", "--layers", "4"]
@@ -247,7 +245,6 @@ def _on_a_terminal(out: Path, errors: Path, hangup: signal.Handlers) -> tuple[su
     return process, ours
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN], ids=["ssh", "nohup"])
 def test_a_lost_terminal_costs_no_result(tmp_path, hangup):
     out, errors = tmp_path / "run", tmp_path / "errors"
@@ -312,7 +309,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     out = tmp_path / "run"
     argv = ["--model", "tiny", "--device", "cpu", "--threads", "1", "--batch-size", "1024", "--out", str(out)]
@@ -327,7 +323,6 @@ def test_a_batch_that_does_not_fit_names_one_to_try(tmp_path):
     assert not out.exists(), "the same command with a smaller batch finds nothing in its way"
 
 
-@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     """The small version of benchmarks/torture/kills.py."""
     settings = [*SMALL, "--epochs", "10", "--save-every", "0", "--device", "cpu", "--threads", "1"]
@@ -360,7 +355,6 @@ def test_a_run_goes_on_elsewhere_with_its_images_elsewhere(tmp_path, capsys, pho
     assert "it is another run: data.id is" in _error(capsys, ["--resume", "--out", str(run), "--data", str(images)])
 
 
-@pytest.mark.slow
 def test_a_file_too_large_for_the_disk_leaves_what_was_there(tmp_path):
     out = tmp_path / "run"
 

@@ -26,6 +26,8 @@ from vitrm.training.progress import Reporter
 from vitrm.training.run_folder.files import RunFiles
 from vitrm.training.run_folder.state import STATE_FILE, read_header
 
+pytestmark = pytest.mark.slow
+
 EVERY_BATCH = Execution(device="cpu", save_every=0.0)
 TIMES = ("seconds", "images_per_s")
 
@@ -61,7 +63,6 @@ def whole(few, model, short, tmp_path_factory):
     return result, recorder.losses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", [(1, 2), (1, 0), (0, 0)], ids=["mid-epoch", "epoch's end", "first batch"])
 @pytest.mark.parametrize("every", [0.0, 1e9], ids=["saved each batch", "saved at the start alone"])
 def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, at, every):
@@ -84,7 +85,6 @@ def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, 
         assert all(torch.equal(one[k], two[k]) for k in one), name
 
 
-@pytest.mark.slow
 def test_saving_after_epochs_costs_a_hundredth_of_the_time(few, model, short, whole, tmp_path, monkeypatch):
     saved = []
     save = RunFiles.save_state
@@ -113,7 +113,6 @@ def test_saving_after_epochs_costs_a_hundredth_of_the_time(few, model, short, wh
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-@pytest.mark.slow
 def test_different_seeds_differ(few, model, short, whole, tmp_path):
     recorder = Recorder()
     train(model, replace(short, epochs=1), few, tmp_path / "run", execution=EVERY_BATCH, on_batch=recorder, seed=6)
@@ -195,7 +194,6 @@ def _rare(digits, label: int, count: int) -> Splits:
     )
 
 
-@pytest.mark.slow
 def test_with_balancing_the_recall_of_a_rare_class_rises(digits, model, tmp_path):
     data = _rare(digits, 8, 5)
     recalls, mean = {}, {}
@@ -252,7 +250,6 @@ def test_another_recipe_cannot_resume_a_run(whole, few, model, short, changes, m
         train(model, replace(short, **changes), few, whole[0].out, seed=5, resume=True)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_another_batch_size_behind_the_images_that_it_learned(few, model, short, tmp_path):
     """Of 70 images in batches of 16 it has learned 32 of the second epoch: in batches of 8 it goes on with the fifth of eight."""
     said: list[str] = []
@@ -335,7 +332,6 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_state(few, model, short, 
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -363,7 +359,6 @@ def test_early_stopping_keeps_the_best_epoch(few, model, tmp_path):
     assert checkpoint.load(tmp_path / "run").training["best_epoch"] == result.best_epoch
 
 
-@pytest.mark.slow
 def test_selection_never_sees_the_test_images(few, model, short, whole, tmp_path):
     shuffled = replace(few.test, labels=(few.test.labels + 1) % 10)
     result = train(model, short, replace(few, test=shuffled), tmp_path / "run", execution=EVERY_BATCH, seed=5)
@@ -371,7 +366,6 @@ def test_selection_never_sees_the_test_images(few, model, short, whole, tmp_path
     assert result.best_epoch == whole[0].best_epoch
 
 
-@pytest.mark.slow
 def test_a_baseline_trains_and_resumes(few, tmp_path):
     config = preset("vit-small", dim=16, layers=1, heads=2, mlp=16)
     chosen = recipe("paper", "vit", epochs=2, batch_size=16, lr=1e-3)
@@ -385,7 +379,6 @@ def test_a_baseline_trains_and_resumes(few, tmp_path):
     assert result.history[0]["validation_halt"] == []
 
 
-@pytest.mark.slow
 def test_batch_norm_statistics_survive_resuming(few, tmp_path):
     config = preset("resnet18")
     tiny = Splits(limited(few.train, 16), few.validation.take(slice(0, 8)), few.test.take(slice(0, 8)))
@@ -401,7 +394,6 @@ def test_batch_norm_statistics_survive_resuming(few, tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-@pytest.mark.slow
 def test_a_few_epochs_learn_digits(digits, tmp_path):
     part = replace(digits, train=limited(digits.train, 512))
     config = preset("tiny", image_size=32)
@@ -411,7 +403,6 @@ def test_a_few_epochs_learn_digits(digits, tmp_path):
     assert result.history[-1]["train_loss"] < 0.7 * result.history[0]["train_loss"]
 
 
-@pytest.mark.slow
 def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
     init = checkpoint.load(whole[0].out)
     still = replace(short, epochs=1, lr=1e-12, final_lr=0.0)
@@ -429,7 +420,6 @@ def test_a_run_may_start_from_other_weights(few, model, short, whole, tmp_path):
     assert checkpoint.load(tmp_path / "b").training["init"] == made.training["init"]
 
 
-@pytest.mark.slow
 def test_other_classes_get_a_new_classifier_and_other_models_are_refused(few, model, short, whole, tmp_path):
     init = checkpoint.load(whole[0].out)
     letters = [replace(part, classes=tuple("abcdefghij")) for part in vars(few).values()]

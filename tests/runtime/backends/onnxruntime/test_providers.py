@@ -16,6 +16,8 @@ from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
 from vitrm.runtime.backends.onnxruntime.stepwise import StepwiseSession
 from vitrm.runtime.bench import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:

@@ -9,6 +9,8 @@ from small_models import with_props
 from vitrm.runtime.backends.onnxruntime.session import CUTS_FLOAT16, cuts_float16
 from vitrm.runtime.session import open_session
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_onnxruntime_that_cuts_float16_off_is_told_by_its_version():
     """Found by computing: 2.9 / 1 is quantized to 3, or to 2."""

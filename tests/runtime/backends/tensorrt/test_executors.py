@@ -23,6 +23,8 @@ from vitrm.runtime.backends.tensorrt.session import TensorRTSession
 from vitrm.runtime.backends.tensorrt.stepwise import DeviceStepping, TensorRTStepwiseSession
 from vitrm.runtime.session import Result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:

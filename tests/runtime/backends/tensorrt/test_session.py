@@ -93,6 +93,7 @@ def test_a_plan_for_this_machine_is_accepted(plan: Path) -> None:
 REBUILT = "vitrm-export runs/mine --steps 4 --graph loop -o .*engine.plan --batch 1,4,8 --gpu"
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 @pytest.mark.parametrize(
     ("changes", "gpu", "message"),
@@ -113,6 +114,7 @@ def test_a_plan_for_another_machine_is_refused_unopened(plan: Path, changes: dic
         check_here(read_sidecar(plan), plan, Gpus((gpu,), "13.0"))
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_compatible_plans_go_further(plan: Path) -> None:
     sidecar = read_sidecar(plan)
@@ -124,6 +126,7 @@ def test_compatible_plans_go_further(plan: Path) -> None:
         check_here(older, plan, ADA)
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -150,6 +153,7 @@ def test_damaged_plans_are_refused_unopened(plan: Path, damage: object, message:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_the_rebuild_command_is_one_that_parses(plan: Path) -> None:
     from vitrm.export.cli import parser
@@ -165,6 +169,7 @@ def test_the_rebuild_command_is_one_that_parses(plan: Path) -> None:
     assert (args.precision, args.target, args.halt_threshold) == ("int8", "cpu", 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_a_threshold_goes_into_the_sidecar(plan: Path) -> None:
     before = plan.read_bytes()
@@ -195,6 +200,7 @@ def test_the_gpu_that_is_missing_is_named(plan: Path, artifact: Path, capsys: py
     assert "engine.plan could not be measured" in err
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 @without_gpu
 def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
@@ -208,6 +214,7 @@ def test_the_file_that_a_plan_was_built_from_is_what_runs_here(
 
 
 @without_gpu
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_tensorrt_itself_is_asked_last(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine whose driver is too old for this TensorRT: the driver lists a GPU, TensorRT finds none.
@@ -289,6 +296,7 @@ def test_an_address_is_read_as_the_bindings_want_it(recwarn: pytest.WarningsReco
     assert not recwarn.list
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_a_plan_is_opened_on_the_gpu_that_is_named(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = Gpus((Gpu("NVIDIA A10", "sm86", 1), *ADA.found), "13.0")
@@ -303,6 +311,7 @@ def test_a_plan_is_opened_on_the_gpu_that_is_named(plan: Path, monkeypatch: pyte
             vitrm.runtime.open(plan, device="cuda:1")
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
     script = (

@@ -20,6 +20,8 @@ from vitrm.runtime.bench.report.page import render
 from vitrm.runtime.bench.rows import BenchResult
 from vitrm.runtime.bench.run import bench
 
+pytestmark = pytest.mark.slow
+
 NASTY = "<script>alert(1)</script>"
 
 
@@ -42,7 +44,6 @@ def text(result: BenchResult) -> str:
     return render(replace(result, command=f"vitrm-bench {NASTY}")).replace("\u00a0", " ")
 
 
-@pytest.mark.slow
 def test_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
     assert page.open == []

@@ -28,6 +28,8 @@ from vitrm.runtime.bench.rows import BenchResult
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.halting.choose import reliability
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 24
 QUICK = {"seconds": 0.05, "threads": 1, "batches": (1,), "eager": False}
 
@@ -44,7 +46,6 @@ def result(stepwise: Path, halting: Path, vit: Path, threshold: float) -> BenchR
     return bench([stepwise, halting, vit], halt_thresholds=(threshold, 1.0), corruption_images=IMAGES, **QUICK)
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_the_artifact_on_these_images(result: BenchResult, loop: Path, threshold: float) -> None:
     session = vitrm.runtime.open(loop)
     sample = load_sample(session.metadata, "a")
@@ -136,7 +137,6 @@ def nano(folder: Path) -> Path:
     return export(checkpoints.load("nano-digits"), folder / "nano-digits.onnx", steps=1).path
 
 
-@pytest.mark.slow
 def test_a_trained_model_gets_worse_with_severity(nano: Path) -> None:
     session = vitrm.runtime.open(nano, threads=1)
     sample = load_sample(session.metadata, "a")

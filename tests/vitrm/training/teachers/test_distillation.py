@@ -24,6 +24,8 @@ from vitrm.training.parallel.device import Execution
 from vitrm.training.run_folder.state import STATE_FILE, read_header
 from vitrm.training.teachers.distillation import Teacher, TeacherTargets, classification_loss
 
+pytestmark = pytest.mark.slow
+
 CPU = Execution(device="cpu", precision="fp32", save_every=0.0)
 
 
@@ -82,7 +84,6 @@ def test_a_recursive_teacher_answers_at_the_deepest_step_it_was_trained_for():
     torch.testing.assert_close(Teacher(kept, torch.device("cpu"), 1)(images), first, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_training_leaves_the_teacher_as_it_was_and_brings_the_student_nearer(few, model, teacher, tmp_path):
     kept = checkpoint.load(teacher)
     images = torch.from_numpy(few.train.pixels).float() / 255
@@ -104,7 +105,6 @@ def test_training_leaves_the_teacher_as_it_was_and_brings_the_student_nearer(few
     assert all(torch.equal(after[k], v) for k, v in kept.weights.items())
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_teacher_only(few, model, short, teacher, tmp_path):
     kept = checkpoint.load(teacher)
     whole = train(model, short, few, tmp_path / "whole", execution=CPU, teacher=kept)
@@ -136,7 +136,6 @@ def test_a_teacher_of_other_classes_or_another_size_is_refused(few, model, short
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_the_command_line_keeps_the_teacher_for_resuming(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(teacher.parent)
     out = str(tmp_path / "run")
@@ -151,7 +150,6 @@ def test_the_command_line_keeps_the_teacher_for_resuming(teacher, tmp_path, caps
     assert checkpoint.load(out).training["recipe"]["distill_weight"] == 0.9
 
 
-@pytest.mark.slow
 def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tmp_path):
     made = train(model, short, few, tmp_path / "old", execution=CPU)
     path = made.out / STATE_FILE
@@ -166,7 +164,6 @@ def test_a_state_saved_before_a_setting_existed_is_resumed(few, model, short, tm
     assert train(model, short, few, made.out, execution=CPU, resume=True).test_accuracy == made.test_accuracy
 
 
-@pytest.mark.slow
 def test_a_baseline_learns_from_a_recursive_teacher():
     learner = make_learner(preset("vit-small", dim=16, layers=1, heads=2, mlp=16), distill_weight=1.0)
     learner.teacher = Teacher(checkpoint.load("nano-cifar10"), torch.device("cpu"))
