@@ -20,13 +20,11 @@ _PAIR = 127.5  # two weights that are added in 16 bits, before rounding: at most
 
 
 def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of a weight [in, out] with one scale per output channel: weight ≈ integers · scales.
+    """Symmetric int8 of a weight [in, out], one scale per output channel [out]: weight ≈ integers · scales.
 
-    The scale is the least at which every integer fits into int8 and every pair of rows into 16 bits (see above).
+    The scale is the least at which every integer fits into int8, and every pair of rows into 16 bits (see above).
     """
-    scales = np.maximum(np.abs(weight).max(0) / LEVELS, largest_pair(weight) / _PAIR).astype(np.float32)
-    scales[scales == 0] = 1.0  # a channel of zeros
-    return np.clip(np.round(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
+    return _quantize(weight, largest_pair(weight))
 
 
 def quantize_filters(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -34,12 +32,20 @@ def quantize_filters(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
 
     The scale is the least at which every integer fits into int8, and any two of one sign into 16 bits (see above).
     """
-    ordered = np.sort(weight.reshape(len(weight), -1), 1)
-    two = np.maximum(np.maximum(ordered[:, -2:], 0).sum(1), np.maximum(-ordered[:, :2], 0).sum(1))
-    scales = np.maximum(np.abs(ordered).max(1) / LEVELS, two / _PAIR).astype(np.float32)
+    columns = weight.reshape(len(weight), -1).T
+    ordered = np.sort(columns, 0)
+    two = np.maximum(np.maximum(ordered[-2:], 0).sum(0), np.maximum(-ordered[:2], 0).sum(0))
+    integers, scales = _quantize(columns, two)
+    return np.ascontiguousarray(integers.T).reshape(weight.shape), scales
+
+
+def _quantize(
+    weight: NDArray[np.float32], largest_sums: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers and scales of a weight [in, out] of which two values are added to `largest_sums` [out] at most."""
+    scales = np.maximum(np.abs(weight).max(0) / LEVELS, largest_sums / _PAIR).astype(np.float32)
     scales[scales == 0] = 1.0  # a channel of zeros
-    integers = np.round(weight / scales.reshape(-1, 1, 1, 1))
-    return np.clip(integers, -LEVELS, LEVELS).astype(np.int8), scales
+    return np.clip(np.round(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
 
 
 def largest_pair(weight: NDArray[Any]) -> NDArray[Any]:

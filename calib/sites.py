@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from vitrm.baselines.networks import Baseline, Transformer
 from vitrm.model import Embedded, State, ViTRM
@@ -87,7 +88,7 @@ def run_observed(
     def see(layer: str, values: Tensor) -> Tensor | None:
         return observer(Site(step, role, layer), values) if observer else None
 
-    with _hooked(model.block, "block", see), _hooked_convolutions(model, see):
+    with _until_done([*_hook_linears(model.block, "block", see), *_hook_convolutions(model, see)]):
         if start is None:
             embedded = model.embed(images)
             step, role = 1, "project_latents"
@@ -112,22 +113,20 @@ def observe(model: ViTRM | Baseline, images: Tensor, steps: int, observer: Obser
         run_observed(model, images, steps, observer)
         return
     assert isinstance(model.net, Transformer)
-    with _hooked(model.net.layers, "net.layers", lambda layer, values: observer(Site(0, NET, layer), values)):
+
+    def see(layer: str, values: Tensor) -> Tensor | None:
+        return observer(Site(0, NET, layer), values)
+
+    with _until_done(_hook_linears(model.net.layers, "net.layers", see)):
         model(images)
 
 
+_See = Callable[[str, Tensor], Tensor | None]  # called with a layer's name and values
+
+
 @contextmanager
-def _hooked(module: nn.Module, prefix: str, see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls `see` with the name and input of every linear layer of `module` that runs inside."""
-
-    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        return lambda _, inputs, __: see(layer, inputs[0])
-
-    handles = [
-        linear.register_forward_hook(hook(f"{prefix}.{name}"))
-        for name, linear in module.named_modules()
-        if isinstance(linear, nn.Linear)
-    ]
+def _until_done(handles: list[RemovableHandle]) -> Iterator[None]:
+    """Removes hooks in the end."""
     try:
         yield
     finally:
@@ -135,23 +134,24 @@ def _hooked(module: nn.Module, prefix: str, see: Callable[[str, Tensor], Tensor 
             handle.remove()
 
 
-@contextmanager
-def _hooked_convolutions(model: ViTRM, see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls `see` with the name and input, then with the output, of every convolution of the tokenizer that int8 is for."""
+def _hook_linears(module: nn.Module, prefix: str, see: _See) -> list[RemovableHandle]:
+    """Has `see` called with the name and input of every linear layer of `module` that runs."""
+    linears = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+    return [_hook_input(linear, f"{prefix}.{name}", see) for name, linear in linears]
 
-    def at_input(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        return lambda _, inputs, __: see(layer, inputs[0])
 
-    def at_output(layer: str, floor: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
-        return lambda _, __, output: see(layer + OUTPUT, output.clamp(min=floor))
-
+def _hook_convolutions(model: ViTRM, see: _See) -> list[RemovableHandle]:
+    """Has `see` called with the name and input, then with the output, of every convolution of the tokenizer that int8 is for."""
     handles = []
     for name, layer, norm, floor in model.tokenizer.convolutions():
-        name = TOKENIZER + name
-        handles.append(layer.register_forward_hook(at_input(name)))
-        handles.append(norm.register_forward_hook(at_output(name, floor)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles.append(_hook_input(layer, TOKENIZER + name, see))
+        handles.append(_hook_output(norm, TOKENIZER + name + OUTPUT, floor, see))
+    return handles
+
+
+def _hook_input(module: nn.Module, name: str, see: _See) -> RemovableHandle:
+    return module.register_forward_hook(lambda _, inputs, __: see(name, inputs[0]))
+
+
+def _hook_output(module: nn.Module, name: str, floor: float, see: _See) -> RemovableHandle:
+    return module.register_forward_hook(lambda _, __, output: see(name, output.clamp(min=floor)))

@@ -80,15 +80,12 @@ def export(
         int8_convolutions: True for the tokenizer's convolutions in int8, too; of a ViTRM, for a CPU.
         calibration: int8's activation ranges, or a file of them.  Default: found on training images.
         calibration_method: "minmax", "percentile", "mse" or "entropy", for ranges found here.
-        max_drop: percentage points of accuracy that int8 may lose on validation images.
-        sensitivity_file: a file to write how much int8 at each site alone changes the answer.
+        max_drop, sensitivity_file: points of accuracy that int8 may lose on validation images; a file for each site's harm.
         images: float32 [≥ 7, 3, H, W] in [0, 1] to verify on.  Default: 64 validation images, or photo crops.
-        data_dir: the folder of the data set.
+        data_dir, progress: the folder of the data set; called with the name of each stage that begins.
         plan: GPUs, batch sizes and flags of a TensorRT plan; with "stepwise" it makes a folder of plans.
-        progress: called with the name of each stage that begins.
 
-    Returns:
-        The artifact's path, sizes and metadata, and the evidence for it.
+    Returns the artifact's path, sizes and metadata, and the evidence for it.
 
     Raises:
         UserError: for impossible settings, a failed verification or an unwritable `path`; all is then as it was before.
