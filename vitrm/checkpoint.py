@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrm.config import ModelConfig, ViTRMConfig, from_dict, to_dict
 from vitrm.errors import UserError, explain_os_error
-from vitrm.fields import shown
+from vitrm.fields import did_you_mean, shown
 from vitrm.preprocessing import Preprocessing
 from vitrm.recipe import from_dict as recipe_from_dict
 from vitrm.system import strict_json, tensor_file
@@ -182,8 +182,6 @@ def load(run: str | os.PathLike[str] | None = None, *, verify: bool = True) -> C
     With `verify` False the SHA-256 in `config.json` are not looked at.  A checkpoint without any, of version 0.1.0, is
     loaded with a note.
     """
-    import torch
-
     folder = find(run)
     for _ in range(_TRIES):
         config = _read_config(folder, verify)
@@ -198,6 +196,8 @@ def load(run: str | os.PathLike[str] | None = None, *, verify: bool = True) -> C
             f"{folder / WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written with (SHA-256 {digest[:12]}…, expected "
             f"{config['sha256']['weights'][:12]}…): it was damaged, or is another run's; copy both files again"
         )
+    import torch  # not before: a mistyped name should not wait for it
+
     tensor_file.check_finite(weights, str(folder / WEIGHTS_FILE))
     weights = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in weights.items()}
     return Checkpoint(
@@ -326,5 +326,6 @@ def find(run: str | os.PathLike[str] | None = None) -> Path:
     if os.path.isfile(folder):
         raise UserError(f"{folder} is a file, expected a run folder (with {CONFIG_FILE} and {WEIGHTS_FILE})")
     raise UserError(
-        f"no run folder {shown(str(folder), quoted=False)}, and no bundled checkpoint of that name ({', '.join(bundled()) or 'none bundled'})"
+        f"no run folder {shown(str(folder), quoted=False)}, and no bundled checkpoint of that name "
+        f"({', '.join(bundled()) or 'none bundled'}){did_you_mean(str(run), bundled())}"
     )

@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
 def load_run(run: str) -> Checkpoint:
     """Loads the checkpoint that `run` names.  Raises `UserError` when it is none, or torch is missing."""
-    checkpoint: Checkpoint = _checkpoints().load(run)
+    checkpoint: Checkpoint = _checkpoints(run).load(run)
     return checkpoint
 
 
-def _checkpoints() -> Any:
-    """Returns the module of checkpoints.  Raises `UserError` when torch is missing."""
+def _checkpoints(run: str | None) -> Any:
+    """Returns the module of checkpoints.  Raises `UserError` when torch is missing, or no run is called `run`."""
+    from vitrm import checkpoint
+
+    if run is not None:
+        checkpoint.find(run)  # a mistyped name should not wait for torch
     try:
         import torch  # noqa: F401
     except ImportError:
         raise UserError(
             "torch is not installed, so there is no eager model to compare with: pip install torch"
         ) from None
-    from vitrm import checkpoint
-
     return checkpoint
 
 
@@ -42,7 +44,7 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
     last or the bundled default.  Raises `UserError` when torch is missing, when `run` is another model or has other
     weights, or when none of the places has the right ones.
     """
-    checkpoints = _checkpoints()
+    checkpoints = _checkpoints(run)
     artifact = str(path) if path else "the artifact"
     if run is not None:
         checkpoint: Checkpoint = checkpoints.load(run)

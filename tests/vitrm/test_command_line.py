@@ -159,3 +159,32 @@ def test_help_is_quick_and_imports_no_libraries(command):
 def test_parsing_raises_nothing_that_a_command_does_not_print(capsys):
     assert run_command(lambda argv: train_cli.parser().parse_args(argv), ["--lr", "x"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+MISTYPED = (
+    ("vitrm-train", "--data", "cifr10"),
+    ("vitrm-train", "--model", "nno"),
+    ("vitrm-train", "--recipe", "fst"),
+    ("vitrm-train", "--init", "nano-cifr10"),
+    ("vitrm-train", "--teacher", "nano-cifr10"),
+    ("vitrm-train", "--config", "missing.toml"),
+    ("vitrm-export", "nano-cifr10"),
+    ("vitrm-export", "nano-cifr10", "--web", "page"),
+    ("vitrm-export", "nano-cifar10", "--steps", "0"),
+    ("vitrm-bench", "missing.onnx"),
+    ("vitrm-bench", "--run", "nano-cifr10"),
+    ("vitrm-predict", "missing.onnx", "a.png"),
+)
+
+
+def test_a_mistyped_name_does_not_wait_for_torch(tmp_path):
+    """One process for all: whichever loads torch fails those after it, and is named."""
+    code = (
+        "import importlib, sys\n"
+        f"for command, *arguments in {MISTYPED!r}:\n"
+        f"    code = importlib.import_module({MODULES!r}[command]).main(arguments)\n"
+        "    print(code, 'torch' in sys.modules, command, *arguments)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines() == [" ".join(("2", "False", *command)) for command in MISTYPED]
+    assert done.stderr.count("did you mean") == 8, done.stderr

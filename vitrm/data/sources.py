@@ -50,14 +50,20 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
+    check_known(name)
     of = preprocessing or Preprocessing.square(size)
     if name == "digits":
         return _digits(split, of)
     if name in ("cifar10", "cifar100"):
         return _cifar(name, split, _data_dir(data_dir), of, download)
+    return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
+
+
+def check_known(name: str) -> None:
+    """Raises `UserError` unless `name` is a data set's name or the path of a folder."""
     # os.path answers False where Path raises: for a name that is too long, or holds a NUL.
-    if os.path.isdir(name):
-        return read_folder(Path(name), split, Reading(of, skip_damaged, keep)).loaded(at_most=in_memory)
+    if name in DATASETS or os.path.isdir(name):
+        return
     hint = f"; {SHARDS_HINT}" if re.search(r"\.tar(\.\w+)?$", name) else ""
     if os.path.exists(name) and not hint:
         hint = "; there is a file of that name, but a folder is needed (one picture: vitrm-predict ARTIFACT FILE)"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrm.checkpoint import RUNS, load
+from vitrm.checkpoint import RUNS, find, load
 from vitrm.command_line import CommandParser, add_setting
 from vitrm.config import KINDS, PRESETS, ModelConfig, ViTRMConfig, preset, to_dict
 from vitrm.errors import UserError, run_command
@@ -271,7 +271,7 @@ def command(argv: Sequence[str] | None) -> int | None:
 
 def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
     """The settings that flags and file name, with absolute paths, and the checkpoint of --init."""
-    from vitrm.data import DATASETS
+    from vitrm.data.sources import DATASETS, check_known
 
     settings = from_flags(args)
     if args.config:
@@ -299,6 +299,10 @@ def _settings(args: argparse.Namespace) -> tuple[RunConfig, Checkpoint | None]:
         from vitrm.training.teachers.torchvision import absolute
 
         settings.teacher = absolute(settings.teacher)
+    elif settings.teacher:
+        find(settings.teacher)  # as of the data set: a mistyped name should not wait for torch
+    if "name" in settings.data:
+        check_known(settings.data["name"])
     return settings, init
 
 
