@@ -17,14 +17,14 @@ from vitrm.model import Embedded, State, ViTRM
 NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion
 TOKENIZER = "tokenizer."  # before the name of a convolution
 OUTPUT = ".output"  # behind the name of a convolution: what it gives
-ROLES = ("embed", "project_answer", "project_latents", "latents", "answer")
+ROLES = ("embed", "look", "project_answer", "project_latents", "latents", "answer")
 
 
 class Site(NamedTuple):
     """A place where an activation is quantized.
 
-    The same layer sees other values in each role (the embedding, layer 1's projections of y and z, the latent update, the
-    answer update) and at each step.  The projection of z₀ belongs to step 1.
+    The same layer sees other values in each role (the embedding, a step's look at the image, layer 1's projections of y and z,
+    the latent update, the answer update) and at each step.  The projection of z₀ belongs to step 1.
     """
 
     step: int  # 1, 2, …; 0 for what runs once per image
@@ -95,7 +95,7 @@ def run_observed(
             state = model.initial_state(len(images))
         else:
             embedded, step, role = start.embedded, start.step, "project_latents"
-            state = model.state(start.state.y, start.state.z)
+            state = model.state(*start.state.carried)
         for number in range(1 + (start.step if start else 0), steps + 1):
             step = number
             state = model.step(embedded, state, enter)

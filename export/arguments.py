@@ -125,6 +125,12 @@ def _add_shape(p: argparse.ArgumentParser) -> None:
         "stepwise: embed, step and heads apart, and samples that halt leave the batch",
     )
     shape.add_argument(
+        "--glimpses",
+        choices=["none", "shift", "mirror"],
+        help="what each step looks at. none: the image as it is; shift: the image, then moved a little, in turn; mirror: each of "
+        "these and its mirror image. A later step sees something new, and costs a pass of the tokenizer (default: as trained)",
+    )
+    shape.add_argument(
         "--halt-threshold",
         type=float,
         metavar="P",
@@ -337,6 +343,7 @@ def check_decided(args: argparse.Namespace, source: Path) -> None:
     """Raises `UserError` for options that were decided when `source` was exported."""
     for name in (
         "steps",
+        "glimpses",
         "halt_threshold",
         "hf",
         "web",

@@ -78,7 +78,7 @@ def _export_run(args: argparse.Namespace) -> None:
     from vitrm.export.pipeline import export
     from vitrm.export.summary import summary
 
-    checkpoint = checkpoints.load(args.run)
+    checkpoint = _loaded(args)
     destination = _destination(args, checkpoint, plan)
     check_precision_options(args)
     say(
@@ -122,7 +122,7 @@ def _write_page(args: argparse.Namespace, options: WebOptions) -> None:
     from vitrm.export.summary import page_summary
     from vitrm.export.web.page import write_page
 
-    checkpoint = checkpoints.load(args.run)
+    checkpoint = _loaded(args)
     say(f"{checkpoint.source} ({checkpoint.model.kind}) → {args.web}")
     with _status() as progress:
         page = write_page(
@@ -138,6 +138,14 @@ def _write_page(args: argparse.Namespace, options: WebOptions) -> None:
     for line in page_summary(page):
         say(line)
     say(f"next: python3 -m http.server --directory {shlex.quote(str(args.web))}, then open http://localhost:8000")
+
+
+def _loaded(args: argparse.Namespace) -> Checkpoint:
+    """The checkpoint of a run, whose steps look as the command says."""
+    from vitrm import checkpoint as checkpoints
+
+    checkpoint = checkpoints.load(args.run)
+    return checkpoint if args.glimpses is None else checkpoint.with_glimpses(args.glimpses)
 
 
 def _destination(args: argparse.Namespace, checkpoint: Checkpoint, plan: PlanOptions | None) -> Destination:
@@ -177,7 +185,8 @@ def _default_name(args: argparse.Namespace, checkpoint: Checkpoint, plan: PlanOp
     target = args.target or ("cpu" if plan is None else "tensorrt")
     convolutions = "-convolutions" if args.int8_convolutions else ""
     precision = f"int8-{target}{convolutions}" if args.precision == "int8" else args.precision
-    return f"{Path(checkpoint.source).name}{depth}-{precision}"
+    glimpses = f"-{args.glimpses}" if args.glimpses not in (None, "none") else ""
+    return f"{Path(checkpoint.source).name}{glimpses}{depth}-{precision}"
 
 
 def _build_from_onnx(args: argparse.Namespace, source: Path) -> None:

@@ -49,6 +49,7 @@ def simulated(
             module.weight.copy_(torch.from_numpy(integers * scales).T)
             module.register_forward_pre_hook(hook(f"block.{name}"))
     for name, conv, norm, floor in model.tokenizer.convolutions() if convolutions else ():
+        assert model.glimpses is None
         into, out = (calibration.at(0, "embed", f"tokenizer.{name}{end}") for end in ("", ".output"))
         # A norm maps each channel by a line, which belongs to filters and bias.
         at_0, at_1 = (norm(torch.full((1, conv.out_channels, 1, 1), v)).flatten() for v in (0.0, 1.0))
@@ -65,13 +66,19 @@ def simulated(
     y, z = model.y0.expand(len(images), -1, -1), model.z0.expand(len(images), -1, -1)
     place[:] = 1, "project_latents"
     of_z = model.project_latents(z)
+    glimpse = torch.zeros(len(images), 1)
     for step in range(1, calibration.steps + 1):
+        if model.glimpses is not None:
+            place[:] = step, "look"
+            read, glimpse = model.look(embedded, glimpse)
+        else:
+            read = embedded
         for _ in range(model.config.recursions):
             place[:] = step, "project_answer"
             of_y = model.project_answer(y)
             for _ in range(model.config.n):
                 place[:] = step, "latents"
-                z = model.update_latents(embedded, y, of_y, z, of_z)
+                z = model.update_latents(read, y, of_y, z, of_z)
                 place[:] = step, "project_latents"
                 of_z = model.project_latents(z)
             place[:] = step, "answer"

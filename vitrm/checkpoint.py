@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,26 @@ class Checkpoint:
         epoch = self.training.get("best_epoch")
         done = epoch / recipe.epochs if isinstance(epoch, int) and 0 < epoch <= recipe.epochs else 1.0
         return recipe.n_sup + recipe.free_steps_at(done)
+
+    def with_glimpses(self, glimpses: str) -> Checkpoint:
+        """The same weights in a model whose steps look at the image in this way (`ViTRMConfig.glimpses`).
+
+        They need no training for it: what a step reads of a moved or mirrored image is what it learned to read.  Raises
+        `UserError` for a model without steps, and for mirror images where training is known to have shown none.
+        """
+        if not isinstance(self.model, ViTRMConfig):
+            raise UserError(
+                f"{self.source} is a {self.model.kind}, which has no steps to look anew: leave out --glimpses"
+            )
+        recipe = self.training.get("recipe")
+        if glimpses == "mirror" and isinstance(recipe, dict):
+            known = recipe_from_dict(recipe, self.source)
+            if not known.flips(self.data.get("name", "")):
+                raise UserError(
+                    f"{self.source} was trained without mirror images, as a mirrored picture may be of another class: choose "
+                    "--glimpses shift"
+                )
+        return replace(self, model=replace(self.model, glimpses=glimpses))
 
     def build(self) -> ViTRM | Baseline:
         """The model with these weights, in eval mode.  Raises `UserError` if they do not fit the config."""

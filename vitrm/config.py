@@ -83,6 +83,13 @@ class ViTRMConfig:
         "cross",
         help="joint: a layer updates image tokens, answer and latents (the paper's eq. 2); cross: it reads image tokens only",
     )
+    glimpses: str = choice(
+        "none",
+        "shift",
+        "mirror",
+        help="what a step looks at. none: image tokens that are computed once; shift: the image, then moved a little down and "
+        "right, then up and left, in turn; mirror: each of these and its mirror image",
+    )
     token_mixer: str = choice("attention", "mlp", help="how a layer mixes tokens; mlp: an MLP over the token axis")
     mixer_hidden: int | None = whole_or_none(
         1, 4 * MAX_WIDTH, "mlp token mixer: width of its inner layer; none: twice the tokens"

@@ -21,6 +21,13 @@ Two forms of (2), the setting `mixing`:
 Two ways for a layer to mix tokens, the setting `token_mixer`: attention, or (the same section) an MLP over the token
 axis as in MLP-Mixer (Tolstikhin et al., 2021), see `TokenMLP`.
 
+A third setting, `glimpses`, gives every step a look of its own: step t reads the tokens of another view of the image,
+
+    x_t = tokens(view_t(image)) + pos,     view_1 the image as it is                                            (1')
+
+so later steps see something new, and only samples that have not halted pay for it.  `embed` passes the images on then, and the
+number of the next view goes from step to step beside y and z.
+
 Two savings are exact, so this one implementation trains, evaluates and exports with them:
 
   * What layer 1 projects from x (LayerNorm, Q, K, V) never changes: `embed` computes it, once per
@@ -46,6 +53,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrm.config import WHITENED, ViTRMConfig
+from vitrm.layers import glimpses
 from vitrm.layers.conv_group import ConvGroup, ShiftBatchNorm, dirac
 from vitrm.layers.whitening import Whitening
 from vitrm.model_size import NEVER
@@ -61,6 +69,12 @@ class State(NamedTuple):
     y: Tensor  # [B, 1, D], the answer
     z: Tensor  # [B, K, D], the latents
     of_z: Projected  # layer 1's projection of z
+    glimpse: Tensor | None = None  # float [B, 1]: number of the view that the next step looks at; None without glimpses
+
+    @property
+    def carried(self) -> tuple[Tensor, ...]:
+        """What `ViTRM.state` makes the same state of."""
+        return (self.y, self.z) if self.glimpse is None else (self.y, self.z, self.glimpse)
 
 
 class Output(NamedTuple):
@@ -466,6 +480,9 @@ class ViTRM(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
         self.tokenizer = TOKENIZERS[config.tokenizer](config)
+        self.glimpses: glimpses.Glimpses | None = None
+        if config.glimpses != "none":
+            self.glimpses = glimpses.Glimpses(config.glimpses, config.image_size)
         self.pos = nn.Parameter(torch.empty(1, config.tokens, config.dim))
         self.y0 = nn.Parameter(torch.empty(1, 1, config.dim))
         self.z0 = nn.Parameter(torch.empty(1, config.latents, config.dim))
@@ -486,6 +503,11 @@ class ViTRM(nn.Module):
     @property
     def embedded_names(self) -> tuple[str, ...]:
         """Names of the tensors that `embed` gives."""
+        return self.read_names if self.glimpses is None else ("images",)
+
+    @property
+    def read_names(self) -> tuple[str, ...]:
+        """Names of the tensors that `read` gives."""
         if self.config.mixing == "joint":
             return "x", *(f"x_{name}" for name in self.projected_names)
         return tuple(f"x{i}_{name}" for i, layer in enumerate(self._layers, 1) for name in layer.memory)
@@ -493,27 +515,39 @@ class ViTRM(nn.Module):
     # The three functions ----------------------------------------------------------------------
 
     def embed(self, images: Tensor) -> Embedded:
-        """Eq. 1, and what of it never changes: images [B, 3, H, W] in [0, 1] → what the steps read of them."""
-        return self.read(self.tokens(images))
+        """Eq. 1, and what of it never changes: images [B, 3, H, W] in [0, 1] → what the steps read of them.
+
+        With glimpses nothing of it stays the same: the images themselves.
+        """
+        return self.read(self.tokens(images)) if self.glimpses is None else (images,)
 
     def step(self, embedded: Embedded, state: State, entering: Callable[[str], None] | None = None) -> State:
-        """T recursions: each n latent updates, then one answer update.
+        """T recursions: each n latent updates, then one answer update; with glimpses, a look at the image first.
 
-        `entering` is told the role of what is computed next: project_answer, latents, project_latents or answer.
+        `entering` is told the role of what is computed next: look, project_answer, latents, project_latents or answer.
         """
+        if state.glimpse is None:
+            return self.recur(embedded, state, entering)
+        if entering:
+            entering("look")
+        read, after = self.look(embedded, state.glimpse)
+        return self.recur(read, state._replace(glimpse=after), entering)
+
+    def recur(self, read: Embedded, state: State, entering: Callable[[str], None] | None = None) -> State:
+        """The recursions of a step, which read the tensors that `read` gave."""
         tell = entering or _tell_nobody
-        y, z, of_z = state
+        y, z, of_z, glimpse = state
         for _ in range(self.config.recursions):
             tell("project_answer")
             of_y = self.project_answer(y)
             for _ in range(self.config.n):
                 tell("latents")
-                z = self.update_latents(embedded, y, of_y, z, of_z)
+                z = self.update_latents(read, y, of_y, z, of_z)
                 tell("project_latents")
                 of_z = self.project_latents(z)
             tell("answer")
             y = self.update_answer(y, of_y, z, of_z)
-        return State(y, z, of_z)
+        return State(y, z, of_z, glimpse)
 
     def heads(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 4: y [B, 1, D] → logits [B, classes], halt_prob [B]."""
@@ -535,6 +569,11 @@ class ViTRM(nn.Module):
             return x, *self._layers[0].project(x, "x")
         return tuple(tensor for layer in self._layers for tensor in layer.project_memory(x, "x"))
 
+    def look(self, embedded: Embedded, glimpse: Tensor) -> tuple[Embedded, Tensor]:
+        """Eq. 1': what a step reads of the views numbered `glimpse`, float [B, 1], and the numbers after them."""
+        assert self.glimpses is not None
+        return self.read(self.tokens(self.glimpses(embedded[0], glimpse))), self.glimpses.after(glimpse)
+
     def project_answer(self, y: Tensor) -> Projected:
         """Layer 1's projection of y [B, 1, D]."""
         return self._layers[0].project(y, "y")
@@ -543,14 +582,14 @@ class ViTRM(nn.Module):
         """Layer 1's projection of z [B, K, D]."""
         return self._layers[0].project(z, "z")
 
-    def update_latents(self, embedded: Embedded, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
+    def update_latents(self, read: Embedded, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
         """Eq. 2 or 2', given layer 1's projections of y and z; z [B, K, D]."""
         join, latents = self._layers[0].join, slice(-self.config.latents, None)
         if self.config.mixing == "joint":
-            x, *of_x = embedded
+            x, *of_x = read
             return self._f(torch.cat([x, y, z], 1), join(tuple(of_x), of_y, of_z), "xyz", "z", latents)
-        each = len(embedded) // len(self.block)
-        memories = [embedded[i : i + each] for i in range(0, len(embedded), each)]
+        each = len(read) // len(self.block)
+        memories = [read[i : i + each] for i in range(0, len(read), each)]
         return self._f(torch.cat([y, z], 1), join(of_y, of_z), "yz", "z", latents, memories)
 
     def update_answer(self, y: Tensor, of_y: Projected, z: Tensor, of_z: Projected) -> Tensor:
@@ -563,10 +602,12 @@ class ViTRM(nn.Module):
         y = y[:, 0]
         return self.classifier(y), self.halt(y)[:, 0]
 
-    def state(self, y: Tensor, z: Tensor) -> State:
-        """The state with y [B, 1, D] and z [B, K, D]."""
+    def state(self, y: Tensor, z: Tensor, glimpse: Tensor | None = None) -> State:
+        """The state with y [B, 1, D] and z [B, K, D]; with glimpses, and numbers [B, 1] of the next view (None: the first)."""
         y, z = map(_in_autocast_dtype, (y, z))
-        return State(y, z, self.project_latents(z))
+        if self.glimpses is not None and glimpse is None:
+            glimpse = torch.zeros_like(y[:, :, 0])
+        return State(y, z, self.project_latents(z), glimpse)
 
     def initial_state(self, batch: int) -> State:
         """The state before the first step, of `batch` images: y₀ and z₀."""

@@ -1,13 +1,14 @@
 """The model's functions as ONNX fragments, each traced once.
 
     embed(pixel_values) → embedded, y₀, z₀              once per image
+    look(embedded, glimpse) → read, glimpse             eq. 1', once per step, where the model has glimpses; elsewhere read is embedded
     project_answer(y) → of_y                            layer 1's projection of an answer: once per answer, for all
     project_latents(z) → of_z                           that read it; of latents: once per latents
-    latents(embedded, y, of_y, z, of_z) → z             eq. 2
+    latents(read, y, of_y, z, of_z) → z                 eq. 2
     answer(y, of_y, z, of_z) → y                        eq. 3
     heads(y) → logits, halt_prob                        eq. 4
 
-`embedded`, `of_y` and `of_z` are as many tensors as the model says: attention projects q, k and v, for one.
+`embedded`, `read`, `of_y` and `of_z` are as many tensors as the model says: attention projects q, k and v, for one.
 
 Whatever layout is assembled from them, at whatever depth, the tracer's cost and the weights are paid
 once.  A fragment's weights carry their names in the checkpoint (`block.0.q.weight`), its nodes the
@@ -30,12 +31,14 @@ import torch
 from torch import Tensor, nn
 
 from vitrm.baselines.networks import Baseline
+from vitrm.layers import glimpses
 from vitrm.model import ViTRM
 from vitrm.runtime.artifact.graph_names import ANSWER, LATENTS
 
 OPSET = 18  # JetPack 6's TensorRT takes up to 20; nothing here needs more than 18
-# Name → a function of tensors, and example inputs.
-Functions = Mapping[str, tuple[Callable[..., tuple[Tensor, ...]], Sequence[Tensor]]]
+# By name: a function of tensors, and example inputs.
+Function = tuple[Callable[..., tuple[Tensor, ...]], Sequence[Tensor]]
+Functions = Mapping[str, Function]
 
 BATCH = "batch"  # the dynamic axis, everywhere
 _TRACE_BATCH = 2  # a batch of 1 would be traced as a constant
@@ -67,28 +70,34 @@ class Fragments:
     latents: Fragment
     answer: Fragment
     heads: Fragment
+    look: Fragment | None  # of a model with glimpses
     embedded_names: tuple[str, ...]  # of the tensors that embed gives before y₀ and z₀
     projected_names: tuple[str, ...]  # of the tensors that a projection gives
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Of what goes from step to step: y, z, and layer 1's projection of z."""
-        return ANSWER, LATENTS, *(f"{LATENTS}_{name}" for name in self.projected_names)
+        """Of what goes from step to step: y, z, layer 1's projection of z, and with glimpses the number of the next view."""
+        projected = (f"{LATENTS}_{name}" for name in self.projected_names)
+        return ANSWER, LATENTS, *projected, *([glimpses.NAME] if self.look else [])
 
 
 def trace_vitrm(model: ViTRM) -> Fragments:
     """Traces a ViTRM on the CPU; the batch stays dynamic."""
     size = model.config.image_size
 
-    read, projected = len(model.embedded_names), len(model.projected_names)
+    read, projected = len(model.read_names), len(model.projected_names)
 
     def embed(images: Tensor) -> tuple[Tensor, ...]:
         state = model.initial_state(images.shape[0])
-        return *model.embed(images), state.y, state.z
+        return *model.embed(images), *state.carried
+
+    def look(images: Tensor, glimpse: Tensor) -> tuple[Tensor, ...]:
+        found, after = model.look((images,), glimpse)
+        return *found, after
 
     def latents(*tensors: Tensor) -> tuple[Tensor, ...]:
-        embedded, (y, *of_y), (z, *of_z) = tensors[:read], tensors[read : -1 - projected], tensors[-1 - projected :]
-        return (model.update_latents(embedded, y, tuple(of_y), z, tuple(of_z)),)
+        found, (y, *of_y), (z, *of_z) = tensors[:read], tensors[read : -1 - projected], tensors[-1 - projected :]
+        return (model.update_latents(found, y, tuple(of_y), z, tuple(of_z)),)
 
     def answer(*tensors: Tensor) -> tuple[Tensor, ...]:
         (y, *of_y), (z, *of_z) = tensors[: 1 + projected], tensors[1 + projected :]
@@ -100,18 +109,24 @@ def trace_vitrm(model: ViTRM) -> Fragments:
 
     with torch.no_grad():
         images = torch.rand(_TRACE_BATCH, 3, size, size)
-        *embedded, y, z = embed(images)
+        state = model.initial_state(_TRACE_BATCH)
+        y, z = state.y, state.z
+        found = model.read(model.tokens(images))
         of_y, of_z = model.project_answer(y), model.project_latents(z)
-    functions: Functions = {
+    functions: dict[str, Function] = {
         "embed": (embed, [images]),
         "project_answer": (model.project_answer, [y]),
         "project_latents": (model.project_latents, [z]),
-        "latents": (latents, [*embedded, y, *of_y, z, *of_z]),
+        "latents": (latents, [*found, y, *of_y, z, *of_z]),
         "answer": (answer, [y, *of_y, z, *of_z]),
         "heads": (heads, [y]),
     }
+    if state.glimpse is not None:
+        functions["look"] = (look, [images, state.glimpse])
     return Fragments(
-        **trace(model, functions), embedded_names=model.embedded_names, projected_names=model.projected_names
+        **{"look": None, **trace(model, functions)},
+        embedded_names=model.embedded_names,
+        projected_names=model.projected_names,
     )
 
 

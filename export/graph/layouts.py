@@ -43,10 +43,12 @@ class Recursion:
         return self.fragments.latents.outputs[0].dtype or ir.DataType.FLOAT
 
     def embed(self, a: Assembly, pixels: ir.Value) -> tuple[list[ir.Value], list[ir.Value]]:
-        """The tensors that steps read of the images; and the initial state: y₀, and z₀ with its projection."""
-        *embedded, y, z = a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
+        """The tensors that steps read of the images; and the initial state: y₀, z₀ with its projection, and the number of the first view."""
+        made = a.apply(self.fragments.embed, [_cast(a, pixels, self.dtype, "embed/cast")], "embed")
+        of_images = len(self.fragments.embedded_names)
+        embedded, (y, z, *glimpse) = made[:of_images], made[of_images:]
         of_z = a.apply(self.fragments.project_latents, [z], "embed/project_latents")
-        return embedded, [y, z, *of_z]
+        return embedded, [y, z, *of_z, *glimpse]
 
     def heads(self, a: Assembly, y: ir.Value, scope: str) -> tuple[ir.Value, ir.Value]:
         """logits [batch, classes] and halt_prob [batch, 1] of y, in float32 at every precision: halting compares small
@@ -60,8 +62,13 @@ class Recursion:
     def step(
         self, a: Assembly, embedded: list[ir.Value], state: list[ir.Value], scope: str, number: int = 0
     ) -> list[ir.Value]:
-        """One step: T recursions of n latent updates and an answer update.  `number` 1, 2, … takes that step's fragments."""
+        """One step: a look where the model has glimpses, then T recursions of n latent updates and an answer update.  `number` 1, 2, … takes that step's fragments."""
         f = self.by_step[number - 1] if number and self.by_step else self.fragments
+        glimpse: list[ir.Value] = []
+        if f.look is not None:
+            *state, seen = state
+            *embedded, after = a.apply(f.look, [*embedded, seen], f"{scope}/look")
+            glimpse = [after]
         y, z, *of_z = state
         for t in range(self.config.recursions):
             inner = scope if self.config.recursions == 1 else f"{scope}/recursion{t + 1}"
@@ -70,7 +77,7 @@ class Recursion:
                 (z,) = a.apply(f.latents, [*embedded, y, *of_y, z, *of_z], f"{inner}/latents{i + 1}")
                 of_z = a.apply(f.project_latents, [z], f"{inner}/project_latents{i + 1}")
             (y,) = a.apply(f.answer, [y, *of_y, z, *of_z], f"{inner}/answer")
-        return [y, z, *of_z]
+        return [y, z, *of_z, *glimpse]
 
 
 def _cast(a: Assembly, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:

@@ -39,7 +39,7 @@ def convert(
 
 def half_fragments(traced: Fragments) -> Fragments:
     """float16 fragments; the heads stay float32."""
-    halves: dict[str, Any] = {role: to_half(getattr(traced, role)) for role in ROLES}
+    halves: dict[str, Any] = {role: to_half(fragment) for role, fragment in _by_role(traced).items()}
     return replace(traced, **halves)
 
 
@@ -49,8 +49,7 @@ def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragm
     Around its matmuls int8 for TensorRT is float16.
     """
     fragments: dict[str, Any] = {}
-    for role in ROLES:
-        fragment: Fragment = getattr(traced, role)
+    for role, fragment in _by_role(traced).items():
         of_role = partial(Site, 0 if role == "embed" else step, role)
         sites = [of_role(layer) for layer in linear_layers(fragment)]
         for site in map(of_role, convolutions(fragment)):
@@ -58,6 +57,11 @@ def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragm
         fragments[role] = to_int8(fragment, _quantized(table, sites), table.target)
     converted = replace(traced, **fragments)
     return half_fragments(converted) if table.target == "tensorrt" else converted
+
+
+def _by_role(traced: Fragments) -> dict[str, Fragment]:
+    """The fragments that have sites; a model without glimpses has no look."""
+    return {role: fragment for role in ROLES if (fragment := getattr(traced, role)) is not None}
 
 
 def int8_vit(traced: Fragment, table: QuantTable) -> Fragment:

@@ -6,6 +6,7 @@ Torch is needed to find it (the weights' hash is taken over tensors), so it is i
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
     checkpoints = _checkpoints(run)
     artifact = str(path) if path else "the artifact"
     if run is not None:
-        checkpoint: Checkpoint = checkpoints.load(run)
+        checkpoint: Checkpoint = _looking_as(metadata, checkpoints.load(run))
         difference = _difference(metadata, checkpoint)
         if difference:
             raise UserError(
@@ -57,7 +58,7 @@ def find_reference(metadata: Metadata, path: Path | None, run: str | None = None
     differing = []
     for place in _places(metadata, path):
         try:
-            checkpoint = checkpoints.load(place)
+            checkpoint = _looking_as(metadata, checkpoints.load(place))
         except UserError:
             continue
         difference = _difference(metadata, checkpoint)
@@ -84,15 +85,26 @@ def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
     return [*there, metadata.run, None]
 
 
+def _looking_as(metadata: Metadata, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, whose steps look as the artifact's do: an export may choose that."""
+    from vitrm.config import ViTRMConfig
+
+    glimpses = metadata.model.get("glimpses", "none")
+    if not isinstance(checkpoint.model, ViTRMConfig) or checkpoint.model.glimpses == glimpses:
+        return checkpoint
+    return replace(checkpoint, model=replace(checkpoint.model, glimpses=glimpses))
+
+
 def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:
     """Says why `checkpoint` is not the artifact's own model, as a phrase; None if it is."""
-    from vitrm.config import to_dict
+    from vitrm.config import from_dict, to_dict
 
     theirs, ours = to_dict(checkpoint.model), metadata.model
     if theirs["kind"] != ours.get("kind"):
         return f"is a {theirs['kind']}, the artifact a {ours.get('kind')}"
     if checkpoint.weights_id != metadata.weights_sha256:
         return f"has other weights ({checkpoint.weights_id[:12]}, the artifact {metadata.weights_sha256[:12]})"
+    ours = to_dict(from_dict(dict(ours), "the artifact"))  # an earlier version did not know every setting
     changed = [k for k in sorted(set(theirs) | set(ours)) if theirs.get(k) != ours.get(k) and k != "dropout"]
     if changed:
         return (

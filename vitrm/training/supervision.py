@@ -55,7 +55,9 @@ class BatchResult:
     updates: int  # optimizer updates made
 
 
-Carried = tuple[Tensor, Tensor]  # y [B, 1, D] and z [B, K, D], detached
+Carried = tuple[
+    Tensor, ...
+]  # what `ViTRM.state` makes a state of: y, z, and with glimpses the next view's number; detached
 
 
 class BatchPart(NamedTuple):
@@ -88,18 +90,18 @@ def not_compiled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 class StepFunctions:
     """A model (the learner's, or a worker's replica of it) and the functions of a training step, each passed through `compile`.
 
-    ViTRM has `tokens`, `step` and `supervise`, a baseline has `classify`.
+    ViTRM has `tokens`, `recur` and `supervise`, a baseline has `classify`.
     """
 
     tokens: Callable[[Tensor], Tensor]
-    step: Callable[[Embedded, State], State]
+    recur: Callable[[Embedded, State], State]
     supervise: Callable[[Tensor, Carried, Batch, TeacherTargets | None], PartResult]
     classify: Callable[[Tensor], Tensor]
 
     def __init__(self, model: ViTRM | Baseline, recipe: Recipe, compile: Compile = not_compiled) -> None:
         self.model = model
         if isinstance(model, ViTRM):
-            self.tokens, self.step = compile("tokens", model.tokens), compile("step", model.step)
+            self.tokens, self.recur = compile("tokens", model.tokens), compile("step", model.recur)
             weights = recipe.step_weights() if recipe.supervision == "joint" else [1.0]
             self.supervise = compile("supervise", partial(self._supervise, model, weights, recipe))
         else:
@@ -115,11 +117,18 @@ class StepFunctions:
         batch: Batch,
         targets: TeacherTargets | None,
     ) -> PartResult:
-        """The weighted mean loss of as many steps from `carried` as there are `weights`; x [B, N, D] are the tokens."""
-        embedded, state = model.read(x), model.state(*carried)
+        """The weighted mean loss of as many steps from `carried` as there are `weights`.
+
+        x [B, N, D] are the tokens; of a model with glimpses, whose steps each see others, the images [B, 3, H, W].
+        """
+        state = model.state(*carried)
+        seen, read = self.first_read(model, x)
         answers: list[tuple[Tensor, Tensor]] = []
         for _ in weights:
-            state = self.step(embedded, state)
+            if state.glimpse is not None:
+                tokens, read, state = self.look(model, x, state)
+                seen.append(tokens)
+            state = self.recur(read, state)
             answers.append(model.head_logits(state.y))
         final = answers[-1][0].detach().float()
         losses: list[Tensor] = []
@@ -132,10 +141,22 @@ class StepFunctions:
             losses.append(loss)
         total = total / len(losses)
         if recipe.token_weight:
-            logits = model.classifier(x.amax(1)).float()
-            total = total + recipe.token_weight * classification_loss(logits, batch.target, targets)
+            for tokens in seen:
+                logits = model.classifier(tokens.amax(1)).float()
+                total = total + recipe.token_weight / len(seen) * classification_loss(logits, batch.target, targets)
         halt = halt_logit.detach().float().sigmoid().mean()
-        return PartResult(total, losses, right.sum(), halt, (state.y.detach(), state.z.detach()))
+        return PartResult(total, losses, right.sum(), halt, tuple(t.detach() for t in state.carried))
+
+    def first_read(self, model: ViTRM, x: Tensor) -> tuple[list[Tensor], Embedded]:
+        """The tokens that all steps see, and what they read of them; neither with glimpses, where x are images."""
+        return ([x], model.read(x)) if model.glimpses is None else ([], ())
+
+    def look(self, model: ViTRM, images: Tensor, state: State) -> tuple[Tensor, Embedded, State]:
+        """The tokens that the next step of a model with glimpses sees, what it reads of them, and the state that knows the view after it."""
+        assert model.glimpses is not None
+        assert state.glimpse is not None
+        tokens = self.tokens(model.glimpses(images, state.glimpse))
+        return tokens, model.read(tokens), state._replace(glimpse=model.glimpses.after(state.glimpse))
 
 
 def step_loss(
@@ -272,15 +293,17 @@ class Learner:
                 loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, targets)
                 return PartResult(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
             # Sequential steps compute the tokens anew: the update just made has changed what they are.
-            x = net.tokens(batch.images)
+            x = net.tokens(batch.images) if net.model.glimpses is None else batch.images
         if state is None:
             state = net.model.y0.expand(len(x), -1, -1), net.model.z0.expand(len(x), -1, -1)
             if free_steps:
                 with torch.no_grad(), self.autocast():
-                    embedded, free = net.model.read(x), net.model.state(*state)
+                    (_, read), free = net.first_read(net.model, x), net.model.state(*state)
                     for _ in range(free_steps):
-                        free = net.step(embedded, free)
-                state = free.y, free.z
+                        if free.glimpse is not None:
+                            _, read, free = net.look(net.model, x, free)
+                        free = net.recur(read, free)
+                state = free.carried
         with self.autocast():
             result = net.supervise(x, state, batch, targets)
         # Not within: of a single step the total is the same tensor, and a compiler that returns it once would detach both.

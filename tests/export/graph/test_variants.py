@@ -1,4 +1,4 @@
-"""The block's other forms (cross mixing, an MLP over tokens, a whitened tokenizer), by every road that the paper's takes."""
+"""The block's other forms (cross mixing, an MLP over tokens, a whitened tokenizer, glimpses), by every road that the paper's takes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ VARIANTS = {
     "cross, mlp, whitened": {
         "mixing": "cross",
         "token_mixer": "mlp",
+        "tokenizer": "whitened",
+        "stage_widths": (8, 8, 8),
+        "n": 1,
+    },
+    "joint, glimpses": {"glimpses": "mirror", "n": 1},
+    "cross, whitened, glimpses": {
+        "glimpses": "shift",
+        "mixing": "cross",
         "tokenizer": "whitened",
         "stage_widths": (8, 8, 8),
         "n": 1,

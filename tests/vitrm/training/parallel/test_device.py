@@ -44,10 +44,10 @@ def test_without_a_compiler_training_goes_on_uncompiled():
     torch._dynamo.reset()
     said: list[str] = []
     learner = make_learner(MODEL)
-    step = learner.functions[0].step
+    step = learner.functions[0].recur
     with config.patch({"force_disable_caches": True, "cpp.cxx": ("no-such-compiler",)}):
         assert not compile_learner(learner, 32, 7, said.append)
-    assert learner.functions[0].step == step
+    assert learner.functions[0].recur == step
     assert len(said) == 1
     assert said[0].startswith("torch.compile does not work here")
     assert learner.train_step(make_batch(), 1e-3).updates == 1
