@@ -76,14 +76,24 @@ def token_mlp(model: ViTRM, layer: torch.nn.Module, n: Tensor) -> Tensor:
     return mixed if with_x else mixed[:, tokens:]
 
 
+def views(images: Tensor, glimpses: str) -> list[Tensor]:
+    """What steps look at in turn, of images [B, 3, 32, 32]: as they are, moved down and right by a pixel, up and left; after each its mirror image."""
+    if glimpses == "none":
+        return [images]
+    wide = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [images, wide[:, :, :-2, :-2], wide[:, :, 2:, 2:]]
+    return moved if glimpses == "shift" else [view for each in moved for view in (each, each.flip(3))]
+
+
 def run(model: ViTRM, images: Tensor, steps: int) -> list[tuple[Tensor, Tensor]]:
     """(logits, halt_prob) after each of `steps` steps, by equations 1 to 4."""
     config = model.config
-    x = model.tokenizer((images - model.mean) / model.std) + model.pos  # (1)
+    seen = views(images, config.glimpses)
     y = model.y0.expand(len(images), 1, config.dim)
     z = model.z0.expand(len(images), config.latents, config.dim)
     outputs = []
-    for _ in range(steps):
+    for t in range(steps):
+        x = model.tokenizer((seen[t % len(seen)] - model.mean) / model.std) + model.pos  # (1), with glimpses (1')
         for _ in range(config.recursions):
             for _ in range(config.n):
                 if config.mixing == "joint":

@@ -365,3 +365,26 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
         assert {p.name: p.read_bytes() for p in (disk / "run").iterdir()} == before
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_same_weights_look_anew_at_every_step(run):
+    loaded, images = checkpoint.load(run), torch.rand(3, 3, 32, 32)
+    looking = loaded.with_glimpses("shift")
+    assert looking.weights_id == loaded.weights_id
+    plain, other = loaded.build(), looking.build()
+    assert torch.equal(plain(images, 1).logits, other(images, 1).logits), "the first view is the image"
+    assert not torch.equal(plain(images, 2).logits, other(images, 2).logits)
+    assert looking.with_glimpses("none").model == loaded.model
+
+
+def test_mirror_images_are_refused_where_training_showed_none():
+    digits = dataclasses.replace(_checkpoint(), training={"recipe": dataclasses.asdict(recipe("fast"))}, source="d")
+    with pytest.raises(UserError, match="d was trained without mirror images.*--glimpses shift"):
+        digits.with_glimpses("mirror")
+    photos = dataclasses.replace(digits, data={**digits.data, "name": "cifar10"})
+    assert photos.with_glimpses("mirror").model.glimpses == "mirror"
+    unknown = dataclasses.replace(digits, training={})
+    assert unknown.with_glimpses("mirror").model.glimpses == "mirror"
+    baseline = dataclasses.replace(digits, model=preset("resnet20"))
+    with pytest.raises(UserError, match="d is a cifar-resnet, which has no steps"):
+        baseline.with_glimpses("shift")

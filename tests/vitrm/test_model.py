@@ -20,6 +20,13 @@ CONFIGS = {
     "token MLP": {"token_mixer": "mlp", "layers": 3},
     "token MLP, cross": {"token_mixer": "mlp", "mixing": "cross", "mixer_hidden": 24},
     "whitened tokenizer": {"tokenizer": "whitened", "stage_widths": (8, 8, 8)},
+    "glimpses": {"glimpses": "shift"},
+    "mirrored glimpses, cross, whitened tokenizer": {
+        "glimpses": "mirror",
+        "mixing": "cross",
+        "tokenizer": "whitened",
+        "stage_widths": (8, 8, 8),
+    },
     "conv tokenizer with batch norm": {"tokenizer": "conv", "conv_width": 4, "conv_layers": 4, "conv_norm": True},
 }
 
@@ -31,8 +38,9 @@ def make(**changes: object) -> ViTRM:
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
 def test_equals_the_equations_at_every_step(changes):
     model, images = make(**changes), torch.rand(3, 3, 32, 32)
-    logits, halts = model.trajectory(images, 3)
-    for s, (plain_logits, plain_halt) in enumerate(reference.run(model, images, 3)):
+    steps = 7 if "glimpses" in changes else 3  # views come in turn, the first again in the end
+    logits, halts = model.trajectory(images, steps)
+    for s, (plain_logits, plain_halt) in enumerate(reference.run(model, images, steps)):
         torch.testing.assert_close(logits[s], plain_logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(halts[s], plain_halt, atol=1e-5, rtol=1e-5)
     assert logits.std(1).min() > 1e-3, "the images should matter, or equality says nothing"
@@ -120,3 +128,25 @@ def test_never_halts_without_a_threshold_and_refuses_depth_zero():
 def test_depth_changes_the_answer():
     model, images = make(), torch.rand(2, 3, 32, 32)
     assert (model(images, 1).logits - model(images, 2).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_a_glimpse_is_the_image_moved_by_a_32nd_of_its_side(size):
+    model, images = make(glimpses="mirror", image_size=size, patch_size=4), torch.rand(2, 3, size, size)
+    unit = size // 32
+    wide = F.pad(images, (unit,) * 4, mode="reflect")
+    expected = [images, wide[:, :, : -2 * unit, : -2 * unit], wide[:, :, 2 * unit :, 2 * unit :]]
+    number = torch.zeros(2, 1)
+    for view in (view for moved in expected for view in (moved, moved.flip(3))):
+        assert torch.equal(model.glimpses(images, number), view)
+        number = model.glimpses.after(number)
+    assert not number.any(), "behind the last view comes the first"
+
+
+def test_each_sample_looks_at_its_own_view():
+    """In a batch whose samples have come to different depths, as a host may put them together."""
+    model, images = make(glimpses="mirror"), torch.rand(3, 3, 32, 32)
+    numbers = torch.tensor([[4.0], [0.0], [1.0]])
+    together = model.glimpses(images, numbers)
+    for i in range(3):
+        assert torch.equal(together[i : i + 1], model.glimpses(images[i : i + 1], numbers[i : i + 1]))

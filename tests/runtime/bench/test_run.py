@@ -333,6 +333,18 @@ def test_reference_is_found_from_elsewhere(
     assert bench([inside], batches=(1,), limit=5, **QUICK).rows[1].agreement == 1  # inside its run folder
 
 
+def test_reference_looks_as_its_artifact_does(artifact: Path, run: Path) -> None:
+    """An export chooses glimpses, and an artifact of an earlier version does not know that there are any."""
+    metadata = open_session(artifact).metadata
+    looking = replace(metadata, model={**metadata.model, "glimpses": "shift"})
+    assert find_reference(looking, artifact, str(run)).model.glimpses == "shift"
+    earlier = replace(metadata, model={k: v for k, v in metadata.model.items() if k != "glimpses"})
+    assert find_reference(earlier, artifact, str(run)).model.glimpses == "none"
+    deeper = replace(metadata, model={**metadata.model, "n": metadata.model["n"] + 1})
+    with pytest.raises(UserError, match="has other settings \\(n "):
+        find_reference(deeper, artifact, str(run))
+
+
 def test_a_run_called_what_no_folder_can_be_called_is_not_found(artifact: Path) -> None:
     metadata = replace(open_session(artifact).metadata, run="é" * 300, weights_sha256="0" * 64)
     with pytest.raises(UserError, match="no eager model to compare"):

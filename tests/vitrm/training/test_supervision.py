@@ -1,5 +1,7 @@
 """What one batch does: updates per step, detached states, gradients through steps, the averaged weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,34 @@ def test_joint_supervision_takes_the_gradient_through_all_steps():
     for name, parameter in learner.model.named_parameters():
         assert torch.allclose(parameter.grad, dict(reference.named_parameters())[name].grad, atol=1e-6), name
     assert float(learner.model.y0.grad.abs().sum()) > 0
+
+
+@pytest.mark.slow
+def test_supervised_steps_look_where_the_free_ones_stopped():
+    """Of two free and two supervised steps the latter look at the third and fourth view, and their tokens have the classifier's loss."""
+    batch = make_batch()
+    looking = replace(CONFIG, glimpses="mirror")
+    learner = make_learner(looking, supervision="joint", n_sup=2, clip_norm=0.0, token_weight=0.7)
+    twin = build_model(learner.model.config)
+    twin.load_state_dict(learner.model.state_dict())
+    state, total = twin.initial_state(8), 0.0
+    with torch.no_grad():
+        for _ in range(2):
+            state = twin.step(twin.embed(batch.images), state)
+    state = twin.state(*state.carried)
+    for number in (2.0, 3.0):
+        assert (state.glimpse == number).all()
+        x = twin.tokens(twin.glimpses(batch.images, state.glimpse))
+        state = twin.step(twin.embed(batch.images), state)
+        logits, halt = twin.head_logits(state.y)
+        right = (logits.argmax(1) == batch.label).float()
+        own = F.cross_entropy(logits, batch.label) + F.binary_cross_entropy_with_logits(halt, right)
+        total = total + own / 2 + 0.35 * F.cross_entropy(twin.classifier(x.max(1).values), batch.label)
+    total.backward()
+    learner.train_step(batch, 1e-4, free_steps=2)
+    for (name, parameter), other in zip(learner.model.named_parameters(), twin.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.slow

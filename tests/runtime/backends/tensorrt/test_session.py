@@ -167,6 +167,10 @@ def test_the_rebuild_command_is_one_that_parses(plan: Path) -> None:
     halting = replace(sidecar, metadata=replace(sidecar.metadata, precision="int8", halt_threshold=0.9))
     args = parser().parse_args(rebuild(halting, plan.with_suffix(".onnx")).split()[1:])
     assert (args.precision, args.target, args.halt_threshold) == ("int8", "cpu", 0.9)
+    assert args.glimpses is None
+    looking = {**sidecar.metadata.model, "glimpses": "mirror"}
+    looking = replace(sidecar, metadata=replace(sidecar.metadata, model=looking))
+    assert parser().parse_args(rebuild(looking, plan).split()[1:]).glimpses == "mirror"
 
 
 @pytest.mark.slow
