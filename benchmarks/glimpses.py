@@ -1,11 +1,11 @@
 """What do glimpses bring: depth without and with a look of its own for every step, beside plain averaging over the same views?
 
-    python benchmarks/glimpses.py [MODEL …] [--data-dir DIR] [--glimpses mirror] [--threads 2]
+    python benchmarks/glimpses.py [MODEL …] [--data-dir DIR] [--glimpses mirror] [--threads 1]
 
 For each bundled model (default: those of CIFAR): accuracy on the test part after 1 … 6 steps as it was trained; with glimpses,
 with the same weights; and of the mean of one-step answers to the same views, which is what people do without a recursion.
 The halting threshold is chosen on the validation part (vitrm.runtime.halting.choose), and tried on the test part.  All in
-float32 in PyTorch.  Writes benchmarks/records/glimpses-KIND-CPU.json and a picture beside it.
+float32 in PyTorch.  Writes benchmarks/records/glimpses-KIND-CPU.json and a picture beside it, where the figures of other models stay.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vitrm.data import Images, load
 from vitrm.model import ViTRM
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.halting.choose import DEFAULT_BUDGET, Trajectory, at_threshold, choose
-from vitrm.system.files import write_json
-from vitrm.system.picture import BLUE, NEUTRAL, ORANGE, legend_above, picture
+from vitrm.system.files import read_json, write_json
+from vitrm.system.picture import BLUE, NEUTRAL, ORANGE, picture
 
 MODELS = ("nano-v2-cifar10", "small-v2-cifar10", "nano-v2-cifar100", "small-v2-cifar100")
 STEPS = 6
@@ -144,7 +144,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axes.set_visible(False)
         for axes in panels[-columns:]:
             axes.set_xlabel("steps, mean per image")
-        legend_above(panels[0], 2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
 
 def main() -> None:
@@ -153,24 +153,27 @@ def main() -> None:
     p.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="bundled checkpoints or run folders")
     p.add_argument("--glimpses", choices=["shift", "mirror"], default="mirror")
     p.add_argument("--data-dir", type=Path, help="folder of CIFAR's files")
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--limit", type=int, help="images of each part, to try it out: no record is written")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--limit", type=int, help="images of each part, to try it out: the record goes here")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    record = made("glimpses: every step with a look of its own, without further training", ("torch", "numpy"))
-    record |= {"glimpses": args.glimpses, "steps": STEPS, "models": {}}
     for name in args.models:
         found = measured(checkpoints.load(name), args.glimpses, args.data_dir, args.limit)
-        record["models"][Path(name).name] = found
         for label, values in found["test_accuracy"].items():
             print(f"{name} {label:9} {' '.join(f'{100 * v:.2f}' for v in values)}")
         for label, choice in found["halting"].items():
             test = choice["test"]
             print(f"{name} halting, {label}: {100 * test['accuracy']:.2f} % after {test['mean_steps']:.2f} steps")
-    if args.limit:
-        draw(record, Path("glimpses-trial.png"))
-        return
-    path = RECORDS / f"glimpses-{args.glimpses}-{processor(record)}.json"
+        add_to_record(args, Path(name).name, found)
+
+
+def add_to_record(args: argparse.Namespace, name: str, found: dict[str, Any]) -> None:
+    """Writes the figures of a model beside those of other models, and draws them all."""
+    record = made("glimpses: every step with a look of its own, without further training", ("torch", "numpy"))
+    path = (Path() if args.limit else RECORDS) / f"glimpses-{args.glimpses}-{processor(record)}.json"
+    models = {**(read_json(path, "record")["models"] if path.exists() else {}), name: found}
+    models = {key: models[key] for key in dict.fromkeys((*MODELS, *models)) if key in models}
+    record |= {"glimpses": args.glimpses, "steps": STEPS, "models": models}
     write_json(path, record)
     draw(record, path.with_suffix(".png"))
     print(path)
