@@ -32,7 +32,7 @@ from vitrm.runtime.artifact.sidecar import (
 )
 from vitrm.runtime.backends.openvino import OpenVinoSession
 from vitrm.runtime.bench import cli
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.session import Result
 
 pytestmark = pytest.mark.slow

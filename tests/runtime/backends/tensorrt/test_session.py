@@ -36,7 +36,7 @@ from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
 from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, runs_of, swaps
 from vitrm.runtime.bench import cli
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.session import Session
 from vitrm.runtime.system.gpus import Gpu, Gpus, find_gpus
 from vitrm.system import strict_json
