@@ -21,7 +21,7 @@ from vitrm.runtime.artifact import onnx_file
 from vitrm.runtime.artifact import protobuf_wire as wire
 from vitrm.runtime.artifact.metadata import DIGEST
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.sidecar import (
+from vitrm.runtime.artifact.plan_sidecar import (
     BuildRecord,
     Sidecar,
     read_sidecar,
