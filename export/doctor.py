@@ -12,7 +12,7 @@ from importlib import metadata as packages
 
 from vitrm import __version__
 from vitrm.errors import UserError, first_line
-from vitrm.runtime.artifact.sidecar import this_system
+from vitrm.runtime.artifact.plan_sidecar import this_system
 from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, NAMES, RTX, load_tensorrt, version_tuple
 from vitrm.runtime.system import machine
 from vitrm.runtime.system.gpus import Gpus, find_gpus

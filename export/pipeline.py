@@ -30,7 +30,7 @@ from vitrm.export.graph.fragments import Fragment, Fragments, trace_baseline, tr
 from vitrm.export.images import ExportImages
 from vitrm.export.precision.accuracy_budget import Budget, keep_within
 from vitrm.export.precision.conversion import convert
-from vitrm.export.precision.int8_conv import int8_convolutions
+from vitrm.export.precision.int8_conv_networks import quantize_network
 from vitrm.export.precision.scales import Scales, find_scales, find_sensitivity
 from vitrm.export.result import ExportResult
 from vitrm.export.settings import ExportSettings, OnStage, default_steps, depth_note
@@ -158,9 +158,9 @@ def export_onnx(
         metadata = replace(metadata, kept_float=[str(site) for site in sorted(budget.sites)])
     on_stage("assembling")
     models = _graphs(checkpoint, traced, settings, scales, budget.sites if budget else frozenset())
-    if settings.precision == "int8" and settings.convolutions:
+    if settings.precision == "int8" and settings.convolutional:
         on_stage("calibrating")
-        models = {"": int8_convolutions(models[""], images.calibration(), settings.target)}
+        models = {"": quantize_network(models[""], images.calibration(), settings.target)}
     metadata, parity = write_verified(models, metadata, path, model, verification, on_stage)
 
     types = _weight_types(models)

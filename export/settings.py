@@ -77,7 +77,7 @@ class ExportSettings:
     plan: PlanOptions | None = None  # of a TensorRT plan; None for ONNX alone
 
     @property
-    def convolutions(self) -> bool:
+    def convolutional(self) -> bool:
         """True where int8 is for convolutions, not for linear layers."""
         return self.kind in CONVOLUTIONAL
 
@@ -90,7 +90,7 @@ class ExportSettings:
     def float16(self) -> bool:
         """True where tensors are float16, but for those that are int8."""
         return self.precision == "fp16" or (
-            self.precision == "int8" and self.target == "tensorrt" and not self.convolutions
+            self.precision == "int8" and self.target == "tensorrt" and not self.convolutional
         )
 
     def check(self, path: Path, checkpoint: Checkpoint) -> None:
@@ -182,7 +182,7 @@ class ExportSettings:
 
     def _check_baseline(self) -> None:
         kind = with_article(self.kind)
-        if self.precision == "int8" and self.convolutions and self.calibration is not None:
+        if self.precision == "int8" and self.convolutional and self.calibration is not None:
             raise UserError(f"--calibration is for ViTRMs, ViTs and CCTs, {kind} is calibrated anew: leave it out")
         if self.max_drop is not None or self.sensitivity_file is not None:
             raise UserError(f"--max-drop and --sensitivity are for ViTRMs, this is {kind}: leave them out")

@@ -20,7 +20,7 @@ from vitrm.calib.calibration import calibrate, load_calibration
 from vitrm.data import load
 from vitrm.errors import UserError
 from vitrm.runtime.backends.eager import EagerSession
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.session import Session
 
 from . import children, subjects

@@ -21,7 +21,7 @@ from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate
 from vitrm.data import load
 from vitrm.errors import run_command
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 
 from . import children
 from .children import Ended

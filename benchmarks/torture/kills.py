@@ -30,8 +30,8 @@ from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate, load_calibration
 from vitrm.data import load
 from vitrm.errors import UserError
-from vitrm.runtime.artifact.sidecar import read_sidecar
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.artifact.plan_sidecar import read_sidecar
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.system.files import atomic_files
 from vitrm.training.run_folder import state as training_state
 from vitrm.training.run_folder.state import STATE_FILE

@@ -13,7 +13,7 @@ import vitrm.runtime
 from vitrm import checkpoint
 from vitrm.calib.calibration import calibrate
 from vitrm.data import load
-from vitrm.runtime.artifact.sidecar import BuildRecord, Sidecar, sidecar_path, this_system, write_sidecar
+from vitrm.runtime.artifact.plan_sidecar import BuildRecord, Sidecar, sidecar_path, this_system, write_sidecar
 from vitrm.system.files import sha256_of
 
 from . import children

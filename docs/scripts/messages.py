@@ -84,7 +84,7 @@ GROUPS = (
     ),
     Group(
         "TensorRT: running a plan",
-        ("runtime/backends/tensorrt/", "runtime/artifact/sidecar.py"),
+        ("runtime/backends/tensorrt/", "runtime/artifact/plan_sidecar.py"),
         "A plan runs on the kind of GPU and the version of TensorRT that built it. Build it again where it runs, with the command in the"
         " message. Copy `NAME.plan.json` along with `NAME.plan`.",
     ),

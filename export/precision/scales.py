@@ -36,7 +36,7 @@ def find_scales(settings: ExportSettings, images: ExportImages, on_stage: OnStag
     Raises:
         UserError: for a calibration of something else, or images that cannot be calibrated on.
     """
-    if settings.precision != "int8" or settings.convolutions:
+    if settings.precision != "int8" or settings.convolutional:
         return None
     calibration = _calibration(settings, images, on_stage)
     table = quant_table(

@@ -48,7 +48,7 @@ from vitrm.runtime.artifact.graph_names import (
 )
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.sidecar import STRIPPED, read_sidecar, sidecar_path
+from vitrm.runtime.artifact.plan_sidecar import STRIPPED, read_sidecar, sidecar_path
 from vitrm.runtime.backends.tensorrt.api import FULL, NAMES
 from vitrm.system.files import atomic_folder, read_text
 from vitrm.system.locks import lock

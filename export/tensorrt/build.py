@@ -21,7 +21,7 @@ from vitrm.export.tensorrt.toolchain import Toolchain, toolchain
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import OnnxFile, inspect
-from vitrm.runtime.artifact.sidecar import (
+from vitrm.runtime.artifact.plan_sidecar import (
     BuildRecord,
     Sidecar,
     sidecar_path,

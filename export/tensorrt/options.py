@@ -9,7 +9,7 @@ from pathlib import Path
 from vitrm.errors import UserError
 from vitrm.fields import Whole, checked, shown
 from vitrm.runtime.artifact.graph_names import PARTS, PLAN_SUFFIXES
-from vitrm.runtime.artifact.sidecar import AMPERE_PLUS
+from vitrm.runtime.artifact.plan_sidecar import AMPERE_PLUS
 
 DEFAULT_PROFILE = (1, 8, 64)  # batch sizes of the one profile that is made where none is asked for
 MAX_PROFILE_BATCH = 1 << 20

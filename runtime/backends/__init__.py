@@ -1,1 +1,4 @@
-"""The engines that run an artifact, one module or package each."""
+"""The engines that run an artifact, one module or package each.
+
+Which of them opens a file is chosen in vitrm.runtime.session (`open_session`).
+"""

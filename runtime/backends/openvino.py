@@ -2,6 +2,8 @@
 
 OpenVINO takes the float graphs, unrolled or as a loop, and the Q/DQ graphs of `vitrm-export --int8 --target tensorrt`, whose
 int8 products it fuses.
+
+It is a peer that the bench compares with (vitrm.runtime.bench.peers): `vitrm.runtime.open` never opens a file with it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.reference import find_reference, load_run
 from vitrm.runtime.bench.rows import OK
 from vitrm.runtime.halting.choose import HaltingChoice, check_enough, choose, run_every_step
-from vitrm.runtime.halting.store import check_storable
+from vitrm.runtime.halting.store_threshold import check_storable
 from vitrm.runtime.session import Session, open_session
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ taken a minute later.  So time is cut into rounds, in each round everything has 
 order, and a ratio is the median over rounds of the ratio *within* a round.
 
 Times are from the host's arrays to the host's arrays (a GPU's copies included), with the garbage
-collector off.
+collector off.  The GPU's own clock is read elsewhere: `Session.device_times` (CUDA events).
 """
 
 from __future__ import annotations

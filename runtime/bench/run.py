@@ -24,7 +24,7 @@ from vitrm.runtime.bench.latency import interleave
 from vitrm.runtime.bench.options import BenchOptions
 from vitrm.runtime.bench.robustness.measure import measure_corruptions
 from vitrm.runtime.bench.rows import OK, BenchResult, DepthCurve
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.system import machine
 from vitrm.runtime.system.power import ROOT, SensorError
 

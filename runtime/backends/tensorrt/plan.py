@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.interface import check_tensors
-from vitrm.runtime.artifact.sidecar import (
+from vitrm.runtime.artifact.plan_sidecar import (
     STRIPPED,
     VERSION_COMPATIBLE,
     check_here,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vitrm.errors import UserError
 from vitrm.runtime.artifact.graph_names import ANSWER, HALT_PROB, LOGITS, NEXT_SUFFIX, PARTS, PIXELS
 from vitrm.runtime.artifact.interface import CarriedTensors
-from vitrm.runtime.artifact.sidecar import weights_path
+from vitrm.runtime.artifact.plan_sidecar import weights_path
 from vitrm.runtime.backends.tensorrt.cuda import CudaGraph, DeviceMemory
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, capture_or_none
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, choose_profile

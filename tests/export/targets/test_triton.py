@@ -27,7 +27,7 @@ from vitrm.errors import UserError
 from vitrm.export import cli, export, pipeline
 from vitrm.export.targets import triton
 from vitrm.runtime.artifact.metadata import Metadata
-from vitrm.runtime.artifact.sidecar import BuildRecord, Sidecar, sidecar_path
+from vitrm.runtime.artifact.plan_sidecar import BuildRecord, Sidecar, sidecar_path
 from vitrm.system.files import sha256_of
 
 pytestmark = pytest.mark.slow

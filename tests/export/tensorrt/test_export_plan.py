@@ -23,8 +23,8 @@ from vitrm.export.tensorrt.build import BuildResult, build_engine
 from vitrm.export.tensorrt.options import PlanOptions
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
-from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.artifact.plan_sidecar import read_sidecar, sidecar_path
+from vitrm.runtime.halting.store_threshold import store_threshold
 
 pytestmark = [pytest.mark.rtx, pytest.mark.slow]  # a plan takes a minute to build
 OPTIONS = PlanOptions(gpus=("sm89",), profiles=((1, 4, 8),), flavour="rtx")

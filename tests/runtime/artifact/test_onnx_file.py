@@ -21,7 +21,7 @@ from vitrm.runtime.artifact import onnx_file
 from vitrm.runtime.artifact import protobuf_wire as wire
 from vitrm.runtime.artifact.metadata import DIGEST
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.sidecar import (
+from vitrm.runtime.artifact.plan_sidecar import (
     BuildRecord,
     Sidecar,
     read_sidecar,
@@ -32,7 +32,7 @@ from vitrm.runtime.artifact.sidecar import (
 )
 from vitrm.runtime.backends.openvino import OpenVinoSession
 from vitrm.runtime.bench import cli
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.session import Result
 
 pytestmark = pytest.mark.slow

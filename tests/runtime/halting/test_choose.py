@@ -18,7 +18,7 @@ from vitrm.runtime.bench.images import Sample, load_sample
 from vitrm.runtime.bench.run import bench
 from vitrm.runtime.halting import choose as halting
 from vitrm.runtime.halting.choose import Trajectory, at_threshold, choose, reliability, run_every_step
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +209,7 @@ def test_only_what_can_take_a_threshold_gets_one(artifact, copies, tmp_path):
 
 
 def test_a_failed_write_leaves_the_artifact_as_it_was(copies, monkeypatch):
-    from vitrm.runtime.halting import store as stored_threshold
+    from vitrm.runtime.halting import store_threshold as stored_threshold
 
     files = {p: p.read_bytes() for p in copies["stepwise"].iterdir()}
     rewrite = stored_threshold._rewrite

@@ -27,7 +27,7 @@ from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.options import PlanOptions
-from vitrm.runtime.artifact.sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
+from vitrm.runtime.artifact.plan_sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream, address_of
@@ -36,7 +36,7 @@ from vitrm.runtime.backends.tensorrt.plan import choose_profile
 from vitrm.runtime.backends.tensorrt.session import TensorRTBase, TensorRTSession, check_steps_used
 from vitrm.runtime.backends.tensorrt.stepwise import TensorRTStepwiseSession, prefix, runs_of, swaps
 from vitrm.runtime.bench import cli
-from vitrm.runtime.halting.store import store_threshold
+from vitrm.runtime.halting.store_threshold import store_threshold
 from vitrm.runtime.session import Session
 from vitrm.runtime.system.gpus import Gpu, Gpus, find_gpus
 from vitrm.system import strict_json
@@ -323,7 +323,7 @@ def test_the_runtime_of_plans_needs_no_torch(plan: Path) -> None:
         "sys.modules['torch'] = None\n"
         "import vitrm.runtime, vitrm.runtime.backends.tensorrt.stepwise, vitrm.runtime.backends.tensorrt.session\n"
         f"try: vitrm.runtime.open({str(plan)!r})\n"
-        "except vitrm.runtime.artifact.sidecar.UserError as error: print(error)\n"
+        "except vitrm.runtime.artifact.plan_sidecar.UserError as error: print(error)\n"
         "assert not any(m.split('.')[0] in ('onnx', 'onnxruntime') for m in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)

@@ -12,7 +12,7 @@ from vitrm.errors import UserError
 from vitrm.runtime.artifact.graph_names import PARTS, PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.artifact.onnx_file import inspect, write_metadata
-from vitrm.runtime.artifact.sidecar import read_sidecar, sidecar_path, write_sidecar
+from vitrm.runtime.artifact.plan_sidecar import read_sidecar, sidecar_path, write_sidecar
 from vitrm.system.files import atomic_folder, atomic_path
 
 

@@ -26,7 +26,7 @@ _BATCH = 64
 _SUFFIXES = {"_quantized": ".int8", "_scale": ".scale", "_zero_point": ".zero.scale"}
 
 
-def int8_convolutions(model: ir.Model, images: NDArray[np.float32], target: str) -> ir.Model:
+def quantize_network(model: ir.Model, images: NDArray[np.float32], target: str) -> ir.Model:
     """Copies the float32 `model` with int8 convolutions, ranges from float32 images [n, 3, H, W] in [0, 1].
 
     Raises ValueError if a convolution did not become int8.
