@@ -132,7 +132,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for axes, (name, model) in zip(panels, models.items(), strict=False):
             steps = range(1, STEPS + 1)
             accuracy = model["test_accuracy"]
-            axes.plot(steps, [100 * v for v in accuracy["averaged"]], ":", color=NEUTRAL, label="mean of one-step answers")
+            axes.plot(
+                steps, [100 * v for v in accuracy["averaged"]], ":", color=NEUTRAL, label="mean of one-step answers"
+            )
             axes.plot(steps, [100 * v for v in accuracy["none"]], "o-", color=ORANGE, label="no glimpses, fixed depth")
             axes.plot(steps, [100 * v for v in accuracy["glimpses"]], "o-", color=BLUE, label="glimpses, fixed depth")
             curve = [p for p in model["halting"]["glimpses"]["test_curve"] if p["mean_steps"] <= STEPS]

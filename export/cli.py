@@ -68,6 +68,7 @@ def _choose(args: argparse.Namespace) -> int:
 def _export_run(args: argparse.Namespace) -> None:
     """Exports a run to a file, or to what is packed for others."""
     plan = plan_options(args)
+    check_precision_options(args)
     from vitrm import checkpoint as checkpoints
     from vitrm.export.settings import MAX_UNROLLED
     from vitrm.model_size import NEVER
@@ -80,7 +81,6 @@ def _export_run(args: argparse.Namespace) -> None:
 
     checkpoint = _loaded(args)
     destination = _destination(args, checkpoint, plan)
-    check_precision_options(args)
     say(
         f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {destination.announced}"
     )

@@ -21,6 +21,7 @@ import vitrm.runtime
 from vitrm.baselines.networks import Baseline
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.float16_headroom import FLOAT16_MAX, Headroom, float16_headroom
+from vitrm.calib.sensitivity import SENSITIVITY_IMAGES, sensitivity
 from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.data import Images
@@ -31,7 +32,7 @@ from vitrm.export.images import ExportImages
 from vitrm.export.precision.accuracy_budget import Budget, keep_within
 from vitrm.export.precision.conversion import convert
 from vitrm.export.precision.int8_conv_networks import quantize_network
-from vitrm.export.precision.scales import Scales, find_scales, find_sensitivity
+from vitrm.export.precision.scales import Scales, find_scales
 from vitrm.export.result import ExportResult
 from vitrm.export.settings import ExportSettings, OnStage, default_steps, depth_note
 from vitrm.export.tensorrt.export_plan import build_verified
@@ -213,9 +214,17 @@ def _keep_floats(
     """The sites to keep in floating point for `max_drop`; writes the sensitivity of all where that is asked for."""
     if scales is None:
         return None
-    sensitivity = functools.cache(lambda: find_sensitivity(scales, images, on_stage))
+    measured = functools.cache(
+        lambda: sensitivity(
+            checkpoint,
+            scales.calibration,
+            scales.table,
+            images.verification[0][:SENSITIVITY_IMAGES],
+            progress=lambda done: on_stage(f"measuring each site's sensitivity, {done:.0%}"),
+        )
+    )
     if settings.sensitivity_file is not None:
-        sensitivity().save(settings.sensitivity_file)
+        measured().save(settings.sensitivity_file)
     if settings.max_drop is None or validation is None:
         return None
 
@@ -232,7 +241,7 @@ def _keep_floats(
     on_stage("PyTorch on validation images")
     eager = EagerSession(checkpoint, steps=settings.steps, halt_threshold=settings.halt_threshold)
     exact = predict(eager, validation.pixels).top1
-    return keep_within(settings.max_drop, validation.labels, exact, answers, lambda: sensitivity().ranked())
+    return keep_within(settings.max_drop, validation.labels, exact, answers, lambda: measured().ranked())
 
 
 def _graphs(

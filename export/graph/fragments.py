@@ -123,8 +123,10 @@ def trace_vitrm(model: ViTRM) -> Fragments:
     }
     if state.glimpse is not None:
         functions["look"] = (look, [images, state.glimpse])
+    traced = trace(model, functions)
     return Fragments(
-        **{"look": None, **trace(model, functions)},
+        look=traced.pop("look", None),
+        **traced,
         embedded_names=model.embedded_names,
         projected_names=model.projected_names,
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vitrm.calib.quant_params import QuantParams, QuantTable
+from vitrm.calib.quant_params import QuantTable
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.export.graph.fragments import Fragment, Fragments
 from vitrm.export.precision.float16 import to_half
@@ -54,7 +53,9 @@ def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragm
         sites = [of_role(layer) for layer in linear_layers(fragment)]
         for site in map(of_role, convolutions(fragment)):
             sites += [site, site.of_output]
-        fragments[role] = to_int8(fragment, _quantized(table, sites), table.target)
+        fragments[role] = to_int8(
+            fragment, {site.layer: table[site] for site in sites if table.quantizes(site)}, table.target
+        )
     converted = replace(traced, **fragments)
     return half_fragments(converted) if table.target == "tensorrt" else converted
 
@@ -69,11 +70,6 @@ def int8_vit(traced: Fragment, table: QuantTable) -> Fragment:
 
     Around its matmuls int8 for TensorRT is float16.
     """
-    sites = (Site(0, NET, layer) for layer in linear_layers(traced) if layer.startswith("net.layers."))
-    converted = to_int8(traced, _quantized(table, sites), table.target)
+    sites = [Site(0, NET, layer) for layer in linear_layers(traced) if layer.startswith("net.layers.")]
+    converted = to_int8(traced, {site.layer: table[site] for site in sites if table.quantizes(site)}, table.target)
     return to_half(converted) if table.target == "tensorrt" else converted
-
-
-def _quantized(table: QuantTable, sites: Iterable[Site]) -> dict[str, QuantParams]:
-    """The parameters of those layers that do not stay floating point."""
-    return {site.layer: table[site] for site in sites if table.quantizes(site)}

@@ -33,6 +33,7 @@ from vitrm.export.graph.fragments import Fragment, only_user
 _CONTRIB = "com.microsoft"
 _WEIGHT, _FILTERS = ".weight.T", ".weight"
 
+_Quantized = tuple[ir.Value, ir.Value, ir.Value]  # integers, scale, zero point
 _INT8, _UINT8, _FLOAT = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT
 
 
@@ -85,7 +86,7 @@ class _Rewriting:
         self.constants: list[ir.Value] = list(fragment.constants)
         self.values.update({v: v for v in fragment.constants})
         self.nodes: list[ir.Node] = []
-        self.quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}  # several layers may read one
+        self.quantized: dict[ir.Value, _Quantized] = {}  # several layers may read one
         self.dequantized: dict[ir.Value, ir.Value] = {}
         self.skipped: set[ir.Node] = set()
         self.taken = {n.name for n in fragment.nodes}
@@ -107,12 +108,13 @@ class _Rewriting:
         source = node.inputs[0]
         assert source is not None
         assert weight is not None
+        quantized = self._quantized(source, layer)
         if node.op_type == "Conv":
-            self._integer_conv(node, source, weight, layer)
+            self._integer_conv(node, quantized, weight, layer)
         elif self.target == "cpu":
-            self._integer_matmul(node, source, weight, layer)
+            self._integer_matmul(node, quantized, weight, layer)
         else:
-            self._dequantized_matmul(node, source, weight, layer)
+            self._dequantized_matmul(node, source, quantized, weight, layer)
 
     def value(self, value: ir.Value) -> ir.Value:
         """The copy's value for one of the original's."""
@@ -135,8 +137,9 @@ class _Rewriting:
 
     # The two forms of a matmul ---------------------------------------------------------------------
 
-    def _dequantized_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        quantized = self._quantized(source, layer)
+    def _dequantized_matmul(
+        self, node: ir.Node, source: ir.Value, quantized: _Quantized, weight: ir.Value, layer: str
+    ) -> None:
         if source not in self.dequantized:
             self.dequantized[source] = self._node(
                 "DequantizeLinear", [*quantized], f"{layer}/dequantize", _FLOAT, source.shape
@@ -147,8 +150,8 @@ class _Rewriting:
         )
         self._matmul(node, "MatMul", [self.dequantized[source], restored], "")
 
-    def _integer_matmul(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        q, scale, zero_point = self._quantized(source, layer)
+    def _integer_matmul(self, node: ir.Node, quantized: _Quantized, weight: ir.Value, layer: str) -> None:
+        q, scale, zero_point = quantized
         integers, scales = self._int8_weight(weight, layer)
         inputs = [q, integers, scale, scales, zero_point]
         # The operator adds the bias too.
@@ -179,8 +182,8 @@ class _Rewriting:
 
     # A convolution ---------------------------------------------------------------------------------
 
-    def _integer_conv(self, node: ir.Node, source: ir.Value, weight: ir.Value, layer: str) -> None:
-        q, scale, zero_point = self._quantized(source, layer)
+    def _integer_conv(self, node: ir.Node, quantized: _Quantized, weight: ir.Value, layer: str) -> None:
+        q, scale, zero_point = quantized
         integers, scales = self._int8_filters(weight, layer)
         given = self.params[layer + OUTPUT]
         out_scale, out_zero_point = self._constant(given.scale), self._constant(given.zero_point)
@@ -208,7 +211,7 @@ class _Rewriting:
 
     # Parts -----------------------------------------------------------------------------------------
 
-    def _quantized(self, source: ir.Value, layer: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _quantized(self, source: ir.Value, layer: str) -> _Quantized:
         """Activations as integers, with their scale and zero point; made once for all layers that read them."""
         if source not in self.quantized:
             params = self.params[layer]

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from vitrm.calib.calibration import Calibration, calibrate, check_calibration, load_calibration
 from vitrm.calib.quant_params import QuantTable, quant_table
-from vitrm.calib.sensitivity import SENSITIVITY_IMAGES, Sensitivity, sensitivity
 from vitrm.calib.state_error import StateError, draw_state_error, state_error
 from vitrm.config import ViTRMConfig
 from vitrm.export.images import ExportImages
@@ -38,7 +37,16 @@ def find_scales(settings: ExportSettings, images: ExportImages, on_stage: OnStag
     """
     if settings.precision != "int8" or settings.convolutional:
         return None
-    calibration = _calibration(settings, images, on_stage)
+    calibration = _given(settings, images)
+    if calibration is None:
+        found = calibrate(
+            images.checkpoint,
+            settings.steps,
+            method=settings.calibration_method,
+            data_dir=images.data_dir,
+            progress=lambda done: on_stage(f"calibrating, {done:.0%}"),
+        )
+        calibration = _kept(found, settings, images)
     table = quant_table(
         calibration, settings.target, shared=settings.shares_steps, convolutions=settings.int8_convolutions
     )
@@ -48,40 +56,28 @@ def find_scales(settings: ExportSettings, images: ExportImages, on_stage: OnStag
     return Scales(calibration, table, state_error(images.checkpoint, table, _few(images), calibration.steps))
 
 
-def find_sensitivity(scales: Scales, images: ExportImages, on_stage: OnStage) -> Sensitivity:
-    """Measures how much each site alone changes the answer."""
-    return sensitivity(
-        images.checkpoint,
-        scales.calibration,
-        scales.table,
-        images.verification[0][:SENSITIVITY_IMAGES],
-        progress=lambda done: on_stage(f"measuring each site's sensitivity, {done:.0%}"),
-    )
-
-
-def _calibration(settings: ExportSettings, images: ExportImages, on_stage: OnStage) -> Calibration:
-    """The calibration given, read from the file given, or made now and written there, with its picture."""
-    checkpoint, steps, given = images.checkpoint, settings.steps, settings.calibration
+def _given(settings: ExportSettings, images: ExportImages) -> Calibration | None:
+    """The calibration given, or read from the file given; None where there is none yet."""
+    given = settings.calibration
     if isinstance(given, Calibration):
-        check_calibration(given, checkpoint, steps, "the calibration given")
+        check_calibration(given, images.checkpoint, settings.steps, "the calibration given")
         return given
     if given is not None and Path(given).exists():
-        return load_calibration(given, checkpoint, steps)
-    calibration = calibrate(
-        checkpoint,
-        steps,
-        method=settings.calibration_method,
-        data_dir=images.data_dir,
-        progress=lambda done: on_stage(f"calibrating, {done:.0%}"),
-    )
-    if given is not None:
-        with lock(lock_path(Path(given)), str(given), "try again"):
-            # Another export may have written it in the meantime: the first one's ranges hold, as they would have before.
-            if Path(given).exists():
-                return load_calibration(given, checkpoint, steps)
-            calibration.save(given)
-        if isinstance(checkpoint.model, ViTRMConfig):
-            _draw(calibration, settings, images, Path(given).with_suffix(".png"))
+        return load_calibration(given, images.checkpoint, settings.steps)
+    return None
+
+
+def _kept(calibration: Calibration, settings: ExportSettings, images: ExportImages) -> Calibration:
+    """The calibration, written to the file that the settings name, with its picture; or what another export wrote there first."""
+    if settings.calibration is None or isinstance(settings.calibration, Calibration):
+        return calibration
+    path = Path(settings.calibration)
+    with lock(lock_path(path), str(path), "try again"):
+        if (earlier := _given(settings, images)) is not None:
+            return earlier
+        calibration.save(path)
+    if isinstance(images.checkpoint.model, ViTRMConfig):
+        _draw(calibration, settings, images, path.with_suffix(".png"))
     return calibration
 
 

@@ -379,7 +379,7 @@ def test_the_same_weights_look_anew_at_every_step(run):
 
 def test_mirror_images_are_refused_where_training_showed_none():
     digits = dataclasses.replace(_checkpoint(), training={"recipe": dataclasses.asdict(recipe("fast"))}, source="d")
-    with pytest.raises(UserError, match="d was trained without mirror images.*--glimpses shift"):
+    with pytest.raises(UserError, match=r"d was trained without mirror images.*--glimpses shift"):
         digits.with_glimpses("mirror")
     photos = dataclasses.replace(digits, data={**digits.data, "name": "cifar10"})
     assert photos.with_glimpses("mirror").model.glimpses == "mirror"

@@ -110,7 +110,9 @@ def test_supervised_steps_look_where_the_free_ones_stopped():
     learner.train_step(batch, 1e-4, free_steps=2)
     for (name, parameter), other in zip(learner.model.named_parameters(), twin.parameters(), strict=True):
         if other.grad is not None:
-            torch.testing.assert_close(parameter.grad, other.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad, other.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @pytest.mark.slow
