@@ -21,6 +21,8 @@ from vitrm.calib.methods import Range
 from vitrm.calib.sites import Site
 from vitrm.errors import UserError
 
+_SMALLEST_FLOAT16 = np.finfo(np.float16).smallest_subnormal  # a scale of 0 would divide by it
+
 
 class QuantParams(NamedTuple):
     """The map between a site's values and their integers: value ≈ scale · (q − zero_point)."""
@@ -45,9 +47,13 @@ class QuantParams(NamedTuple):
 
 
 def quant_params(values: Range, target: str) -> QuantParams:
-    """Scale and zero point for a range of values that includes 0; `target` is "cpu" or "tensorrt"."""
+    """Scale and zero point for a range of values that includes 0; `target` is "cpu" or "tensorrt".
+
+    A graph for TensorRT has its scales in float16: they are rounded to it here, so that the simulation has the same.
+    """
     if target == "tensorrt":
-        return QuantParams(np.float32(max(-values.low, values.high) / LEVELS), np.int8(0))
+        scale = np.float16(max(-values.low, values.high) / LEVELS)
+        return QuantParams(np.float32(max(scale, _SMALLEST_FLOAT16)), np.int8(0))
     scale = np.float32((values.high - values.low) / 255)
     return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
 
