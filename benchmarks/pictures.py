@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitrm import checkpoint as checkpoints
+from vitrm.checkpoint import Checkpoint
 from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.web.page import write_page
@@ -64,10 +65,15 @@ def main() -> None:
         makers[name](args)
 
 
+def model_shown() -> Checkpoint:
+    """The bundled model with glimpses: its later steps see something new."""
+    return checkpoints.load(MODEL).with_glimpses("mirror")
+
+
 def page_pictures(args: argparse.Namespace) -> None:
     """Makes the page in the browser: on a desk and on a phone, light and dark, without the times that this machine took."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        page = args.page or write_page(checkpoints.load(MODEL), Path(folder) / "page", data_dir=args.data_dir).folder
+        page = args.page or write_page(model_shown(), Path(folder) / "page", data_dir=args.data_dir).folder
         with browser.chromium(Path(folder) / "profile") as tab, browser.served(page) as address:
             for dark in (False, True):
                 look = "dark" if dark else "light"
@@ -86,7 +92,7 @@ def page_pictures(args: argparse.Namespace) -> None:
 
 def report_pictures(args: argparse.Namespace) -> None:
     """Makes the beginning of a report: on a desk, light and dark, and on a phone."""
-    checkpoint = checkpoints.load(MODEL)
+    checkpoint = model_shown()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         files = [
             export(

@@ -23,11 +23,11 @@ def _one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def _trace_each_model_once():
-    """Tests export the same few models again and again; a trace is a function of the model alone."""
-    traced: dict[str, Fragments] = {}
+    """Tests export the same few models again and again; a trace is a function of the model's config and weights alone."""
+    traced: dict[tuple[object, str], Fragments] = {}
 
     def trace(model: ViTRM) -> Fragments:
-        key = Checkpoint(model=model.config, data={}, weights=model.state_dict()).weights_id
+        key = model.config, Checkpoint(model=model.config, data={}, weights=model.state_dict()).weights_id
         if key not in traced:
             traced[key] = trace_vitrm(model)
         return traced[key]

@@ -432,6 +432,22 @@ def test_default_name_says_what_it_is(run, tmp_path, monkeypatch, capsys):
     assert Path("shaken-2steps-fp16.onnx").name in out.splitlines()[-1]
 
 
+def test_glimpses_are_chosen_when_exporting(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([str(run), "--steps", "2", "--glimpses", "shift", "--graph", "loop"]) == 0
+    made = vitrm.runtime.open("shaken-shift-loop-fp32.onnx")
+    assert made.metadata.model["glimpses"] == "shift"
+    assert made.metadata.weights_sha256 == checkpoints.load(run).weights_id
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    eager = checkpoints.load(run).with_glimpses("shift").build()
+    with torch.no_grad():
+        expected, _ = eager.trajectory(torch.from_numpy(images), 4)
+    for steps in (1, 2, 4):
+        np.testing.assert_allclose(made.infer(images, steps=steps).logits, expected[steps - 1], atol=1e-4)
+    assert cli.main(["shaken-shift-loop-fp32.onnx", "--glimpses", "none", "-o", "a.plan"]) == 2
+    assert "--glimpses was decided when shaken-shift-loop-fp32.onnx was exported" in capsys.readouterr().err
+
+
 def test_without_torch_the_command_says_what_it_needs(run, tmp_path):
     code = (
         "import sys\n"
