@@ -40,7 +40,7 @@ class Calibration:
     """Activation ranges, and what they were made from."""
 
     weights_sha256: str
-    preprocessing: dict[str, Any]  # image_size, mean, std
+    preprocessing: dict[str, Any]  # image_size, mean, std; glimpses, where steps look anew
     steps: int
     data: dict[str, Any]  # name, count, and the SHA-256 of the images
     method: str  # of vitrm.calib.methods.METHODS
@@ -237,7 +237,10 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: i
         )
     if c.steps != steps:
         differences.append(f"{c.steps} steps, asked for are {steps}")
-    if c.preprocessing != preprocessing:
+    theirs, own = (p.get("glimpses", "none") for p in (c.preprocessing, preprocessing))
+    if theirs != own:
+        differences.append(f"glimpses {shown(theirs, quoted=False)}, the model has {own}")
+    if {**c.preprocessing, "glimpses": ""} != {**preprocessing, "glimpses": ""}:
         differences.append("another preprocessing")
     raise UserError(
         f"{name} (id {c.id[:12]}) was made for {'; '.join(differences)} (id {wanted[:12]}): calibrate again"
@@ -246,7 +249,9 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: i
 
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     m = checkpoint.model
-    return {"image_size": m.image_size, "mean": list(m.mean), "std": list(m.std)}
+    glimpses = getattr(m, "glimpses", "none")
+    views = {} if glimpses == "none" else {"glimpses": glimpses}  # calibrations of before there were any stay valid
+    return {"image_size": m.image_size, "mean": list(m.mean), "std": list(m.std), **views}
 
 
 def identity(weights: str, preprocessing: dict[str, Any], steps: int, data: dict[str, Any], method: str) -> str:

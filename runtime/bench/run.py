@@ -15,6 +15,7 @@ from typing import Any
 
 from vitrm.data import affordable
 from vitrm.errors import UserError, first_line
+from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.bench.cases import Case, ReportProgress, open_bench
 from vitrm.runtime.bench.collect import collect
@@ -223,6 +224,11 @@ def _reason(case: Case, error: Exception) -> str:
     raise error
 
 
+def _of_one_depth(metadata: Metadata) -> tuple[str, str]:
+    """What is the same for artifacts that answer alike at equal depth: their weights, and what their steps look at."""
+    return metadata.weights_sha256, metadata.model.get("glimpses", "none")
+
+
 def _depth_curves(
     cases: Sequence[Case], samples: Mapping[str, Sample], notes: list[str], report: ReportProgress
 ) -> list[DepthCurve]:
@@ -230,11 +236,11 @@ def _depth_curves(
 
     Appends to `notes` why a checkpoint has none.
     """
-    curves: dict[str, DepthCurve] = {}
+    curves: dict[tuple[str, str], DepthCurve] = {}
     for case in cases:
         own, sample = case.metadata, samples[case.group]
-        weights = own.weights_sha256
-        if case.kind != "eager" or not own.recursive or sample.labels is None or weights in curves:
+        model = _of_one_depth(own)
+        if case.kind != "eager" or not own.recursive or sample.labels is None or model in curves:
             continue
         from vitrm.runtime.backends.eager import EagerSession
         from vitrm.runtime.bench.depths import depth_curve
@@ -243,10 +249,10 @@ def _depth_curves(
         relatives = [
             c
             for c in cases
-            if c.kind == "artifact" and c.metadata.weights_sha256 == weights and samples[c.group] is sample
+            if c.kind == "artifact" and _of_one_depth(c.metadata) == model and samples[c.group] is sample
         ]
         try:
-            curves[weights] = depth_curve(
+            curves[model] = depth_curve(
                 case.session,
                 sample,
                 max([_DEPTHS, *(c.metadata.steps + 2 for c in relatives)]),

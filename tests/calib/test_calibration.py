@@ -128,6 +128,10 @@ def test_a_calibration_of_something_else_is_refused_with_both_ids(checkpoint, im
     )
     with pytest.raises(UserError, match="another preprocessing"):
         check_calibration(made, brighter, 2, "it")
+    looking = replace(checkpoint, model=replace(checkpoint.model, glimpses="shift"))
+    with pytest.raises(UserError, match=r"made for glimpses none, the model has shift \(id"):
+        check_calibration(made, looking, 2, "it")
+    check_calibration(calibrate(looking, 2, images=images), looking, 2, "it")
 
 
 @pytest.mark.parametrize(
