@@ -21,7 +21,7 @@ from vitrm.calib.methods import Range
 from vitrm.calib.sites import Site
 from vitrm.errors import UserError
 
-_SMALLEST_FLOAT16 = np.finfo(np.float16).smallest_subnormal  # a scale of 0 would divide by it
+_SMALLEST_FLOAT16 = 2.0**-24  # a scale of 0 would divide by it
 
 
 class QuantParams(NamedTuple):
@@ -52,10 +52,10 @@ def quant_params(values: Range, target: str) -> QuantParams:
     A graph for TensorRT has its scales in float16: they are rounded to it here, so that the simulation has the same.
     """
     if target == "tensorrt":
-        scale = np.float16(max(-values.low, values.high) / LEVELS)
-        return QuantParams(np.float32(max(scale, _SMALLEST_FLOAT16)), np.int8(0))
-    scale = np.float32((values.high - values.low) / 255)
-    return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
+        scale = max(float(np.float16(max(-values.low, values.high) / LEVELS)), _SMALLEST_FLOAT16)
+        return QuantParams(np.float32(scale), np.int8(0))
+    step = np.float32((values.high - values.low) / 255)
+    return QuantParams(step, np.uint8(np.clip(round(-values.low / float(step)), 0, 255)))
 
 
 @dataclass(frozen=True)
