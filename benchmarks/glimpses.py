@@ -146,7 +146,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axes.set_visible(False)
         for axes in panels[-columns:]:
             axes.set_xlabel("steps, mean per image")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def main() -> None:
@@ -173,11 +173,12 @@ def add_to_record(args: argparse.Namespace, name: str, found: dict[str, Any]) ->
     """Writes the figures of a model beside those of other models, and draws them all."""
     record = made("glimpses: every step with a look of its own, without further training", ("torch", "numpy"))
     path = (Path() if args.limit else RECORDS) / f"glimpses-{args.glimpses}-{processor(record)}.json"
+    found["command"] = record.pop("command")
     models = {**(read_json(path, "record")["models"] if path.exists() else {}), name: found}
     models = {key: models[key] for key in dict.fromkeys((*MODELS, *models)) if key in models}
     record |= {"glimpses": args.glimpses, "steps": STEPS, "models": models}
     write_json(path, record)
-    draw(record, path.with_suffix(".png"))
+    draw(record, path.with_suffix(".svg"))
     print(path)
 
 
