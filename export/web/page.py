@@ -38,6 +38,11 @@ _STATIC = Path(__file__).parent / "static"
 _TEMPLATE, _LICENSE = "index.html", "onnxruntime-LICENSE"
 _RUNTIME, _IMAGES = "onnxruntime", "gallery"
 # What a page consists of: a folder that holds nothing else may be replaced by a new one.
+_LOOKS = {  # what a step does first, by the setting `glimpses`
+    "none": "",
+    "shift": "looks at the picture anew, a little moved, ",
+    "mirror": "looks at the picture anew, a little moved or mirrored, ",
+}
 _NAMES = {_TEMPLATE, PAGE_FILE, "style.css", "icon.svg", "js", _RUNTIME, _IMAGES, *PRECISIONS}
 
 
@@ -155,6 +160,7 @@ def _settings(
         "image_size": metadata.image_size,
         "background": list(metadata.preprocessing.background),
         "fit": metadata.preprocessing.fit,
+        "glimpses": metadata.model.get("glimpses", "none"),
         "padding": list(metadata.preprocessing.padding),
         "longest": LONGEST,
         "max_pixels": MAX_PIXELS,
@@ -248,6 +254,7 @@ def _index(settings: dict[str, Any], compressed: int) -> str:
         name=settings["name"],
         tried=f"{settings['outcomes']['images']:,}" if settings["outcomes"] else "",
         size=settings["image_size"],
+        looks=_LOOKS[settings["glimpses"]],
         facts=f"{settings['parameters'] / 1e6:.2f} M parameters, {len(settings['classes'])} classes",
         downloads=(
             f"It loads {settings['runtime']['bytes'] / 1e6:.1f} MB of runtime ({compressed / 1e6:.1f} MB where the server "

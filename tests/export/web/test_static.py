@@ -121,6 +121,8 @@ def test_twenty_pictures_are_answered_as_in_python(tab, form, pictures, precisio
     with alone(tab, folder) as address:
         tab.open(address)
         tab.wait(DONE)
+        told = tab.evaluate("document.querySelector('.lede').textContent")
+        assert ("looks at the picture anew" in told) == (form == "cross_page")
         tab.evaluate(f"document.querySelector('input[name=model][value={precision}]').click()")
         tab.set_files("#files", pictures)
         tab.wait(f"document.querySelectorAll('.group:first-child .thumb span:not(:empty)').length === {COUNT}")

@@ -48,7 +48,9 @@ export function drawSteps({ trajectory, end, depth, threshold, shown, trained, c
     rail.firstElementChild.style.transform = `scaleY(${visible ? halt : 0})`;
     rail.lastElementChild.textContent = visible && !many ? halt.toFixed(2) : "";
     rail.lastElementChild.classList.toggle("above", visible && halt < 0.15);
-    rail.style.setProperty("--level", visible ? halt : 0);
+    // Where the line would go through the number, the number goes below it.
+    const crossed = visible && threshold < 1 && halt >= threshold && halt < threshold + 0.1;
+    rail.style.setProperty("--level", visible ? (crossed ? threshold - 0.01 : halt) : 0);
     input.setAttribute(
       "aria-label",
       taken
@@ -74,7 +76,7 @@ function drawSpans(trajectory, visible, end, depth, classes) {
   }
   if (end.halted && visible === end.used && depth > end.used) {
     const saved = depth - end.used;
-    parts.push({ count: saved, text: saved > 1 ? `${saved} steps saved` : "saved", kind: "saved" });
+    parts.push({ count: saved, text: saved > 2 ? `${saved} steps saved` : saved > 1 ? "2 saved" : "saved", kind: "saved" });
   }
   spans.replaceChildren(
     ...parts.map(({ count, text, kind }) => {
