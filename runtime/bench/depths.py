@@ -57,8 +57,10 @@ def depth_curve(
         if predictions.steps_used is not None:
             share = float((predictions.top1 == sample.labels)[subset].mean())
             points.append((name, float(predictions.steps_used[subset].mean()), share))
+    glimpses = session.metadata.model.get("glimpses", "none")
     return DepthCurve(
-        run=session.metadata.run,
+        run=session.metadata.run if glimpses == "none" else f"{session.metadata.run}, glimpses {glimpses}",
+        glimpses=glimpses,
         accuracy=tuple(float(v) for v in right.mean(1)),
         halt_prob=tuple(float(v) for v in halt_prob.mean(1)),
         images=seen,

@@ -113,6 +113,7 @@ class DepthCurve:
     halting: tuple[
         HaltingPoint, ...
     ]  # what halting would have given at that depth, by rising threshold; the last never halts
+    glimpses: str = "none"  # what each step looks at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,18 @@ def page(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> PageResult:
 @pytest.fixture(scope="session")
 def cross_page(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> PageResult:
     """The page of a model with another block and tokenizer, whose steps look anew: other tensors go from step to step."""
-    form = ["--mixing", "cross", "--tokenizer", "whitened", "--stage-widths", "8,8,8", "--n", "1", "--glimpses", "shift"]
+    form = [
+        "--mixing",
+        "cross",
+        "--tokenizer",
+        "whitened",
+        "--stage-widths",
+        "8,8,8",
+        "--n",
+        "1",
+        "--glimpses",
+        "shift",
+    ]
     trained = _trained(tmp_path_factory.mktemp("runs") / "cross", *form)
     return make_page(tmp_path_factory.mktemp("page") / "cross", trained)
 
