@@ -70,8 +70,9 @@ def draw_state_error(
             _draw_ranges(axes, calibration, role, steps)
         for axes in panels[len(roles) :]:
             axes.set_visible(False)
-        for axes in panels[-max(count, 1) :]:
+        for axes in panels[max(len(roles) - count, 0) : len(roles)]:  # none below it
             axes.set_xlabel("step")
+            axes.tick_params(labelbottom=True)
 
 
 def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) -> None:
