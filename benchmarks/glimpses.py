@@ -127,7 +127,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
     models = record["models"]
     columns = 2 if len(models) > 1 else 1
     rows = -(-len(models) // columns)
-    with picture(path, 8.4, 0.9 + 2.9 * rows, "Every step looks anew: accuracy on the test images") as figure:
+    with picture(
+        path, 8.4, 0.9 + 2.9 * rows, "Every step looks anew: accuracy on the test images (each model its own scale)"
+    ) as figure:
         panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
         for axes, (name, model) in zip(panels, models.items(), strict=False):
             steps = range(1, STEPS + 1)

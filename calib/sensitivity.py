@@ -113,8 +113,8 @@ def _draw_work(axes: Any, work: NDArray[np.float64]) -> None:
     axes.barh(range(len(work)), shares, color=NEUTRAL, height=0.7)
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("% of multiply-adds")
-    axes.set_title("Cost, all steps", pad=8)
+    axes.set_xlabel("% of what int8 speeds up")
+    axes.set_title("Work, all steps", pad=8)
     axes.set_xlim(0, max(shares) * 1.12)
     axes.xaxis.get_major_locator().set_params(nbins=3)
 

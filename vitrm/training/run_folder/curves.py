@@ -63,10 +63,10 @@ def _draw_accuracy(
     by_epoch = [[100 * share for share in line["validation_accuracy"]] for line in history]
     depths = len(by_epoch[-1])
     if depths > 1:
-        band = f"steps 1 to {depths}"
-        axes.fill_between(
-            epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=BLUE, alpha=0.25, label=band, lw=0
-        )
+        lowest, highest = list(map(min, by_epoch)), list(map(max, by_epoch))
+        seen = max(high - low for low, high in zip(lowest, highest, strict=True)) >= 1  # else the line hides it
+        band = f"steps 1 to {depths}" if seen else None
+        axes.fill_between(epochs, lowest, highest, color=BLUE, alpha=0.25, label=band, lw=0)
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
     value = 100 * kept["validation_accuracy"][-1]

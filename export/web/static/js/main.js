@@ -489,9 +489,9 @@ function showSaving() {
   const number = document.createElement("b");
   number.textContent = `${mean.toFixed(1)} steps`;
   $("saving").append(
-    "At this depth and threshold: ",
+    "These pictures were picked, easy ones and hard ones. They take ",
     number,
-    ` a picture on average, of at most ${depth}; ${right} of ${done.length} right.`,
+    ` on average, of at most ${depth} (on each: its own); ${right} of ${done.length} are right (red: wrong).`,
   );
 }
 
