@@ -21,7 +21,8 @@ from vitrm.calib.methods import Range
 from vitrm.calib.sites import Site
 from vitrm.errors import UserError
 
-_SMALLEST_FLOAT16 = 2.0**-24  # a scale of 0 would divide by it
+# Of float16: a scale of 0 would divide by it; values beyond the other end are float16's own trouble, which its headroom tells.
+_SMALLEST, _LARGEST = 2.0**-24, 65504.0
 
 
 class QuantParams(NamedTuple):
@@ -52,8 +53,8 @@ def quant_params(values: Range, target: str) -> QuantParams:
     A graph for TensorRT has its scales in float16: they are rounded to it here, so that the simulation has the same.
     """
     if target == "tensorrt":
-        scale = max(float(np.float16(max(-values.low, values.high) / LEVELS)), _SMALLEST_FLOAT16)
-        return QuantParams(np.float32(scale), np.int8(0))
+        scale = min(max(max(-values.low, values.high) / LEVELS, _SMALLEST), _LARGEST)
+        return QuantParams(np.float32(np.float16(scale)), np.int8(0))
     step = np.float32((values.high - values.low) / 255)
     return QuantParams(step, np.uint8(np.clip(round(-values.low / float(step)), 0, 255)))
 
