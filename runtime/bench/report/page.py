@@ -79,6 +79,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "cards": headline.cards(rows, result.quiet),
         "tables": [_table(title, columns, shown) for title, columns, shown in table.page_tables(result)],
         "left": table.LEFT,
+        "quiet": result.quiet,
         "short": _short_names(result),
         "savings": [(saving, savings.cards(saving, result.quiet)) for saving in savings.measured(result)],
         "saving_curves": [
