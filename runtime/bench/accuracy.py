@@ -125,7 +125,7 @@ def in_top5(predictions: Predictions, labels: NDArray[np.int64]) -> NDArray[np.b
     return np.asarray((likeliest == labels[:, None]).any(1) & (predictions.top1 != NO_ANSWER))
 
 
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(right: float, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval for `right` of `count` (95 % by default): it stays in [0, 1], also at 100 %."""
     share = right / count
     spread = z * z / count

@@ -42,6 +42,7 @@ class Series:
     spans: tuple[tuple[float, float], ...] = ()  # low and high at each point, drawn as a whisker
     dashed: bool = False
     marks_only: bool = False
+    dots: bool = True  # False where points are so many that their dots would hide the line
 
     @property
     def key(self) -> str:
@@ -179,7 +180,8 @@ def _draw(
             rings.append(place)
             _titled(_node(group, "circle", "ring", cx=place[0], cy=place[1], r=_RING + inside * _RING_STEP), title)
         elif not s.dashed:
-            _titled(_node(group, "circle", "dot", cx=x(a), cy=y(b), r="3.5"), title)
+            # Where no dot is seen, the pointer finds the value all the same.
+            _titled(_node(group, "circle", "dot" if s.dots else "spot", cx=x(a), cy=y(b), r="3.5"), title)
 
 
 # Distributions ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from vitrm.runtime.bench.report import numbers, table
 from vitrm.runtime.bench.report.charts import Series, distribution_chart, line_chart
 from vitrm.runtime.bench.robustness.measure import SEVERITIES, Robustness
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
-from vitrm.runtime.halting.choose import HaltingChoice
+from vitrm.runtime.halting.choose import HaltingChoice, Reliability
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -21,6 +21,7 @@ _COLORS = 6  # that the style has beside s0, the neutral one of the eager model
 _MOST = 12  # lines or ridges that one chart can show
 _SPREAD = 3  # lines whose whiskers can be told apart
 _SHARES = (0.0, 1.0)
+_ALIKE = 0.005  # shares nearer to each other are one line to an eye
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,17 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
 # Halting ---------------------------------------------------------------------------------------
 
 
-def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
-    """Shows accuracy over the mean steps that every threshold takes, beside that of the same depth for every image."""
+def savings_figure(curve: DepthCurve, color_of: Mapping[str, int], measured_on: Mapping[str, int]) -> Figure:
+    """Shows accuracy over the mean steps that every threshold takes, beside that of the same depth for every image.
+
+    `measured_on` has the images that the figures above it were measured on, by artifact.
+    """
     run, steps = Path(curve.run).name, curve.steps
     by_threshold = tuple(sorted((p.mean_steps, p.accuracy) for p in curve.halting))
     by_depth = tuple((float(i), a) for i, a in enumerate(curve.accuracy[:steps], 1))
     points = [(name, x, y) for name, x, y in curve.points if x <= steps]
     series = [
-        Series("halting, every threshold", by_threshold, 1),
+        Series("halting, every threshold", by_threshold, 1, dots=False),
         Series("every image the same depth", by_depth, 0, dashed=True),
         *(Series(name, ((x, y),), color_of.get(name, 1), marks_only=True) for name, x, y in points),
     ]
@@ -211,11 +215,17 @@ def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         y_limits=_SHARES,
     )
     caption = (
-        f"{run}, eager, on {curve.images:,} test images; a ring is an artifact's own answer on them.{_grain(curve.images)} On the left, cheap thresholds; "
+        f"{run}, eager, on {curve.images:,} test images{_other(curve, measured_on)}; a ring is an artifact's own answer on them.{_grain(curve.images)} On the left, cheap thresholds; "
         "on the right, never halting. A threshold picked from this curve is picked on the test images: vitrm-bench --halting chooses one "
         "on validation images."
     )
     return Figure(chart, caption, f"{run}: what a threshold buys", series)
+
+
+def _other(curve: DepthCurve, measured_on: Mapping[str, int]) -> str:
+    """Says on how many images the figures above the curve are, where they are not the curve's."""
+    counts = {measured_on[name] for name, _, _ in curve.points if name in measured_on} - {curve.images}
+    return f" (the figures above: {' and '.join(f'{n:,}' for n in sorted(counts))})" if counts else ""
 
 
 def halting_figures(choices: Sequence[HaltingChoice]) -> list[Figure]:
@@ -226,8 +236,9 @@ def halting_figures(choices: Sequence[HaltingChoice]) -> list[Figure]:
 def _threshold(choice: HaltingChoice) -> Figure:
     chosen = choice.chosen
     by_depth = tuple((float(i), a) for i, a in enumerate(choice.by_depth, 1))
+    by_threshold = tuple(sorted({(p.mean_steps, p.accuracy) for p in (*choice.points, choice.full)}))
     series = [
-        Series("every threshold", tuple(sorted((p.mean_steps, p.accuracy) for p in choice.points)), 1),
+        Series("every threshold", by_threshold, 1, dots=False),
         Series("every sample the same depth", by_depth, 0, dashed=True),
         Series(f"chosen: {chosen.threshold:g}", ((chosen.mean_steps, chosen.accuracy),), 2, marks_only=True),
     ]
@@ -246,7 +257,7 @@ def _threshold(choice: HaltingChoice) -> Figure:
 def _reliability(choice: HaltingChoice) -> Figure:
     found = choice.reliability
     points = tuple((p, t) for p, t, n in zip(found.stated, found.true, found.count, strict=True) if n)
-    spans = tuple(wilson(round(t * n), n) for t, n in zip(found.true, found.count, strict=True) if n)
+    spans = tuple(_whisker(t, n, choice.steps) for t, n in zip(found.true, found.count, strict=True) if n)
     series = [
         Series("halting head", points, 1, spans),
         Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True),
@@ -262,9 +273,23 @@ def _reliability(choice: HaltingChoice) -> Figure:
     )
     caption = (
         f"halt_prob after each of {choice.steps} steps on {choice.images:,} validation images, in {len(found.count)} bins, against "
-        f"how often the answer was right (whiskers: 95 %). Expected calibration error {numbers.percent(found.ece, 1)}."
+        f"how often the answer was right. {_last_bin(found)} Whiskers: 95 %; the {choice.steps} answers to an image count as one, "
+        f"because they are alike. Expected calibration error {numbers.percent(found.ece, 1)}."
     )
     return Figure(chart, caption, f"{choice.name}: is halt_prob true?", series)
+
+
+def _whisker(share: float, answers: int, steps: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share of right answers, of as many images as gave them with so many answers each."""
+    images = max(1, round(answers / steps))
+    return wilson(share * images, images)
+
+
+def _last_bin(found: Reliability) -> str:
+    """Says how many answers lie in the last bin, whose mark looks like any other."""
+    bins = len(found.count)
+    share = numbers.percent(found.count[-1] / sum(found.count), 0)
+    return f"{share} of the answers lie in the last bin, above {(bins - 1) / bins:.2f}."
 
 
 # Corruptions -----------------------------------------------------------------------------------
@@ -283,12 +308,15 @@ def corruption_figures(found: Sequence[Robustness], color_of: Mapping[str, int])
         figures.append(_severity_figure(one.name, series, "Mean over the corruptions of each kind."))
         if one.clean.mean_halt_prob is None:
             continue
+        right, full = _by_severity(one, "accuracy"), _by_severity(one, "full_accuracy")
         trust = [
-            Series("right", _by_severity(one, "accuracy"), 1),
-            Series("right at full depth", _by_severity(one, "full_accuracy"), 0),
-            Series("mean halt_prob", _by_severity(one, "mean_halt_prob"), 2, dashed=True),
+            Series("right at full depth", full, 0, dashed=True),  # first: where lines coincide, the other lies on it
+            Series("right", right, 1),
+            Series("mean halt_prob", _by_severity(one, "mean_halt_prob"), 2),
         ]
         caption = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
+        if full and all(abs(a - b) < _ALIKE for (_, a), (_, b) in zip(full, right, strict=True)):
+            caption += " The lines of the right answers coincide: at no severity are they 0.5 points apart."
         shown = [s for s in trust if s.points]
         figures.append(_severity_figure(f"{one.name}: does halt_prob notice?", shown, caption))
     return figures

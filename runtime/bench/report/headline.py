@@ -10,6 +10,7 @@ from vitrm.runtime.bench.rows import BenchRow
 
 _CLOSE = 1.1  # times as fast as the next one: below it none is "the fastest" …
 _CLOSE_DISTURBED = 1.5  # … and where other processes ran
+_WIDE = 1.5  # high / low of a range around 1, above which it tells nothing
 _MANY = 2000  # images from which on a share has two decimals
 
 
@@ -69,12 +70,23 @@ def _speed(row: BenchRow, quiet: bool) -> str:
     doubt = "" if quiet else " (uncertain: the machine was busy)"
     if row.speedup_range is not None:
         low, high = row.speedup_range
+        span = f"({between(low, high)} ×{'' if quiet else '; the machine was busy'})"
+        if low < 1 < high and high > low * _WIDE:
+            return f"cannot be told apart here from the speed of {_eager(row)} {span}"
         if low < 1 < high:
-            return f"is about as fast as eager PyTorch at batch {row.batch} ({between(low, high)} ×){doubt}"
-        return f"runs {between(low, high)} × as fast as eager PyTorch at batch {row.batch}{doubt}"
+            return f"is about as fast as {_eager(row)} {span}"
+        return f"runs {between(low, high)} × as fast as {_eager(row)}{doubt}"
     if row.latency_ms:
         return f"takes {milliseconds(row.latency_ms.p50)} ms at batch {row.batch}{doubt}"
     return ""
+
+
+def _eager(row: BenchRow) -> str:
+    """Says what the row is compared with: its eager model, whose steps are as many and halt alike."""
+    if row.steps is None:
+        return f"eager PyTorch at batch {row.batch}"
+    halts = row.halt_threshold is not None and row.halt_threshold < 1
+    return f"eager PyTorch at the same depth{' and threshold' if halts else ''}, batch {row.batch}"
 
 
 def _agreement(row: BenchRow) -> str:

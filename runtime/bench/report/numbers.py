@@ -13,6 +13,11 @@ def percent(share: float | None, digits: int = 2) -> str:
     return f"{text} %"
 
 
+def digits(images: int) -> int:
+    """Returns the decimals of a percentage of so many images: one image is 0.1 % of 1,000, and 0.01 % of 10,000."""
+    return 0 if images < 1000 else 1 if images < 10_000 else 2
+
+
 def milliseconds(value: float | None) -> str:
     """Writes milliseconds with three significant digits."""
     if value is None:

@@ -71,6 +71,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
     color_of = figures.colors(result)
     artifacts = [case for case in evidence.cases if case.kind == "artifact"]
     rows = _first_rows(result)
+    measured_on = {saving.name: saving.images for saving in savings.measured(result)}
     return {
         "title": f"vitrm-bench: {', '.join(r.name for r in rows if r.kind == 'artifact')}",
         "started": result.started.replace("T", " ").replace("+00:00", " UTC"),
@@ -79,10 +80,16 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "cards": headline.cards(rows, result.quiet),
         "tables": [_table(title, columns, shown) for title, columns, shown in table.page_tables(result)],
         "left": table.LEFT,
+        "quiet": result.quiet,
         "short": _short_names(result),
         "savings": [(saving, savings.cards(saving, result.quiet)) for saving in savings.measured(result)],
         "saving_curves": [
-            (Path(curve.run).name, curve, figures.savings_figure(curve, color_of), savings.estimates(curve))
+            (
+                Path(curve.run).name,
+                curve,
+                figures.savings_figure(curve, color_of, measured_on),
+                savings.estimates(curve),
+            )
             for curve in evidence.depth_curves
             if curve.halting
         ],

@@ -24,7 +24,8 @@ def difference(row: BenchRow) -> str:
     """Writes the largest |Δlogit|, or why there is none."""
     if row.max_logit_difference is None:
         return "not finite" if row.agreement is not None else "–"
-    return f"{row.max_logit_difference:.1e}"
+    largest = row.max_logit_difference
+    return f"{largest:.2g}" if largest < 99.5 else f"{largest:.0f}"
 
 
 def flips(row: BenchRow) -> str:
@@ -175,7 +176,8 @@ def footer(result: BenchResult) -> list[str]:
             f"least {result.warm_up} to warm up; host to host"
         )
         if any(r.speedup is not None for r in result.rows):
-            line += "; × eager is the median over rounds"
+            line += "; × eager is the range of the middle 80 % of rounds"
+            line += ", or the median where that spans at most a tenth of it" if result.quiet else ""
         lines.append(line + ("; with under 100 runs p99 is close to the slowest" if low < 100 else ""))
     lines += power(result)
     for data in result.data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrm.runtime.bench.report.numbers import percent
+from vitrm.runtime.bench.report.numbers import digits, percent
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
     KEPT,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WORST = SEVERITIES[-1]
 _MARKS = {KEPT: "", UNCLEAR: " ?", BROKEN: " ✗"}  # behind a corruption's name, so that color is not needed
+_TOO_SURE = 0.05  # by which halt_prob may exceed the share of right answers before that is a warning
 _WIDE = 120  # columns that a whole table needs
 
 
@@ -73,13 +74,13 @@ def _blank(found: Robustness) -> list[str]:
 
 
 def _cells(found: Robustness, figures: Figures) -> list[str]:
-    shown = head(found)[1::2]
+    shown, decimals = head(found)[1::2], digits(found.images)
     every = {
-        "accuracy": percent(figures.accuracy),
+        "accuracy": percent(figures.accuracy, decimals),
         "steps": "–" if figures.mean_steps_used is None else f"{figures.mean_steps_used:.2f}",
         "points lost": "–" if figures.lost is None else points(figures.lost),
-        "halt_prob": percent(figures.mean_halt_prob, 1),
-        "ECE": percent(figures.halt_ece, 1),
+        "halt_prob": percent(figures.mean_halt_prob, decimals),
+        "ECE": percent(figures.halt_ece, decimals),
     }
     return [every[name] for name in shown]
 
@@ -114,25 +115,44 @@ def basis(found: Sequence[Robustness]) -> list[str]:
         )
     if any(one.clean.halt_ece is not None for one in found):
         told.append(
-            "halt_prob: its mean, the share of answers that it expects to be right; ECE: its expected calibration error"
+            "mean of halt_prob: the share of answers that it expects to be right; ECE: its expected calibration error"
         )
     return list(dict.fromkeys(told))
 
 
 def sentences(found: Robustness) -> list[tuple[str, bool]]:
-    """Says what follows for one artifact; each sentence with True for a warning."""
+    """Says what follows for one artifact, warnings first; each sentence with True for a warning."""
     told = [_budget(found)] if _halts(found) else []
+    if found.clean.mean_halt_prob is not None and found.mean.mean_halt_prob is not None:
+        told.append(_trust(found))
+    return sorted(told, key=lambda one: not one[1])
+
+
+def _trust(found: Robustness) -> tuple[str, bool]:
+    """Says how many answers halt_prob expects to be right, and how many are; a warning where that is far too many."""
+
+    def share(value: float | None) -> str:
+        return percent(value, digits(found.images))
+
     clean, mean = found.clean, found.mean
-    if clean.mean_halt_prob is not None and mean.mean_halt_prob is not None:
-        told.append(
-            (
-                f"halt_prob of {found.name} expects {percent(clean.mean_halt_prob, 1)} of the clean images to be right, and "
-                f"{percent(clean.accuracy, 1)} are; of the corrupted ones {percent(mean.mean_halt_prob, 1)}, and "
-                f"{percent(mean.accuracy, 1)} are",
-                False,
-            )
+    clean_ones = f"{share(clean.mean_halt_prob)} to be right, and {share(clean.accuracy)} are"
+    corrupted = f"{share(mean.mean_halt_prob)} to be right, and {share(mean.accuracy)} are"
+    if _excess(mean) <= _TOO_SURE:
+        return (
+            f"of the clean images halt_prob of {found.name} expects {clean_ones}; of the corrupted ones {corrupted}",
+            False,
         )
-    return told
+    worst = max(found.corruptions, key=lambda one: _excess(one.mean))
+    return (
+        f"on corrupted images {found.name} trusts itself too much: halt_prob expects {corrupted}; most under {words(worst)} "
+        f"({share(worst.mean.mean_halt_prob)} expected, {share(worst.mean.accuracy)} right); of the clean ones it expects {clean_ones}",
+        True,
+    )
+
+
+def _excess(figures: Figures) -> float:
+    """Returns by how much halt_prob exceeds the share of right answers."""
+    return 0.0 if figures.mean_halt_prob is None else figures.mean_halt_prob - figures.accuracy
 
 
 def _halts(found: Robustness) -> bool:
@@ -140,7 +160,7 @@ def _halts(found: Robustness) -> bool:
 
 
 def _budget(found: Robustness) -> tuple[str, bool]:
-    """Says whether halting keeps its budget, and under which corruptions it does not."""
+    """Says under which corruptions halting gave up more than its budget: of the images seen, as others may differ."""
     if found.budget is None:
         return (
             f"what halting costs {found.name} under corruptions is not known, as its threshold is built in: a loop or stepwise "
@@ -151,23 +171,28 @@ def _budget(found: Robustness) -> tuple[str, bool]:
     budget = f"{found.budget * 100:g} points ({origin[found.budget_from or 'default']})"
     broken = [one for one in found.corruptions if one.budget == BROKEN]
     unclear = [one for one in found.corruptions if one.budget == UNCLEAR]
+    seen = f"on these {found.images:,} images"
     kept = len(found.corruptions) - len(broken) - len(unclear)
     count = f"{len(found.corruptions)} corruption{'s' * (len(found.corruptions) > 1)}"
     if not broken and not unclear:
         return (
-            f"halting of {found.name} keeps its budget of {budget} under all {count}, on average over severities",
+            f"halting of {found.name} gave up no more than its budget of {budget} {seen} under any of {count}, on average over "
+            "severities",
             False,
         )
     told = []
     if broken:
         told.append(
-            f"halting of {found.name} breaks its budget of {budget} under {len(broken)} of {count}: {_losses(broken)}"
+            f"halting of {found.name} gave up more than its budget of {budget} {seen} under {len(broken)} of {count}, and not by "
+            f"chance (95 % confidence each): {_losses(broken)}"
         )
     else:
-        told.append(f"halting of {found.name} does not clearly break its budget of {budget} under any of {count}")
+        told.append(
+            f"halting of {found.name} did not clearly give up more than its budget of {budget} {seen} under any of {count}"
+        )
     if unclear:
-        told.append(f"more than it is lost, but within chance, under {_losses(unclear)}")
-    told.append(f"it is kept under {kept}")
+        told.append(f"it gave up more, but within chance, under {_losses(unclear)}")
+    told.append(f"it gave up no more under {kept}")
     return "; ".join(told), bool(broken)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrm.runtime.bench.report.numbers import between, milliseconds, percent, size, times
+from vitrm.runtime.bench.report.numbers import between, digits, milliseconds, percent, size, times
 
 
 def test_numbers_do_not_flatter() -> None:
@@ -10,6 +10,8 @@ def test_numbers_do_not_flatter() -> None:
     assert percent(0.99999) == "99.99 %"
     assert percent(0.9876) == "98.76 %"
     assert percent(None) == "–"
+    assert [percent(2 / 3, digits(n)) for n in (999, 1000, 9999, 10_000)] == ["67 %", "66.7 %", "66.7 %", "66.67 %"]
+    assert percent(0.999, digits(24)) == "99 %"
     assert [milliseconds(v) for v in (0.1234, 1.234, 12.34, 1234.5)] == ["0.123", "1.23", "12.3", "1234"]
     assert [size(v) for v in (468_835, 14_500_000)] == ["469 kB", "14.5 MB"]
 

@@ -70,9 +70,12 @@ def test_every_row_is_one_line_that_tells_artifacts_apart(width: int) -> None:
 def test_ratios_of_a_busy_machine_are_ranges() -> None:
     calm = row("a.onnx", 1, speedup=3.512, speedup_range=(3.42, 3.61))
     assert "3.51" in plain_text(result(calm))
+    assert "or the median where that spans at most a tenth of it" in plain_text(result(calm))
     busy = plain_text(result(calm, disturbed=True))
     assert "3.4–3.6" in busy
     assert "3.51" not in busy
+    assert "× eager is the range of the middle 80 % of rounds" in busy
+    assert "the median where" not in busy
 
 
 def test_what_halting_saves_is_said() -> None:
