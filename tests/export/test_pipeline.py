@@ -412,7 +412,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path):
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.splitlines()[-1].startswith("error: ")  # on a busy machine behind a line of progress
     assert target.read_bytes() == b"an earlier file"
     assert list(tmp_path.iterdir()) == [target]
 
