@@ -208,9 +208,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
     with picture(path, 7.2, 4.4) as figure:
         axes = figure.subplots()
-        files: dict[
-            str, list[tuple[float, float]]
-        ] = {}  # by label; it stands beside the last one: int8, where there is one
+        # By label, which stands beside the last of its files: the int8 one, where there is one.
+        files: dict[str, list[tuple[float, float]]] = {}
         for row in record["rows"]:
             ours = "accuracy" in row
             accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy

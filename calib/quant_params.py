@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vitrm.calib.calibration import Calibration
+from vitrm.calib.float16_headroom import FLOAT16_MAX
 from vitrm.calib.int8_weights import LEVELS
 from vitrm.calib.methods import Range
 from vitrm.calib.sites import Site
 from vitrm.errors import UserError
 
 # Of float16: a scale of 0 would divide by it; values beyond the other end are float16's own trouble, which its headroom tells.
-_SMALLEST, _LARGEST = 2.0**-24, 65504.0
+_SMALLEST = 2.0**-24
 
 
 class QuantParams(NamedTuple):
@@ -53,10 +54,10 @@ def quant_params(values: Range, target: str) -> QuantParams:
     A graph for TensorRT has its scales in float16: they are rounded to it here, so that the simulation has the same.
     """
     if target == "tensorrt":
-        scale = min(max(max(-values.low, values.high) / LEVELS, _SMALLEST), _LARGEST)
-        return QuantParams(np.float32(np.float16(scale)), np.int8(0))
-    step = np.float32((values.high - values.low) / 255)
-    return QuantParams(step, np.uint8(np.clip(round(-values.low / float(step)), 0, 255)))
+        half = np.float16(np.clip(max(-values.low, values.high) / LEVELS, _SMALLEST, FLOAT16_MAX))
+        return QuantParams(np.float32(half), np.int8(0))
+    scale = np.float32((values.high - values.low) / 255)
+    return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.command_line import CommandParser, add_setting
+from vitrm.config import ViTRMConfig
 from vitrm.errors import UserError
 from vitrm.export.web.options import WebOptions
-from vitrm.fields import Setting, declared
+from vitrm.fields import Choice, Setting, declared
 from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def _add_places(p: argparse.ArgumentParser) -> None:
 
 
 def _add_shape(p: argparse.ArgumentParser) -> None:
-    shape = p.add_argument_group("shape")
+    shape, glimpses = p.add_argument_group("shape"), declared(ViTRMConfig)["glimpses"]
+    assert isinstance(glimpses.rule, Choice)
     shape.add_argument(
         "--steps",
         type=int,
@@ -126,9 +128,8 @@ def _add_shape(p: argparse.ArgumentParser) -> None:
     )
     shape.add_argument(
         "--glimpses",
-        choices=["none", "shift", "mirror"],
-        help="what each step looks at. none: the image as it is; shift: the image, then moved a little, in turn; mirror: each of "
-        "these and its mirror image. A later step sees something new, and costs a pass of the tokenizer (default: as trained)",
+        choices=glimpses.rule.values,
+        help=f"{glimpses.help}. A later step then costs a pass of the tokenizer (default: as trained)",
     )
     shape.add_argument(
         "--halt-threshold",

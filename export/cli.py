@@ -69,17 +69,15 @@ def _export_run(args: argparse.Namespace) -> None:
     """Exports a run to a file, or to what is packed for others."""
     plan = plan_options(args)
     check_precision_options(args)
-    from vitrm import checkpoint as checkpoints
     from vitrm.export.settings import MAX_UNROLLED
     from vitrm.model_size import NEVER
 
     if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")
-    checkpoints.find(args.run)  # a mistyped name should not wait for torch
+    checkpoint = _loaded(args)  # first: a mistyped name should not wait for what exports
     from vitrm.export.pipeline import export
     from vitrm.export.summary import summary
 
-    checkpoint = _loaded(args)
     destination = _destination(args, checkpoint, plan)
     say(
         f"{checkpoint.source} ({checkpoint.model.kind}, {checkpoint.data.get('name', 'unknown data')}) → {destination.announced}"
@@ -116,13 +114,10 @@ def _write_page(args: argparse.Namespace, options: WebOptions) -> None:
     """Writes a page that runs a run's model in the browser."""
     if args.max_drop is not None and not 0 <= args.max_drop <= 100:
         raise UserError(f"--max-drop is {args.max_drop}, expected 0 to 100 percentage points")
-    from vitrm import checkpoint as checkpoints
-
-    checkpoints.find(args.run)
+    checkpoint = _loaded(args)
     from vitrm.export.summary import page_summary
     from vitrm.export.web.page import write_page
 
-    checkpoint = _loaded(args)
     say(f"{checkpoint.source} ({checkpoint.model.kind}) → {args.web}")
     with _status() as progress:
         page = write_page(

@@ -73,7 +73,7 @@ class State(NamedTuple):
 
     @property
     def carried(self) -> tuple[Tensor, ...]:
-        """What `ViTRM.state` makes the same state of."""
+        """The tensors that `ViTRM.state` makes the same state of."""
         return (self.y, self.z) if self.glimpse is None else (self.y, self.z, self.glimpse)
 
 

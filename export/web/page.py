@@ -37,12 +37,12 @@ PRECISIONS = {"fp32": "float32", "int8": "int8"}  # folders of the models, and w
 _STATIC = Path(__file__).parent / "static"
 _TEMPLATE, _LICENSE = "index.html", "onnxruntime-LICENSE"
 _RUNTIME, _IMAGES = "onnxruntime", "gallery"
-# What a page consists of: a folder that holds nothing else may be replaced by a new one.
 _LOOKS = {  # what a step does first, by the setting `glimpses`
     "none": "",
     "shift": "looks at the picture anew, a little moved, ",
     "mirror": "looks at the picture anew, a little moved or mirrored, ",
 }
+# What a page consists of: a folder that holds nothing else may be replaced by a new one.
 _NAMES = {_TEMPLATE, PAGE_FILE, "style.css", "icon.svg", "js", _RUNTIME, _IMAGES, *PRECISIONS}
 
 
@@ -160,7 +160,7 @@ def _settings(
         "image_size": metadata.image_size,
         "background": list(metadata.preprocessing.background),
         "fit": metadata.preprocessing.fit,
-        "glimpses": metadata.model.get("glimpses", "none"),
+        "glimpses": metadata.glimpses,
         "padding": list(metadata.preprocessing.padding),
         "longest": LONGEST,
         "max_pixels": MAX_PIXELS,

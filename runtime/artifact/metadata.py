@@ -140,6 +140,11 @@ class Metadata:
         return int(self.model["image_size"])
 
     @property
+    def glimpses(self) -> str:
+        """What each step looks at, as in the model's settings; "none" in an artifact of before there were any."""
+        return str(self.model.get("glimpses", "none"))
+
+    @property
     def recursive(self) -> bool:
         """True for a model with steps; a baseline has none."""
         return self.graph != "single"

@@ -255,8 +255,8 @@ def rebuild(sidecar: Sidecar, path: Path, gpu: str | None = None) -> str:
     if not e.source.endswith(".onnx"):
         if m.recursive:
             words += ["--steps", str(m.steps)]
-        if m.model.get("glimpses", "none") != "none":
-            words += ["--glimpses", m.model["glimpses"]]
+        if m.glimpses != "none":
+            words += ["--glimpses", m.glimpses]
         if m.graph in ("loop", "stepwise"):
             words += ["--graph", m.graph]
         if m.halt_threshold < 1:

@@ -57,7 +57,7 @@ def depth_curve(
         if predictions.steps_used is not None:
             share = float((predictions.top1 == sample.labels)[subset].mean())
             points.append((name, float(predictions.steps_used[subset].mean()), share))
-    glimpses = session.metadata.model.get("glimpses", "none")
+    glimpses = session.metadata.glimpses
     return DepthCurve(
         run=session.metadata.run if glimpses == "none" else f"{session.metadata.run}, glimpses {glimpses}",
         glimpses=glimpses,

@@ -86,13 +86,12 @@ def _places(metadata: Metadata, path: Path | None) -> list[str | None]:
 
 
 def _looking_as(metadata: Metadata, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, whose steps look as the artifact's do: an export may choose that."""
+    """Returns the checkpoint, whose steps look as the artifact's do: an export may choose that."""
     from vitrm.config import ViTRMConfig
 
-    glimpses = metadata.model.get("glimpses", "none")
-    if not isinstance(checkpoint.model, ViTRMConfig) or checkpoint.model.glimpses == glimpses:
+    if not isinstance(checkpoint.model, ViTRMConfig) or checkpoint.model.glimpses == metadata.glimpses:
         return checkpoint
-    return replace(checkpoint, model=replace(checkpoint.model, glimpses=glimpses))
+    return replace(checkpoint, model=replace(checkpoint.model, glimpses=metadata.glimpses))
 
 
 def _difference(metadata: Metadata, checkpoint: Checkpoint) -> str | None:

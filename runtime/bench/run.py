@@ -225,8 +225,8 @@ def _reason(case: Case, error: Exception) -> str:
 
 
 def _of_one_depth(metadata: Metadata) -> tuple[str, str]:
-    """What is the same for artifacts that answer alike at equal depth: their weights, and what their steps look at."""
-    return metadata.weights_sha256, metadata.model.get("glimpses", "none")
+    """Returns what artifacts that answer alike at equal depth have in common: their weights, and what their steps look at."""
+    return metadata.weights_sha256, metadata.glimpses
 
 
 def _depth_curves(

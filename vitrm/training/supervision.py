@@ -55,9 +55,8 @@ class BatchResult:
     updates: int  # optimizer updates made
 
 
-Carried = tuple[
-    Tensor, ...
-]  # what `ViTRM.state` makes a state of: y, z, and with glimpses the next view's number; detached
+# What `ViTRM.state` makes a state of, detached: y, z, and with glimpses the next view's number.
+Carried = tuple[Tensor, ...]
 
 
 class BatchPart(NamedTuple):
@@ -146,6 +145,10 @@ class StepFunctions:
                 total = total + recipe.token_weight / len(seen) * classification_loss(logits, batch.target, targets)
         halt = halt_logit.detach().float().sigmoid().mean()
         return PartResult(total, losses, right.sum(), halt, tuple(t.detach() for t in state.carried))
+
+    def seen_first(self, model: ViTRM, images: Tensor) -> Tensor:
+        """The tokens of images, which all steps see; with glimpses the images, of which each step takes its own."""
+        return self.tokens(images) if model.glimpses is None else images
 
     def first_read(self, model: ViTRM, x: Tensor) -> tuple[list[Tensor], Embedded]:
         """The tokens that all steps see, and what they read of them; neither with glimpses, where x are images."""
@@ -293,7 +296,7 @@ class Learner:
                 loss, right = step_loss(logits, None, batch.target, batch.label, 0.0, targets)
                 return PartResult(loss, [loss.detach()], right.sum(), loss.new_zeros(()))
             # Sequential steps compute the tokens anew: the update just made has changed what they are.
-            x = net.tokens(batch.images) if net.model.glimpses is None else batch.images
+            x = net.seen_first(net.model, batch.images)
         if state is None:
             state = net.model.y0.expand(len(x), -1, -1), net.model.z0.expand(len(x), -1, -1)
             if free_steps:

@@ -71,7 +71,8 @@ def _contents(result: BenchResult) -> dict[str, Any]:
     color_of = figures.colors(result)
     artifacts = [case for case in evidence.cases if case.kind == "artifact"]
     rows = _first_rows(result)
-    measured_on = {saving.name: saving.images for saving in savings.measured(result)}
+    saved = savings.measured(result)
+    measured_on = {saving.name: saving.images for saving in saved}
     return {
         "title": f"vitrm-bench: {', '.join(r.name for r in rows if r.kind == 'artifact')}",
         "started": result.started.replace("T", " ").replace("+00:00", " UTC"),
@@ -82,7 +83,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "left": table.LEFT,
         "quiet": result.quiet,
         "short": _short_names(result),
-        "savings": [(saving, savings.cards(saving, result.quiet)) for saving in savings.measured(result)],
+        "savings": [(saving, savings.cards(saving, result.quiet)) for saving in saved],
         "saving_curves": [
             (
                 Path(curve.run).name,

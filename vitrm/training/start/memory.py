@@ -42,7 +42,7 @@ def bytes_per_image(config: ModelConfig, recipe: Recipe, bf16: bool = False) -> 
         alive = [batch]  # what is freed may be counted for something else
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             if isinstance(model, ViTRM):
-                x = functions.tokens(batch.images) if model.glimpses is None else batch.images
+                x = functions.seen_first(model, batch.images)
                 state = model.y0.expand(b, -1, -1), model.z0.expand(b, -1, -1)
                 alive += [functions.supervise(x, state, batch, None)]  # type: ignore[list-item]
             else:

@@ -24,13 +24,8 @@ from vitrm.tokens import FOLLOWING
 
 _POSITIONS = ("pos", "net.pos")
 _PATCHES = ("tokenizer.proj.weight", "net.proj.weight")
-_FREE = (
-    "classes",
-    "mean",
-    "std",
-    "dropout",
-    "glimpses",
-)  # settings that may differ without a word: no weight depends on them
+# Settings that may differ without a word: no weight depends on them.
+_FREE = ("classes", "mean", "std", "dropout", "glimpses")
 
 
 @dataclass(frozen=True)
