@@ -1,17 +1,20 @@
 """What do ViTRM `nano` and the baselines give on CIFAR-10 after the same training time on this CPU, and what do they cost?
 
     python benchmarks/equal_training_time.py [--runs runs/equal] [--data-dir DIR] [--threads 1]
+    python benchmarks/equal_training_time.py --draw benchmarks/records/equal_training_time-CPU.json
 
 Each model is trained by vitrm-train with the recipe `fast` and the passes below, chosen beforehand so that training takes
 about a quarter of an hour on one core of a Zen 4 (a model too slow for whole passes in that time sees a part of the
 images); then exported in float32 and int8, and all files take turns in one vitrm-bench.  Goes on where it was stopped.
-Writes benchmarks/records/equal_training_time-CPU.json and a picture beside it.
+Writes benchmarks/records/equal_training_time-CPU.json, a picture beside it, and the same picture for the docs.  --draw makes
+the pictures anew from a record, without training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +25,7 @@ from record import RECORDS, made, processor
 
 from vitrm.checkpoint import load
 from vitrm.system.files import read_json, write_json
-from vitrm.system.picture import SERIES, picture
+from vitrm.system.picture import NEUTRAL, SERIES, picture
 from vitrm.training.run_folder.files import METRICS_FILE
 from vitrm.training.run_folder.state import STATE_FILE
 
@@ -33,6 +36,8 @@ PASSES = {
     "vit-small": ["--epochs", "1", "--limit-train", "20700"],
 }
 PRECISIONS = {"fp32": [], "int8": ["--int8"]}
+MARKERS = {"float32": "o", "int8": "s"}  # in the order of PRECISIONS
+DOCS_PICTURE = RECORDS.parents[1] / "docs" / "train" / "equal_training_time.svg"
 
 
 def command(module: str, *arguments: str) -> None:
@@ -59,32 +64,55 @@ def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str
     return path
 
 
-def draw(models: dict[str, dict[str, Any]], path: Path) -> None:
+def draw(record: dict[str, Any], path: Path) -> None:
     """Draws test accuracy over latency, as PNG or SVG: a line from each model's float32 file to its int8 one, and its name beside it."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    images = {file["images"] for model in models.values() for file in model["files"].values()}
-    with picture(path, 7.6, 4.2, "Accuracy and latency after a quarter of an hour of training each") as figure:
+    files = [file for model in record["models"].values() for file in model["files"].values()]
+    images = " or ".join(f"{n:,}" for n in sorted({file["images"] for file in files}))
+    with picture(path, 7.6, 3.7, "Accuracy and latency after a quarter of an hour of training each") as figure:
         axes = figure.subplots()
-        for (name, model), color in zip(models.items(), SERIES, strict=False):
+        for (name, model), color in zip(record["models"].items(), SERIES, strict=False):
             found = [model["files"][precision] for precision in PRECISIONS]
             x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
             axes.plot(x, y, color=color)
-            for marker, *point in zip("os", x, y, strict=True):
+            for marker, *point in zip(MARKERS.values(), x, y, strict=True):
                 axes.plot(*point, marker, color=color, markersize=7)
-            text = f"{name}, {model['parameters'] / 1e6:.1f} M parameters"
             slowest = max(zip(x, y, strict=True))
-            axes.annotate(text, slowest, (9, 0), textcoords="offset points", va="center", color=color, weight="bold")
+            beside: dict[str, Any] = {"textcoords": "offset points", "color": color}
+            axes.annotate(name, slowest, (9, 1), va="bottom", weight="bold", **beside)
+            axes.annotate(f"{model['parameters'] / 1e6:.1f} M parameters", slowest, (9, -1), va="top", **beside)
         axes.set_xscale("log")
-        axes.set_xlim(0.3, 300)
-        axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20, 50, 100, 200]))
+        axes.set_xlim(*time_limits([file["latency_ms"]["p50"] for file in files]))
+        axes.xaxis.set_major_locator(FixedLocator([m * 10.0**p for p in range(-2, 4) for m in (1, 2, 5)]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_ylim(20, 100)
-        axes.set_xlabel("milliseconds for one image, median: a square is the int8 file, a circle the float32 one")
-        axes.set_title(
-            f"% right, of {' or '.join(f'{n:,}' for n in sorted(images))} test images of CIFAR-10", fontweight="normal"
-        )
+        axes.set_ylim(*accuracy_limits([100 * file["accuracy"] for file in files]))
+        axes.set_xlabel("milliseconds for one image, median")
+        axes.set_ylabel("test images right, %")
+        for precision, marker in MARKERS.items():
+            axes.plot([], [], marker, color=NEUTRAL, markersize=7, label=f"{precision} file")
+        axes.legend(loc="lower left", handletextpad=0.2)
+        threads = record["threads"]
+        on = f"{record['cpu']}, {threads} thread{'s' * (threads > 1)}"
+        axes.set_title(f"{on}; {images} test images of CIFAR-10", fontweight="normal")
+
+
+def time_limits(milliseconds: list[float]) -> tuple[float, float]:
+    """Returns the ends of the time axis; right of the slowest there is room for its name."""
+    return min(milliseconds) / 1.5, max(milliseconds) * 3.5
+
+
+def accuracy_limits(percent: list[float]) -> tuple[float, float]:
+    """Returns the tens around the accuracies, with room at both ends where there is any."""
+    low, high = 10 * math.floor(min(percent) / 10 - 0.3), 10 * math.ceil(max(percent) / 10 + 0.3)
+    return max(0, low), min(100, high)
+
+
+def draw_all(record: dict[str, Any], path: Path) -> None:
+    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
+    for place in (path.with_suffix(".svg"), DOCS_PICTURE):
+        draw(record, place)
 
 
 def main() -> None:
@@ -93,7 +121,11 @@ def main() -> None:
     p.add_argument("--data-dir")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--limit", type=int, default=2000, help="test images that the files are measured on")
+    p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
+    if args.draw:
+        draw_all(read_json(args.draw, "record"), args.draw)
+        return
     data = ["--data-dir", args.data_dir] if args.data_dir else []
 
     rows: dict[str, dict[str, Any]] = {}
@@ -136,7 +168,7 @@ def main() -> None:
     }
     path = RECORDS / f"equal_training_time-{processor(record)}.json"
     write_json(path, record)
-    draw(rows, path.with_suffix(".svg"))
+    draw_all(record, path)
     print(path.relative_to(RECORDS.parents[1]))
 
 
