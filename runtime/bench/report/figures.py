@@ -295,31 +295,49 @@ def _last_bin(found: Reliability) -> str:
 # Corruptions -----------------------------------------------------------------------------------
 
 
-def corruption_figures(found: Sequence[Robustness], color_of: Mapping[str, int]) -> list[Figure]:
-    """Shows accuracy by severity: all artifacts together, then each by kind of corruption and beside its halt_prob."""
-    figures = []
-    if 1 < len(found) <= _MOST:
-        together = [Series(one.name, _by_severity(one, "accuracy"), color_of.get(one.name, 0)) for one in found]
-        figures.append(_severity_figure("All artifacts", together, "Mean over the corruptions."))
+def corruption_overview(found: Sequence[Robustness], color_of: Mapping[str, int]) -> Figure | None:
+    """Shows accuracy by severity of all artifacts together; None where there is one, or too many for one chart."""
+    if not 1 < len(found) <= _MOST:
+        return None
+    together = [Series(one.name, _by_severity(one, "accuracy"), color_of.get(one.name, 0)) for one in found]
+    return _severity_figure("All artifacts", together, "Mean over the corruptions.")
+
+
+def corruption_figures(found: Sequence[Robustness], color_of: Mapping[str, int]) -> list[list[Figure]]:
+    """Returns rows of figures: of an artifact, accuracy by kind of corruption, and beside it whether its halt_prob notices.
+
+    Artifacts without halt_prob, which have the first figure alone, share a row.
+    """
+    single: list[Figure] = []
+    pairs = []
     for one in found:
-        groups = dict.fromkeys(c.group for c in one.corruptions)
-        series = [Series(group, _by_severity(one, "accuracy", group), _color(i)) for i, group in enumerate(groups)]
-        series.append(Series("all corruptions", _by_severity(one, "accuracy"), 0, dashed=True))
-        figures.append(_severity_figure(one.name, series, "Mean over the corruptions of each kind."))
+        by_kind = _by_kind(one)
         if one.clean.mean_halt_prob is None:
-            continue
-        right, full = _by_severity(one, "accuracy"), _by_severity(one, "full_accuracy")
-        trust = [
-            Series("right at full depth", full, 0, dashed=True),  # first: where lines coincide, the other lies on it
-            Series("right", right, 1),
-            Series("mean halt_prob", _by_severity(one, "mean_halt_prob"), 2),
-        ]
-        caption = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
-        if full and all(abs(a - b) < _ALIKE for (_, a), (_, b) in zip(full, right, strict=True)):
-            caption += " The lines of the right answers coincide: at no severity are they 0.5 points apart."
-        shown = [s for s in trust if s.points]
-        figures.append(_severity_figure(f"{one.name}: does halt_prob notice?", shown, caption))
-    return figures
+            single.append(by_kind)
+        else:
+            pairs.append([by_kind, _trust(one)])
+    return [single, *pairs] if single else pairs
+
+
+def _by_kind(found: Robustness) -> Figure:
+    groups = dict.fromkeys(c.group for c in found.corruptions)
+    series = [Series(group, _by_severity(found, "accuracy", group), _color(i)) for i, group in enumerate(groups)]
+    series.append(Series("all corruptions", _by_severity(found, "accuracy"), 0, dashed=True))
+    return _severity_figure(found.name, series, "Mean over the corruptions of each kind.")
+
+
+def _trust(found: Robustness) -> Figure:
+    """Shows the share of right answers beside mean halt_prob."""
+    right, full = _by_severity(found, "accuracy"), _by_severity(found, "full_accuracy")
+    series = [
+        Series("right at full depth", full, 0, dashed=True),  # first: where lines coincide, the other lies on it
+        Series("right", right, 1),
+        Series("mean halt_prob", _by_severity(found, "mean_halt_prob"), 2),
+    ]
+    caption = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
+    if full and all(abs(a - b) < _ALIKE for (_, a), (_, b) in zip(full, right, strict=True)):
+        caption += " The lines of the right answers coincide: at no severity are they 0.5 points apart."
+    return _severity_figure(f"{found.name}: does halt_prob notice?", [s for s in series if s.points], caption)
 
 
 def _by_severity(found: Robustness, field: str, group: str | None = None) -> tuple[tuple[float, float], ...]:

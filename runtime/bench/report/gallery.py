@@ -20,8 +20,8 @@ _MISTAKEN = 12
 
 
 @dataclass(frozen=True)
-class ShownAnswer:
-    """One model's answer to one image."""
+class Judged:
+    """A line under an image, colored by whether what it says is right."""
 
     verdict: str  # right or wrong; empty without a label
     text: str
@@ -29,12 +29,13 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class Tile:
-    """One image and the answers to it."""
+    """One image, the answers to it, and a line that says who is wrong."""
 
     image: str  # a data: address
     alt: str
     truth: str  # its class; empty without a label
-    answers: tuple[ShownAnswer, ...]
+    verdict: Judged | None  # None without a label
+    answers: tuple[Judged, ...]
     number: int  # its position in the data set
 
 
@@ -65,7 +66,10 @@ def gallery(case: CaseEvidence, *, repeat: bool = False) -> Gallery:
     flips = ""
     if compared.gained is not None and compared.lost is not None:
         both = differing - compared.gained - compared.lost
-        flips = f": {compared.lost} newly wrong, {compared.gained} newly right, {both} wrong either way"
+        flips = (
+            f": {compared.lost:,} newly wrong (only eager is right), {compared.gained:,} newly right (only eager is wrong), "
+            f"{both:,} both wrong (with different answers)"
+        )
     part = "" if differing <= _DIFFERING else f" The first {_DIFFERING}:"
     text = f"answers {differing:,} of {count:,} images differently from its eager model{flips}.{part}"
     return _gallery(case, text, _worst_first(case, compared.disagreeing)[:_DIFFERING])
@@ -95,8 +99,18 @@ def mistakes(cases: Sequence[CaseEvidence]) -> list[Gallery]:
             new = [i for i in worst if (id(case.sample), int(i), int(answers.top1[i])) not in seen]
             seen |= {(id(case.sample), int(i), int(answers.top1[i])) for i in worst}
             which = f"The {len(worst)} it is surest of" + _not_above(len(worst), len(new))
-            galleries.append(_gallery(case, f"{wrong}. {which}", new))
+            galleries.append(_gallery(case, f"{wrong}. {_wrong_too(case, labels)}{which}", new))
     return galleries
+
+
+def _wrong_too(case: CaseEvidence, labels: NDArray[np.int64]) -> str:
+    """Says on how many of an artifact's mistakes its eager model is wrong too; empty without one."""
+    if case.reference is None:
+        return ""
+    wrong = case.predictions.top1 != labels
+    count, both = int(wrong.sum()), int((wrong & (case.reference.top1 != labels)).sum())
+    how_many = "all" if both == count else "none" if both == 0 else f"{both:,}"
+    return f"On {how_many} of them its eager model is wrong too. "
 
 
 def _not_above(worst: int, new: int) -> str:
@@ -134,24 +148,61 @@ def _tile(case: CaseEvidence, i: int) -> Tile:
     label = None if sample.labels is None else int(sample.labels[i])
     truth = "" if label is None else _class(case, label)
     number = int(sample.index[i])
-    answers = [] if case.reference is None else [_answer("eager", case, case.reference, i, label)]
     return Tile(
         image=png_address(sample.pixels[i]),
         alt=f"{sample.split or sample.name} image {number}" + (f", a {truth}" if truth else ""),
         truth=truth,
-        answers=(*answers, _answer("artifact", case, case.predictions, i, label)),
+        verdict=None if label is None else _verdict(case, i, label),
+        answers=_answers(case, i, label),
         number=number,
     )
 
 
-def _answer(who: str, case: CaseEvidence, predictions: Predictions, i: int, label: int | None) -> ShownAnswer:
+def _verdict(case: CaseEvidence, i: int, label: int) -> Judged:
+    """Says who is wrong: that a mistake is the model's own is not to be taken for one of the export."""
+    right = bool(case.predictions.top1[i] == label)
+    mark, verdict = ("✓", "right") if right else ("✗", "wrong")
+    if case.reference is None:
+        return Judged(verdict, f"{mark} {verdict}")
+    if (case.reference.top1[i] == label) == right:
+        return Judged(
+            verdict,
+            f"{mark}\u00a0both\u00a0{verdict}" + (f": {_top(case, case.predictions, i)}" if _same(case, i) else ""),
+        )
+    return Judged(verdict, f"{mark} newly {verdict}")
+
+
+def _answers(case: CaseEvidence, i: int, label: int | None) -> tuple[Judged, ...]:
+    """Returns a line for each answer; one for both where the line above has the answer already."""
+    if case.reference is None:
+        return (_answer("", case, case.predictions, i, label),)
+    both = (("eager", case.reference), ("artifact", case.predictions))
+    if label is not None and _same(case, i):
+        return (Judged("", ", ".join(f"{who}\u00a0{_share(predictions, i)}" for who, predictions in both)),)
+    return tuple(_answer(f"{who}: ", case, predictions, i, label) for who, predictions in both)
+
+
+def _same(case: CaseEvidence, i: int) -> bool:
+    """Returns whether eager model and artifact give the same answer to an image."""
+    top = case.predictions.top1[i]
+    return case.reference is not None and bool(top != NO_ANSWER and top == case.reference.top1[i])
+
+
+def _answer(who: str, case: CaseEvidence, predictions: Predictions, i: int, label: int | None) -> Judged:
     top = int(predictions.top1[i])
-    if top == NO_ANSWER:
-        return ShownAnswer("wrong", f"{who}: not finite")
     verdict = "" if label is None else "right" if top == label else "wrong"
     mark = {"right": "✓ ", "wrong": "✗ ", "": ""}[verdict]
-    share = float(predictions.probabilities[i, top])
-    return ShownAnswer(verdict, f"{mark}{who}: {_class(case, top)} ({share * 100:.0f} %)")
+    share = "" if top == NO_ANSWER else f" ({_share(predictions, i)})"
+    return Judged(verdict, f"{mark}{who}{_top(case, predictions, i)}{share}")
+
+
+def _top(case: CaseEvidence, predictions: Predictions, i: int) -> str:
+    top = int(predictions.top1[i])
+    return "not finite" if top == NO_ANSWER else _class(case, top)
+
+
+def _share(predictions: Predictions, i: int) -> str:
+    return f"{float(predictions.probabilities[i].max()) * 100:.0f} %"
 
 
 def _class(case: CaseEvidence, label: int) -> str:

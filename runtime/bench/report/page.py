@@ -103,7 +103,8 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "mistakes": mistakes(artifacts[: by_class.MOST]),
         "halting": figures.halting_figures(result.halting),
         "corruption_sentences": [s for one in result.corruptions for s in corruption_table.sentences(one)],
-        "corruption_figures": figures.corruption_figures(result.corruptions, color_of),
+        "corruption_overview": figures.corruption_overview(result.corruptions, color_of),
+        "corruption_rows": figures.corruption_figures(result.corruptions, color_of),
         "corruption_tables": [
             (corruption_table.title(one), corruption_table.head(one), corruption_table.lines(one))
             for one in result.corruptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrm.runtime.bench.accuracy import wilson
-from vitrm.runtime.bench.report.figures import corruption_figures, halting_figures, savings_figure
+from vitrm.runtime.bench.report.figures import corruption_figures, corruption_overview, halting_figures, savings_figure
 from vitrm.runtime.bench.robustness.corruptions import SEVERITIES
 from vitrm.runtime.bench.robustness.measure import Figures, Robustness, UnderCorruption
 from vitrm.runtime.bench.rows import DepthCurve
@@ -60,25 +60,46 @@ def test_other_images_than_those_above_are_said() -> None:
     assert "on 300 test images; a ring" in savings_figure(curve, {}, {"a.onnx": 300}).caption
 
 
+def in_fog(seen: Figures, name: str = "a.onnx") -> Robustness:
+    fog = UnderCorruption(name="fog", group="weather", severities=(seen,) * len(SEVERITIES), mean=seen)
+    return Robustness(
+        name=name,
+        data="digits",
+        images=100,
+        total=100,
+        seed=0,
+        steps=6,
+        halt_threshold=0.9,
+        budget=0.003,
+        budget_from="stored",
+        clean=seen,
+        corruptions=(fog,),
+        mean=seen,
+    )
+
+
 def test_lines_that_coincide_are_said() -> None:
     for lost, coincide in ((0.004, True), (0.006, False)):
-        seen = Figures(accuracy=0.8, full_accuracy=0.8 + lost, lost=lost, mean_steps_used=2.0, mean_halt_prob=0.9)
-        fog = UnderCorruption(name="fog", group="weather", severities=(seen,) * len(SEVERITIES), mean=seen)
-        found = Robustness(
-            name="a.onnx",
-            data="digits",
-            images=100,
-            total=100,
-            seed=0,
-            steps=6,
-            halt_threshold=0.9,
-            budget=0.003,
-            budget_from="stored",
-            clean=seen,
-            corruptions=(fog,),
-            mean=seen,
+        found = in_fog(
+            Figures(accuracy=0.8, full_accuracy=0.8 + lost, lost=lost, mean_steps_used=2.0, mean_halt_prob=0.9)
         )
-        figure = corruption_figures([found], {})[-1]
+        figure = corruption_figures([found], {})[-1][-1]
         assert figure.legend[0].name == "right at full depth"
         assert figure.legend[0].dashed
         assert ("coincide" in figure.caption) == coincide
+
+
+def test_an_artifacts_charts_of_corruptions_are_a_row() -> None:
+    halting = Figures(accuracy=0.8, full_accuracy=0.8, lost=0.0, mean_steps_used=2.0, mean_halt_prob=0.9)
+    plain = Figures(accuracy=0.8)
+    found = [in_fog(halting, "a.onnx"), in_fog(plain, "b.onnx"), in_fog(halting, "c.onnx"), in_fog(plain, "d.onnx")]
+    titles = [[figure.title for figure in row] for row in corruption_figures(found, {})]
+    assert titles == [
+        ["b.onnx", "d.onnx"],
+        ["a.onnx", "a.onnx: does halt_prob notice?"],
+        ["c.onnx", "c.onnx: does halt_prob notice?"],
+    ]
+    overview = corruption_overview(found, {})
+    assert overview is not None
+    assert [series.name for series in overview.legend] == ["a.onnx", "b.onnx", "c.onnx", "d.onnx"]
+    assert corruption_overview(found[:1], {}) is None

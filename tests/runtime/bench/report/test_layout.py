@@ -82,3 +82,16 @@ def test_nothing_overlaps_and_nothing_is_cut(surface: str, page: Path, tab: brow
         assert tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
         tab.send("Emulation.setEmulatedMedia", media="")
     assert tab.problems == []
+
+
+@pytest.mark.parametrize(("width", "beside"), [(1280, True), (1024, True), (900, True), (390, False)])
+def test_two_charts_stand_beside_each_other_but_on_a_phone(
+    width: int, beside: bool, page: Path, tab: browser.Tab
+) -> None:
+    with browser.served(page) as address:
+        tab.open(address, width=width)
+        tab.wait("document.readyState === 'complete' && document.querySelector('svg') !== null")
+        pairs = tab.evaluate("""[...document.querySelectorAll('.charts')].filter((row) => row.children.length > 1)
+          .map((row) => [...row.children].slice(0, 2).map((e) => e.getBoundingClientRect().top))""")
+        assert pairs
+        assert all((first == second) == beside for first, second in pairs)

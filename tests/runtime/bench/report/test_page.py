@@ -114,7 +114,8 @@ def test_shows_how_each_class_fares(text: str, result: BenchResult) -> None:
     assert case.sample.labels is not None
     wrong = case.predictions.top1 != case.sample.labels
     surest = int(np.flatnonzero(wrong)[case.predictions.probabilities.max(1)[wrong].argmax()])
-    assert f"rough.onnx</b> is wrong on {wrong.sum()} of 359 images. The 12 it is surest of" in part
+    assert f"rough.onnx</b> is wrong on {wrong.sum()} of 359 images. On " in part
+    assert "its eager model is wrong too. The 12 it is surest of" in part
     assert part.count(f'alt="test image {surest},') == 1  # what an artifact before got as wrong is not shown again
 
 
