@@ -322,7 +322,19 @@ def test_what_a_screen_reader_is_told(tab, address):
     assert tab.evaluate("document.querySelector('#depth').getAttribute('aria-valuetext')") == f"{STEPS} steps"
     said = tab.evaluate("document.querySelector('[aria-live]').textContent")
     assert "halt_prob" in said
+    assert ", softmax share " in said
     assert "test image" in said
+
+
+def test_the_answers_percentage_says_what_it_is(tab, address):
+    tab.open(address)
+    tab.wait(DONE)
+    label = "document.querySelector('#share-name')"
+    assert tab.evaluate(f"{label}.textContent").replace("\xa0", " ") == "softmax share, not halt_prob"
+    assert tab.evaluate(f"{label}.getBoundingClientRect().height") > 0
+    share = float(tab.evaluate("document.querySelector('#share').textContent").removesuffix("\xa0%"))
+    probability = float(tab.evaluate("document.querySelector('.bars .top').dataset.probability"))
+    assert share == pytest.approx(100 * probability, abs=0.51)
 
 
 def test_the_camera(tab, address):

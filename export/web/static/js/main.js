@@ -14,6 +14,7 @@ import { draw, pixelsOf, pixelsOfFile } from "./pictures.js";
 import { Trajectory } from "./recursion.js";
 
 const STEP_TIME = 550; // milliseconds that each step of a new picture stays on the screen; computing it takes less
+const SHARE_NAME = "softmax share, not\u00a0halt_prob"; // both are between 0 and 1, and seldom alike
 const MOST_OWN = 60; // pictures of the user that are kept
 
 const $ = (id) => document.getElementById(id);
@@ -423,13 +424,14 @@ function showAnswer(picture, trajectory, end, step) {
   $("replay").disabled = !end.done || picture.group === "camera" || end.used < 2;
   if (!step) {
     $("top").textContent = picture ? "…" : "No picture yet";
-    for (const id of ["share", "truth", "halting", "times", "compared"]) $(id).textContent = "";
+    for (const id of ["share", "share-name", "truth", "halting", "times", "compared"]) $(id).textContent = "";
     return;
   }
   const { classes } = page;
   $("picture").setAttribute("aria-label", picture.name);
   $("top").textContent = classes[step.top];
   $("share").textContent = percent(step.probabilities[step.top]);
+  $("share-name").textContent = SHARE_NAME;
   const last = end.done && shown === end.used;
   const truth = $("truth");
   truth.className = "truth";
@@ -513,7 +515,7 @@ function showOutcomes() {
 
 /** Says the answer to screen readers, once. */
 function say(picture) {
-  const text = `${picture.name}: ${$("top").textContent}, ${$("share").textContent}. ${$("truth").textContent} ${$("halting").textContent}`;
+  const text = `${picture.name}: ${$("top").textContent}, softmax share ${$("share").textContent}. ${$("truth").textContent} ${$("halting").textContent}`;
   if (text !== said) $("said").textContent = said = text;
 }
 
