@@ -436,11 +436,10 @@ class WhitenedTokenizer(Tokenizer):
         return h.flatten(2).transpose(1, 2)
 
     def convolutions(self) -> Iterator[Convolution]:
-        """All but the whitening and the first after it: whitened values spread so widely that rounding those alone makes a third of the noise."""
+        """All but the whitening, which reads the image."""
         for i, group in enumerate(self.groups):
             assert isinstance(group, ConvGroup)
-            if i:
-                yield Convolution(f"groups.{i}.conv1", group.conv1, group.norm1, floor=GELU_FLOOR)
+            yield Convolution(f"groups.{i}.conv1", group.conv1, group.norm1, floor=GELU_FLOOR)
             yield Convolution(f"groups.{i}.conv2", group.conv2, group.norm2, floor=GELU_FLOOR)
         yield Convolution("conv", self.conv, self.norm, floor=GELU_FLOOR)
 
