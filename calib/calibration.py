@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vitrm.baselines.networks import Baseline, Transformer
 from vitrm.calib.histogram import collect
 from vitrm.calib.methods import METHODS, Range, activation_range
-from vitrm.calib.sites import NET, ROLES, Site
+from vitrm.calib.sites import NET, ROLES, Site, observe
 from vitrm.checkpoint import Checkpoint
 from vitrm.config import with_article
 from vitrm.data import Images, affordable, load_of_run, photo_crops
@@ -52,20 +53,9 @@ class Calibration:
         """SHA-256 of what the ranges follow from."""
         return identity(self.weights_sha256, self.preprocessing, self.steps, self.data, self.method)
 
-    def at(self, step: int, role: str, layer: str) -> Range:
-        """The range at one step.  Raises `UserError` for a site that was not met."""
-        try:
-            return self.ranges[Site(step, role, layer)]
-        except KeyError:
-            raise UserError(
-                f"the calibration has no range for {layer} ({role}, step {step}): calibrate again"
-            ) from None
-
     def shared(self, role: str, layer: str) -> Range:
-        """One range for all steps: from the lowest to the highest of theirs.  Raises `UserError` for an unknown site."""
+        """One range for all steps: from the lowest to the highest of theirs."""
         met = [r for site, r in self.ranges.items() if (site.role, site.layer) == (role, layer)]
-        if not met:
-            raise UserError(f"the calibration has no range for {layer} ({role}): calibrate again")
         return Range(min(r.low for r in met), max(r.high for r in met))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -225,10 +215,11 @@ def _range(key: str, value: Any) -> Range:
 
 
 def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: int, name: str) -> None:
-    """Raises `UserError`, with both ids, unless the calibration `name` is of this checkpoint at `steps` steps."""
+    """Raises `UserError`, with both ids, unless the calibration `name` is of this checkpoint at `steps` steps; and for one without the range of a site."""
     c, preprocessing = calibration, _preprocessing(checkpoint)
     wanted = identity(checkpoint.weights_id, preprocessing, steps, c.data, c.method)
     if wanted == c.id:
+        _check_sites(calibration, checkpoint, name)
         return
     differences = []
     if c.weights_sha256 != checkpoint.weights_id:
@@ -245,6 +236,18 @@ def check_calibration(calibration: Calibration, checkpoint: Checkpoint, steps: i
     raise UserError(
         f"{name} (id {c.id[:12]}) was made for {'; '.join(differences)} (id {wanted[:12]}): calibrate again"
     )
+
+
+def _check_sites(calibration: Calibration, checkpoint: Checkpoint, name: str) -> None:
+    """Raises `UserError` unless every site that the model meets has a range; those of convolutions may lack all, as older calibrations do."""
+    met: set[Site] = set()
+    size = checkpoint.model.image_size
+    observe(checkpoint.build(), torch.zeros(1, 3, size, size), calibration.steps, lambda site, _: met.add(site))
+    lacking = sorted(met - calibration.ranges.keys())
+    if not any(site.of_tokenizer for site in calibration.ranges):
+        lacking = [site for site in lacking if not site.of_tokenizer]
+    if lacking:
+        raise UserError(f"{name} has no range for {lacking[0]}: calibrate again")
 
 
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:

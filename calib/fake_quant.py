@@ -37,17 +37,19 @@ class FakeQuantizer:
         return cls(table, {name: rounded_weight(layer.weight.detach()) for name, layer in layers.items()}, layers)
 
     def only(self, site: Site) -> FakeQuantizer:
-        """A fake quantizer that rounds at one site alone."""
-        return replace(self, table=self.table.only(site))
+        """A fake quantizer that rounds at one site alone; for a convolution at its input and its output."""
+        params = {s: p for s, p in self.table.params.items() if s.of_input == site}
+        return replace(self, table=replace(self.table, params=params))
 
     def __call__(self, site: Site, values: Tensor) -> Tensor | None:
         """The layer's output from its rounded input and weight; None for a site in floating point."""
-        if not self.table.quantizes(site):
+        params = self.table.params.get(site)
+        if params is None:
             return None
+        values = fake_quantize(values, params)
         if site.is_output:
-            return fake_quantize(values, self.table[site])
+            return values
         layer, weight = self.layers[site.layer], self.weights[site.layer]
-        values = fake_quantize(values, self.table[site])
         if isinstance(layer, nn.Linear):
             return F.linear(values, weight, layer.bias)
         return F.conv2d(values, weight, layer.bias, layer.stride, layer.padding)

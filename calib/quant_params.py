@@ -4,13 +4,13 @@
     tensorrt   int8, −128 … 127      scale · q                  symmetric
     cpu        uint8, 0 … 255        scale · (q − zero point)   affine
 
-A site that stays floating point is listed as such; one that the calibration did not meet is an error.
+A site that is not in the table stays floating point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -62,32 +62,11 @@ def quant_params(values: Range, target: str) -> QuantParams:
 
 @dataclass(frozen=True)
 class QuantTable:
-    """The `QuantParams` of every site."""
+    """The `QuantParams` of every site that becomes int8."""
 
     params: Mapping[Site, QuantParams]
     target: str  # "cpu" or "tensorrt"
     shared: bool  # whether all steps have the same
-    floating: frozenset[Site] = frozenset()  # sites that stay floating point
-
-    def quantizes(self, site: Site) -> bool:
-        """True unless the site stays floating point: as a convolution's output does with its input, and a convolution without parameters."""
-        known = site in self.params or not site.of_tokenizer
-        return known and site.of_input not in self.floating
-
-    def __getitem__(self, site: Site) -> QuantParams:
-        """The parameters of a site.  Raises `UserError` for one that the calibration did not meet."""
-        try:
-            return self.params[site]
-        except KeyError:
-            raise UserError(f"the calibration has no range for {site}: calibrate again") from None
-
-    def keeping(self, floating: Collection[Site]) -> QuantTable:
-        """The same table, with these sites, and no others, in floating point."""
-        return replace(self, floating=frozenset(floating))
-
-    def only(self, site: Site) -> QuantTable:
-        """The same table, with all sites but this one, and its output, in floating point."""
-        return self.keeping(self.params.keys() - {site, site.of_output})
 
 
 def quant_table(calibration: Calibration, target: str, *, shared: bool, convolutions: bool = False) -> QuantTable:

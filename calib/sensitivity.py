@@ -135,7 +135,7 @@ def sensitivity(
     quantizer, work = FakeQuantizer.of(model, table), {}
 
     def count(site: Site, values: torch.Tensor) -> None:
-        if table.quantizes(site) and not site.is_output:
+        if site in table.params and not site.is_output:
             weight = quantizer.weights[site.layer]
             work[site] = values[0].numel() // weight.shape[1] * weight.numel()
 

@@ -252,7 +252,9 @@ def _graphs(
     floats: frozenset[Site],
 ) -> dict[str, ir.Model]:
     """Quantizes, but for the sites `floats`, and assembles."""
-    table = scales.table.keeping(floats) if scales else None
+    table = scales.table if scales else None
+    if table is not None:  # a convolution's output stays floating point with its input
+        table = replace(table, params={s: p for s, p in table.params.items() if s.of_input not in floats})
     fragments = convert(traced, float16=settings.float16, table=table, steps=settings.steps)
     return assemble(checkpoint.model, fragments, settings)
 

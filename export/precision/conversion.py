@@ -54,7 +54,7 @@ def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragm
         for site in map(of_role, convolutions(fragment)):
             sites += [site, site.of_output]
         fragments[role] = to_int8(
-            fragment, {site.layer: table[site] for site in sites if table.quantizes(site)}, table.target
+            fragment, {site.layer: table.params[site] for site in sites if site in table.params}, table.target
         )
     converted = replace(traced, **fragments)
     return half_fragments(converted) if table.target == "tensorrt" else converted
@@ -71,5 +71,7 @@ def int8_vit(traced: Fragment, table: QuantTable) -> Fragment:
     Around its matmuls int8 for TensorRT is float16.
     """
     sites = [Site(0, NET, layer) for layer in linear_layers(traced) if layer.startswith("net.layers.")]
-    converted = to_int8(traced, {site.layer: table[site] for site in sites if table.quantizes(site)}, table.target)
+    converted = to_int8(
+        traced, {site.layer: table.params[site] for site in sites if site in table.params}, table.target
+    )
     return to_half(converted) if table.target == "tensorrt" else converted

@@ -108,8 +108,8 @@ def test_the_same_file_whatever_the_order(checkpoint, images, tmp_path):
     again = load_calibration(tmp_path / "a.json", checkpoint, 2)
     assert again == calibrate(checkpoint, 2, images=images)
     assert again.shared("latents", "block.1.k") == Range(
-        min(again.at(s, "latents", "block.1.k").low for s in (1, 2)),
-        max(again.at(s, "latents", "block.1.k").high for s in (1, 2)),
+        min(again.ranges[Site(s, "latents", "block.1.k")].low for s in (1, 2)),
+        max(again.ranges[Site(s, "latents", "block.1.k")].high for s in (1, 2)),
     )
 
 
@@ -231,10 +231,9 @@ def test_images_come_from_the_training_part_or_from_photographs(checkpoint, tmp_
 
 def test_a_missing_site_and_another_kind_of_model_are_named(checkpoint, images):
     made = calibrate(checkpoint, 1, images=images)
-    with pytest.raises(UserError, match=r"no range for block\.0\.k \(answer, step 7\)"):
-        made.at(7, "answer", "block.0.k")
-    with pytest.raises(UserError, match=r"no range for block\.9\.k \(answer\)"):
-        made.shared("answer", "block.9.k")
+    lacking = {site: r for site, r in made.ranges.items() if site != Site(1, "latents", "block.1.k")}
+    with pytest.raises(UserError, match=r"it has no range for 1/latents/block\.1\.k: calibrate again"):
+        check_calibration(replace(made, ranges=lacking), checkpoint, 1, "it")
     config = preset("resnet18")
     other = Checkpoint(model=config, data={}, weights=build_model(config).state_dict(), source="net")
     with pytest.raises(UserError, match="net is a resnet: a calibration is for ViTRMs, ViTs and CCTs"):

@@ -17,6 +17,7 @@ from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate, load_calibration
 from vitrm.calib.int8_weights import quantize_weight
 from vitrm.calib.quant_params import quant_table
+from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint, build_model
 from vitrm.config import preset
 from vitrm.data import load
@@ -270,7 +271,7 @@ def test_a_transformer_in_int8_is_the_eager_model_with_the_same_roundings(name, 
     model = net.build()
     modules = dict(model.named_modules())
     for layer in layers:
-        extent, module = found.at(0, "net", layer), modules[layer]
+        extent, module = found.ranges[Site(0, "net", layer)], modules[layer]
         integers, scales = quantize_weight(module.weight.detach().T.contiguous().numpy())
         module.weight.data = torch.from_numpy(integers * scales).T.contiguous()
         module.register_forward_pre_hook(lambda _, x, e=extent: (rounded(x[0], *e, target),))
