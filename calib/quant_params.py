@@ -1,8 +1,9 @@
 """Scales and zero points of activations in int8: one table, which the fake quantizer and the exported graph both read.
 
-    target     integers              value ≈
-    tensorrt   int8, −128 … 127      scale · q                  symmetric
-    cpu        uint8, 0 … 255        scale · (q − zero point)   affine
+    target     integers             value ≈ scale · (q − zero point)
+    tensorrt   int8, −128 … 127     zero point 0 (symmetric), but where values lie mostly on one side of 0, as GELU's do:
+                                    there symmetric integers would leave nearly half of their levels unused
+    cpu        uint8, 0 … 255
 
 A site that is not in the table stays floating point.
 """
@@ -24,6 +25,7 @@ from vitrm.errors import UserError
 
 # Of float16: a scale of 0 would divide by it; values beyond the other end are float16's own trouble, which its headroom tells.
 _SMALLEST = 2.0**-24
+_LOPSIDED = 0.75  # a range is, whose own 256 levels are closer than this times the symmetric ones
 
 
 class QuantParams(NamedTuple):
@@ -53,11 +55,15 @@ def quant_params(values: Range, target: str) -> QuantParams:
 
     A graph for TensorRT has its scales in float16: they are rounded to it here, so that the simulation has the same.
     """
-    if target == "tensorrt":
-        half = np.float16(np.clip(max(-values.low, values.high) / LEVELS, _SMALLEST, FLOAT16_MAX))
-        return QuantParams(np.float32(half), np.int8(0))
-    scale = np.float32((values.high - values.low) / 255)
-    return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
+    own = (values.high - values.low) / 255
+    if target != "tensorrt":
+        scale = np.float32(own)
+        return QuantParams(scale, np.uint8(np.clip(round(-values.low / float(scale)), 0, 255)))
+    symmetric = max(-values.low, values.high) / LEVELS
+    lopsided = own < _LOPSIDED * symmetric and 128 * own < FLOAT16_MAX
+    scale = np.float32(np.float16(np.clip(own if lopsided else symmetric, _SMALLEST, FLOAT16_MAX)))
+    zero_point = round(-values.low / float(scale)) - 128 if lopsided else 0
+    return QuantParams(scale, np.int8(np.clip(zero_point, -128, 127)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def quant_table(calibration: Calibration, target: str, *, shared: bool, convolut
 
     Args:
         calibration: the activations' ranges.
-        target: "cpu" (uint8 with a zero point) or "tensorrt" (symmetric int8).
+        target: "cpu" (uint8) or "tensorrt" (int8).
         shared: whether all steps share the widest of their ranges, as a `loop` and a `stepwise` must; else each step has
             its own.
         convolutions: whether int8 is for the tokenizer's convolutions, too.

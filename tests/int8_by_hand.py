@@ -7,16 +7,17 @@ import torch
 
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.int8_weights import quantize_filters, quantize_weight
+from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 
 
 def rounded(values: torch.Tensor, low: float, high: float, target: str) -> torch.Tensor:
     """What int8 keeps of activations."""
-    if target == "tensorrt":
+    if target == "tensorrt" and (high - low) / 255 >= 0.75 * max(-low, high) / 127:
         scale = np.float32(max(-low, high) / 127)
         return torch.clamp(torch.round(values / scale), -128, 127) * scale
-    scale = np.float32((high - low) / 255)
+    scale = np.float32((high - low) / 255)  # TensorRT, too, where the range is lopsided
     zero = round(-low / float(scale))
     return (torch.clamp(torch.round(values / scale) + zero, 0, 255) - zero) * scale
 
@@ -38,7 +39,7 @@ def simulated(
     def hook(layer):
         def round_input(_, inputs):
             step, role = place
-            extent = calibration.shared(role, layer) if shared and step else calibration.at(step, role, layer)
+            extent = calibration.shared(role, layer) if shared and step else calibration.ranges[Site(step, role, layer)]
             return (rounded(inputs[0], *extent, target),)
 
         return round_input
@@ -50,7 +51,7 @@ def simulated(
             module.register_forward_pre_hook(hook(f"block.{name}"))
     for name, conv, norm, floor in model.tokenizer.convolutions() if convolutions else ():
         assert model.glimpses is None
-        into, out = (calibration.at(0, "embed", f"tokenizer.{name}{end}") for end in ("", ".output"))
+        into, out = (calibration.ranges[Site(0, "embed", f"tokenizer.{name}{end}")] for end in ("", ".output"))
         # A norm maps each channel by a line, which belongs to filters and bias.
         at_0, at_1 = (norm(torch.full((1, conv.out_channels, 1, 1), v)).flatten() for v in (0.0, 1.0))
         filters, by = quantize_filters((conv.weight * (at_1 - at_0)[:, None, None, None]).numpy())

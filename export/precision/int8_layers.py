@@ -4,13 +4,17 @@ Weights are symmetric with a scale per output channel.  Everything else stays fl
 matmuls inside attention, LayerNorm, the residual stream, the heads, GELU.  Two targets want two graphs:
 
     tensorrt   h → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← int8 weight
-               symmetric signed activations, standard operators: what TensorRT fuses (OpenVINO too)
+               signed activations without a zero point, standard operators: what TensorRT fuses (OpenVINO too)
     cpu        h → QuantizeLinear (unsigned, with a zero point) → MatMulIntegerToFloat (with scales and bias)
                the one integer GEMM that ONNX Runtime's CPU provider runs at full speed
 
 A convolution for a CPU becomes QLinearConv, whose bias is int32 and whose output is uint8; a max-pooling that follows takes
-that as it is, a quarter of it becomes float again.  For TensorRT they stay float16: symmetric int8 has half the levels for what
-GELU gives, which is hardly negative, and too many answers would be others.
+that as it is, a quarter of it becomes float again.  For TensorRT they stay float16: too many answers would be others.
+
+TensorRT takes no zero point p.  Values that have one all the same, as those behind GELU do, which are hardly negative, are
+shifted before: with c = −s p for the scale s,
+
+    h ≈ s (q − p),    q = QuantizeLinear(h − c),    W h + b ≈ W (s q) + (b + c W 1)
 
 Activation scales are constants, those of a `QuantTable`, so a sample's answer does not depend on its batch mates, as it
 would with scales taken from each batch.
@@ -149,21 +153,41 @@ class _Rewriting:
             "DequantizeLinear", [integers, scales], f"{layer}/weight", _FLOAT, weight.shape, {"axis": 1}
         )
         self._matmul(node, "MatMul", [self.dequantized[source], restored], "")
+        if self.params[layer].zero_point != 0:
+            self._give_back_shift(node, layer, integers, scales)
+
+    def _give_back_shift(self, node: ir.Node, layer: str, integers: ir.Value, scales: ir.Value) -> None:
+        """Adds c W 1, what the shift took from each output of a layer, with its bias."""
+        assert integers.const_value is not None
+        assert scales.const_value is not None
+        sums = integers.const_value.numpy().sum(0, dtype=np.int64) * scales.const_value.numpy().astype(np.float64)
+        given: NDArray[np.float32] = (_shift(self.params[layer]) * sums).astype(np.float32)
+        add, bias = self._bias(node, layer)
+        if bias is not None:
+            assert bias.const_value is not None
+            given = given + bias.const_value.numpy()
+        old, product = (add or node).outputs[0], self.values[node.outputs[0]]
+        inputs = [product, self._constant(given)]
+        self.values[old] = self._node("Add", inputs, f"{layer}/unshifted", _FLOAT, old.shape)
 
     def _integer_matmul(self, node: ir.Node, quantized: _Quantized, weight: ir.Value, layer: str) -> None:
         q, scale, zero_point = quantized
         integers, scales = self._int8_weight(weight, layer)
         inputs = [q, integers, scale, scales, zero_point]
+        add, bias = self._bias(node, layer)
         # The operator adds the bias too.
+        rest = [] if bias is None else [None, self.value(bias)]
+        self._matmul(node, "MatMulIntegerToFloat", [*inputs, *rest], _CONTRIB, replaces=add)
+
+    def _bias(self, node: ir.Node, layer: str) -> tuple[ir.Node | None, ir.Value | None]:
+        """The node behind a matmul that adds the layer's bias, which is not copied then, and the bias; None where there is none."""
         add = only_user(node)
-        bias = None
         if add is not None and add.op_type == "Add":
             bias = next((v for v in add.inputs if v is not None and self.names.get(v) == f"{layer}.bias"), None)
-        if bias is None or add is None:
-            self._matmul(node, "MatMulIntegerToFloat", inputs, _CONTRIB)
-            return
-        self.skipped.add(add)
-        self._matmul(node, "MatMulIntegerToFloat", [*inputs, None, self.value(bias)], _CONTRIB, replaces=add)
+            if bias is not None:
+                self.skipped.add(add)
+                return add, bias
+        return None, None
 
     def _matmul(
         self,
@@ -214,10 +238,14 @@ class _Rewriting:
     def _quantized(self, source: ir.Value, layer: str) -> _Quantized:
         """Activations as integers, with their scale and zero point; made once for all layers that read them."""
         if source not in self.quantized:
-            params = self.params[layer]
-            scale, zero_point = self._constant(params.scale), self._constant(params.zero_point)
+            params, values = self.params[layer], self.value(source)
+            zero = params.zero_point
+            if self.target == "tensorrt" and zero:
+                offset = self._constant(np.float32(_shift(params)))
+                values, zero = self._node("Sub", [values, offset], f"{layer}/shift", _FLOAT, source.shape), np.int8(0)
+            scale, zero_point = self._constant(params.scale), self._constant(zero)
             dtype = _UINT8 if params.dtype == np.uint8 else _INT8
-            inputs = [self.value(source), scale, zero_point]
+            inputs = [values, scale, zero_point]
             q = self._node("QuantizeLinear", inputs, f"{layer}/quantize", dtype, source.shape)
             self.quantized[source] = q, scale, zero_point
         return self.quantized[source]
@@ -248,7 +276,7 @@ class _Rewriting:
         units = np.float64(scale) * scales.const_value.numpy()
         return self._constant(np.round(bias.const_value.numpy() / units).astype(np.int32))
 
-    def _constant(self, number: np.float32 | np.int8 | np.uint8 | NDArray[np.int32]) -> ir.Value:
+    def _constant(self, number: np.float32 | np.int8 | np.uint8 | NDArray[np.int32] | NDArray[np.float32]) -> ir.Value:
         array: NDArray[Any] = np.asarray(number)
         value = _initializer(f"scale.{len(self.constants)}", array)
         self.constants.append(value)
@@ -271,6 +299,11 @@ class _Rewriting:
         node = ir.node(op_type, inputs, attributes or {}, outputs=[output], name=unique)
         self.nodes.append(node)
         return output
+
+
+def _shift(params: QuantParams) -> float:
+    """c: what is taken from values before they become integers without a zero point."""
+    return -float(params.scale) * int(params.zero_point)
 
 
 def _gelu_of(x: ir.Value) -> list[ir.Node]:

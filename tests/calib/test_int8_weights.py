@@ -52,13 +52,14 @@ def test_a_channel_without_large_neighbors_keeps_all_eight_bits():
     assert scales == pytest.approx(1 / LEVELS)
 
 
-def test_unsigned_int8_with_a_zero_point_wastes_no_level_on_signs_that_do_not_occur():
+def test_no_level_is_wasted_on_signs_that_do_not_occur():
     lopsided, balanced = Range(-0.1, 1.9), Range(-1.0, 1.0)
-    affine, symmetric = quant_params(lopsided, "cpu"), quant_params(lopsided, "tensorrt")
-    assert affine == (pytest.approx(2 / 255), 13)
-    assert (affine.dtype, affine.lowest, affine.highest) == (np.uint8, 0, 255)
-    assert (symmetric.dtype, symmetric.zero_point) == (np.int8, 0)
-    assert affine.scale < 0.53 * symmetric.scale
+    unsigned, signed = quant_params(lopsided, "cpu"), quant_params(lopsided, "tensorrt")
+    assert unsigned == (pytest.approx(2 / 255), 13)
+    assert (unsigned.dtype, unsigned.lowest, unsigned.highest) == (np.uint8, 0, 255)
+    assert signed == (pytest.approx(2 / 255, rel=2**-11), 13 - 128)
+    assert (signed.dtype, signed.lowest, signed.highest) == (np.int8, -128, 127)
+    assert quant_params(balanced, "tensorrt").zero_point == 0
     assert quant_params(balanced, "cpu").scale == pytest.approx(quant_params(balanced, "tensorrt").scale, rel=0.01)
 
 

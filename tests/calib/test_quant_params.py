@@ -8,7 +8,7 @@ import pytest
 from vitrm.calib.methods import Range
 from vitrm.calib.quant_params import quant_params
 
-RANGES = (Range(-3.0, 5.0), Range(0.0, 6.1), Range(-0.17, 0.02), Range(0.0, 1e-6))
+RANGES = (Range(-3.0, 5.0), Range(0.0, 6.1), Range(-0.17, 9.0), Range(-0.17, 0.02), Range(0.0, 1e-6))
 
 
 @pytest.mark.parametrize("values", RANGES)
