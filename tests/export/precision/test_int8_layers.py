@@ -16,6 +16,7 @@ import vitrm.runtime
 from vitrm import checkpoint as checkpoints
 from vitrm.calib.calibration import Calibration, calibrate, load_calibration
 from vitrm.calib.int8_weights import quantize_weight
+from vitrm.calib.methods import Range
 from vitrm.calib.quant_params import quant_table
 from vitrm.calib.sites import Site
 from vitrm.checkpoint import Checkpoint, build_model
@@ -122,6 +123,37 @@ def test_exactly_the_linear_weights_are_int8_each_stored_once(made, model, graph
             unsigned = [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.UINT8]
             assert not unsigned, "TensorRT takes no unsigned or asymmetric activations"
             assert not [i.name for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT32]
+
+
+def test_for_tensorrt_what_lies_on_one_side_of_0_is_shifted_as_it_takes_no_zero_point(
+    checkpoint, calibration, model, digits, tmp_path
+):
+    skip_if_float16_is_cut("tensorrt")
+    ranges = {
+        s: Range(r.low, 3 * max(-r.low, r.high)) if "down" in s.layer else r for s, r in calibration.ranges.items()
+    }
+    lopsided = replace(calibration, ranges=ranges)
+    settings = {
+        "steps": STEPS,
+        "precision": "int8",
+        "target": "tensorrt",
+        "images": load("digits", "validation").floats(FEW),
+    }
+    path = export(checkpoint, tmp_path / "a.onnx", calibration=lopsided, **settings).path
+
+    graph = onnx.load(path).graph
+    numbers = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert not any(numbers[node.input[2]] for node in quantizers)
+    shifted = {node.name for node in quantizers if makers[node.input[0]].op_type == "Sub"}
+    assert shifted == {node.name for node in quantizers if "down" in node.name}
+
+    expected = simulated(checkpoint, lopsided, digits[:40], "tensorrt", shared=False)
+    with torch.no_grad():
+        exact = model(torch.from_numpy(digits[:40]), STEPS).logits.numpy()
+    found = vitrm.runtime.open(path).infer(digits[:40]).logits
+    assert np.abs(found - expected).mean() < np.abs(expected - exact).mean() + 0.02 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
