@@ -28,7 +28,8 @@ def headline(rows: Sequence[BenchRow], quiet: bool) -> str:
     best = timed[0] if timed else artifacts[0]
     parts = [part for part in (_speed(best, quiet), _agreement(best)) if part]
     subject = best.name + _rank(timed, quiet)
-    return f"{subject} {' and '.join(parts)}" if parts else subject
+    # A comma: what stands before it may end in what is doubtful about it.
+    return f"{subject} {', and '.join(parts)}" if parts else subject
 
 
 def cards(rows: Sequence[BenchRow], quiet: bool) -> list[tuple[str, str, str]]:
@@ -82,11 +83,8 @@ def _speed(row: BenchRow, quiet: bool) -> str:
 
 
 def _eager(row: BenchRow) -> str:
-    """Says what the row is compared with: its eager model, whose steps are as many and halt alike."""
-    if row.steps is None:
-        return f"eager PyTorch at batch {row.batch}"
-    halts = row.halt_threshold is not None and row.halt_threshold < 1
-    return f"eager PyTorch at the same depth{' and threshold' if halts else ''}, batch {row.batch}"
+    """Says what the row is compared with; that its steps are as many and halt alike stands below the table."""
+    return f"eager PyTorch at batch {row.batch}"
 
 
 def _agreement(row: BenchRow) -> str:
