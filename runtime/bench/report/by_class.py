@@ -53,20 +53,24 @@ def sentences(result: BenchResult) -> list[str]:
     apart = different(result)
     for one, others in apart[:MOST]:
         if others:
-            lines.append(_same(one.name, others))
+            lines.append(_same(one.name, others, len(apart) == 1))
         if line := confusions(one.result):
             mistakes.setdefault(line, []).append(one.name)
     lines += [line if len(apart) == 1 else f"{', '.join(names)}: {line}" for line, names in mistakes.items()]
     return [neutral_line(line) for line in lines]
 
 
-def _same(name: str, others: Sequence[str]) -> str:
-    """Says that others give the same results as `name`: by their settings, where they are of the same file."""
+def _same(name: str, others: Sequence[str], alone: bool) -> str:
+    """Says that others give the same results as `name`: by their settings, where they are of the same file.
+
+    `alone`: whether there are no other results, so that the file need not be named.
+    """
     file, _, setting = name.partition(" · ")
+    of_file = "" if alone else f" ({file})"
     gives = "gives" if len(others) == 1 else "give"
     if setting and all(other.startswith(f"{file} · ") for other in others):
         settings = ", ".join(other.partition(" · ")[2] for other in others)
-        return f"{file}: {settings} {gives} the same results by class as {setting}"
+        return f"{settings} {gives} the same results by class as {setting}" + of_file
     return f"{', '.join(others)} {gives} the same results by class as {name}"
 
 

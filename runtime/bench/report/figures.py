@@ -197,6 +197,12 @@ def on_images(curve: DepthCurve) -> str:
     return f"on {curve.images:,}" + (" test images" if total == curve.images else f" of the {total:,} test images")
 
 
+def _part(curve: DepthCurve) -> str:
+    if curve.total in (None, curve.images):
+        return ""
+    return f" Being a part of the {curve.total:,}, these images have other accuracies than all of them above."
+
+
 def _ring(curve: DepthCurve) -> str:
     return (
         f"The eager model after each step; a ring is an artifact's own answer on the same images.{_grain(curve.images)}"
@@ -230,7 +236,7 @@ def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         x_ticks=list(range(1, steps + 1)),
         y_limits=SHARES,
     )
-    caption = f"{_ring(curve)} On the left, low thresholds; on the right, never halting."
+    caption = f"{_ring(curve)} On the left, low thresholds; on the right, never halting.{_part(curve)}"
     return Figure(chart, caption, f"{name}: what a threshold buys, {on_images(curve)}", series)
 
 
@@ -263,12 +269,12 @@ def _threshold(choice: HaltingChoice) -> Figure:
 def _choice(choice: HaltingChoice) -> str:
     """Says in two sentences how a threshold was chosen, and what it costs."""
     chosen, full = choice.chosen, choice.full
-    found = f"{numbers.percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, {numbers.percent(full.accuracy)} after {choice.steps}"
+    found = f"{numbers.percent(chosen.accuracy)} are right after {chosen.mean_steps:.2f} steps on average, {numbers.percent(full.accuracy)} after {choice.steps}"
     aim = f"of {choice.images:,} validation images of {choice.data}, at most {choice.budget * 100:g} points may be given up"
     if chosen.threshold >= 1:
-        return f"Never halting: no threshold is sure to keep the budget ({aim}). Right are {found}."
+        return f"Never halting: no threshold is sure to keep the budget ({aim}). {found}."
     return (
-        f"Chosen: {chosen.threshold:g}, the cheapest threshold that keeps the budget ({aim}). Right are {found}: {chosen.lost:,} lost, "
+        f"Chosen: {chosen.threshold:g}, the cheapest threshold that keeps the budget ({aim}). {found}: {chosen.lost:,} lost, "
         f"{chosen.gained:,} gained, with 95 % confidence at most {choice.drop_bound * 100:.2f} points."
     )
 

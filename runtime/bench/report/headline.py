@@ -27,7 +27,7 @@ def headline(rows: Sequence[BenchRow], quiet: bool) -> str:
     timed = sorted((r for r in artifacts if r.latency_ms), key=_p50)
     best = timed[0] if timed else artifacts[0]
     parts = [part for part in (_speed(best, quiet), _agreement(best)) if part]
-    subject = best.name + _rank(timed, quiet)
+    subject = best.name + ("" if _unclear(best) else _rank(timed, quiet))
     # A comma: what stands before it may end in what is doubtful about it.
     return f"{subject} {', and '.join(parts)}" if parts else subject
 
@@ -72,14 +72,22 @@ def _speed(row: BenchRow, quiet: bool) -> str:
     if row.speedup_range is not None:
         low, high = row.speedup_range
         span = f"({between(low, high)} ×{'' if quiet else '; the machine was busy'})"
-        if low < 1 < high and high > low * _WIDE:
-            return f"cannot be told apart here from the speed of {_eager(row)} {span}"
+        if _unclear(row):
+            return f"cannot be told apart in speed from {_eager(row)} {span}"
         if low < 1 < high:
             return f"is about as fast as {_eager(row)} {span}"
         return f"runs {between(low, high)} × as fast as {_eager(row)}{doubt}"
     if row.latency_ms:
         return f"takes {milliseconds(row.latency_ms.p50)} ms at batch {row.batch}{doubt}"
     return ""
+
+
+def _unclear(row: BenchRow) -> bool:
+    """Returns whether a row's range around 1 tells nothing; a rank would then say more than is known."""
+    if row.speedup_range is None:
+        return False
+    low, high = row.speedup_range
+    return low < 1 < high and high > low * _WIDE
 
 
 def _eager(row: BenchRow) -> str:

@@ -99,7 +99,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "savings": [(saving, savings.cards(saving, result.quiet)) for saving in saved],
         "saving_curves": [
             (
-                f"{figures.model_name(curve)}: thresholds, at most {curve.steps} steps, {figures.on_images(curve)}",
+                f"{figures.model_name(curve)}: thresholds, at most {curve.steps} steps",
                 curve,
                 figures.savings_figure(curve, color_of),
                 savings.estimates(curve),
@@ -122,7 +122,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "corruption_tables": [_corruption_table(corruptions.most_told(group)) for group in alike],
         "corruption_same": [said for group in alike if (said := corruptions.same_within(group))],
         "corruption_first": result.corruptions[0].name if result.corruptions else "",
-        "corruption_basis": [line.removeprefix("corruptions: ") for line in corruption_table.basis(result.corruptions)],
+        "corruption_basis": corruption_table.basis(result.corruptions),
         "corruption_reading": corruption_table.reading(result.corruptions),
         "broken": BROKEN,
         "depths": [(curve, figures.depth_figure(curve, color_of)) for curve in evidence.depth_curves],
@@ -173,7 +173,7 @@ def _steps(cases: Sequence[CaseEvidence]) -> str:
     return "; ".join(
         f"{m.steps} for every image"
         if m.halt_threshold >= 1
-        else f"at most {m.steps}, halting above {m.halt_threshold:g}"
+        else f"at most {m.steps} with halting above {m.halt_threshold:g}"
         for m in (case.metadata for case in cases)
     )
 
@@ -257,6 +257,9 @@ def _others(busy: float | None) -> str:
 
 
 def _named(line: str) -> tuple[str, str]:
+    """Splits a fact from its name, in front of a colon; why power was not measured is a fact of power's."""
+    if line.startswith("power of "):
+        return "power", line.removeprefix("power ")
     name, _, fact = line.partition(": ")
     return name, fact
 

@@ -111,7 +111,7 @@ def basis(found: Sequence[Robustness]) -> list[str]:
     for one in found:
         part = f"all {one.total:,}" if one.images == one.total else f"{one.images:,} of the {one.total:,}"
         told.append(
-            f"corruptions: {len(one.corruptions)} at {len(SEVERITIES)} severities each, of {part} test images of {one.data} (seed "
+            f"{len(one.corruptions)} corruptions at {len(SEVERITIES)} severities each, of {part} test images of {one.data} (seed "
             f"{one.seed}), made here the way CIFAR-10-C is; not its files. An accuracy on {one.images:,} images is known to "
             f"±{98 / one.images**0.5:.1f} points or better"
         )
@@ -128,7 +128,7 @@ def reading(found: Sequence[Robustness]) -> list[str]:
         )
     if any(one.clean.halt_ece is not None for one in found):
         told.append(
-            "halt_prob: its mean, the share of answers that it expects to be right; ECE: its expected calibration error"
+            "mean of halt_prob: the share of answers that it expects to be right; ECE: its expected calibration error"
         )
     return told
 

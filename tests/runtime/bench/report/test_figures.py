@@ -49,7 +49,7 @@ def test_a_choice_is_two_sentences() -> None:
     figure, _ = halting_figures([CHOICE])
     assert figure.caption == (
         "Chosen: 0.9, the cheapest threshold that keeps the budget (of 100 validation images of digits, at most 0.3 points may be given "
-        "up). Right are 89.00 % after 1.50 steps on average, 90.00 % after 6: 1 lost, 0 gained, with 95 % confidence at most 0.30 points."
+        "up). 89.00 % are right after 1.50 steps on average, 90.00 % after 6: 1 lost, 0 gained, with 95 % confidence at most 0.30 points."
     )
 
 

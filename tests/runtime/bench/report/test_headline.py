@@ -31,7 +31,7 @@ def test_a_ratio_is_a_range_and_an_uncertain_one_is_called_so() -> None:
 
 def test_a_range_that_tells_nothing_is_called_so() -> None:
     one = replace(row("a.onnx", 1.0, (0.84, 6.7)), steps=6, halt_threshold=0.9)
-    said = "a.onnx cannot be told apart here from the speed of eager PyTorch at batch 1 (0.84 to 6.7 ×"
+    said = "a.onnx cannot be told apart in speed from eager PyTorch at batch 1 (0.84 to 6.7 ×"
     assert headline([one], quiet=True).startswith(f"{said})")
     assert headline([one], quiet=False).startswith(f"{said}; the machine was busy)")
     near = replace(one, speedup_range=(0.9, 1.2), halt_threshold=2.0)

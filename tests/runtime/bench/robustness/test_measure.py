@@ -130,7 +130,7 @@ def test_json_table_and_page_have_every_artifact(result: BenchResult, threshold:
     assert text.count("gaussian noise") >= 4
     assert not re.search(r"\d\.\d+ %", plain_corruptions(result.corruptions)), "one of 24 images is 4 %"
     part = page[page.index("<h2>Corruptions</h2>") :]
-    assert part.index("13 at 5 severities") < part.index("alting of"), "what it is, then what follows"
+    assert part.index("13 corruptions at 5 severities") < part.index("alting of"), "what it is, then what follows"
     assert ">severity 5</th>" in part
     assert part.count('alt="a test image, ') == 1 + len(CORRUPTIONS)
     labels = [label for label in Page(page).labels if "by severity" in label]
