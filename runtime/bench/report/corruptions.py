@@ -77,7 +77,7 @@ def same_within(group: Sequence[Robustness]) -> str:
     if len(group) < 2:
         return ""
     others = ", ".join(one.name for one in group[1:])
-    return f"The same for {others}: no point of its charts is further away than {_NEAR * 100:g} point."
+    return f"The charts are of {group[0].name}; those of {others} are the same within {_NEAR * 100:g} point."
 
 
 # Charts ----------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ def test_artifacts_that_are_alike_are_shown_once() -> None:
     assert groups == [[never, halting], [other]]
     assert most_told(groups[0]) is halting
     assert names(groups[0]) == "a · no halting, halting at 0.9"
-    assert same_within(groups[0]).startswith("The same for a · halting at 0.9: ")
+    assert same_within(groups[0]) == (
+        "The charts are of a · no halting; those of a · halting at 0.9 are the same within 1 point."
+    )
     assert same_within(groups[1]) == ""
     warnings = [text for text, warns in sentences(groups[0]) if warns]
     assert len(warnings) == 1
