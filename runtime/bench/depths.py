@@ -29,7 +29,7 @@ def depth_curve(
     *,
     artifacts: Mapping[str, Predictions],
     steps: int,
-    seconds: float = 20.0,
+    seconds: float = 40.0,
     progress: Callable[[float], None] | None = None,
 ) -> DepthCurve:
     """The curve of a recursive model over depths 1 … `depths`, on as many labelled images as fit into `seconds`.
@@ -64,6 +64,8 @@ def depth_curve(
         accuracy=tuple(float(v) for v in right.mean(1)),
         halt_prob=tuple(float(v) for v in halt_prob.mean(1)),
         images=seen,
+        total=len(sample),
+        trained_depth=session.metadata.trained_depth,
         points=tuple(points),
         steps=steps,
         halting=tuple(at_threshold(to_depth, t) for t in (*sorted(THRESHOLDS), NEVER)) if steps > 1 else (),

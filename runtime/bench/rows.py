@@ -114,6 +114,8 @@ class DepthCurve:
         HaltingPoint, ...
     ]  # what halting would have given at that depth, by rising threshold; the last never halts
     glimpses: str = "none"  # what each step looks at
+    total: int | None = None  # images that the artifacts were measured on, of which `images` are a random part
+    trained_depth: int | None = None  # the deepest step that training reached; None where it is not known
 
 
 @dataclass(frozen=True, kw_only=True)

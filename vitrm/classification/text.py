@@ -16,7 +16,7 @@ _CONFUSED = 5
 
 
 def class_table(results: Mapping[str, Classification]) -> TextTable:
-    """Returns recall by class of each of `results`, by name; of a single one precision and the most frequent mistake, too.
+    """Returns recall by class of each of `results`, by name; of a single one precision and what it is most often taken for, too.
 
     All are of the same classes and images.  Of many classes it lists those with the lowest recall.
     """
@@ -24,7 +24,7 @@ def class_table(results: Mapping[str, Classification]) -> TextTable:
     count, alone = len(first.classes), len(results) == 1
     lowest = np.min([np.nan_to_num(r.recall, nan=2.0) for r in results.values()], 0)
     shown = range(count) if count <= ALL_CLASSES else np.argsort(lowest, kind="stable")[:_WORST]
-    head = ["class", "images", *(("recall", "precision", "most often taken for") if alone else results)]
+    head = ["class", "images", *(("recall", "precision", "taken for") if alone else results)]
     rows = []
     for i in map(int, shown):
         cells = [first.classes[i], str(first.images[i]), *(_percent(r.recall[i]) for r in results.values())]
@@ -34,13 +34,13 @@ def class_table(results: Mapping[str, Classification]) -> TextTable:
     title = "By class" if alone else "Recall by class"
     if count > ALL_CLASSES:
         title += f": the {_WORST} of {count} with the lowest recall"
-    return TextTable(head, rows, {"class", "most often taken for"}, title=title)
+    return TextTable(head, rows, {"class", "taken for"}, title=title)
 
 
 def confusions(result: Classification) -> str:
     """Says the most frequent mistakes in one line; empty where there are none."""
-    most = [f"{result.classes[i]} for {result.classes[j]} ({n})" for i, j, n in result.most_confused(_CONFUSED)]
-    return f"most often taken: {', '.join(most)}" if most else ""
+    most = [f"{result.classes[i]} taken for {result.classes[j]} ({n})" for i, j, n in result.most_confused(_CONFUSED)]
+    return f"most common mistakes: {', '.join(most)}" if most else ""
 
 
 def never_recognized(

@@ -50,13 +50,28 @@ def sentences(result: BenchResult) -> list[str]:
     """Says the most frequent mistakes of the first `MOST` artifacts that differ, and which are the same."""
     lines = []
     mistakes: dict[str, list[str]] = {}
-    for one, others in different(result)[:MOST]:
+    apart = different(result)
+    for one, others in apart[:MOST]:
         if others:
-            lines.append(f"{one.name}: the very same by class with {', '.join(others)}")
+            lines.append(_same(one.name, others, len(apart) == 1))
         if line := confusions(one.result):
             mistakes.setdefault(line, []).append(one.name)
-    lines += [f"{', '.join(names)}: {line}" for line, names in mistakes.items()]
+    lines += [line if len(apart) == 1 else f"{', '.join(names)}: {line}" for line, names in mistakes.items()]
     return [neutral_line(line) for line in lines]
+
+
+def _same(name: str, others: Sequence[str], alone: bool) -> str:
+    """Says that others give the same results as `name`: by their settings, where they are of the same file.
+
+    `alone`: whether there are no other results, so that the file need not be named.
+    """
+    file, _, setting = name.partition(" · ")
+    of_file = "" if alone else f" ({file})"
+    gives = "gives" if len(others) == 1 else "give"
+    if setting and all(other.startswith(f"{file} · ") for other in others):
+        settings = ", ".join(other.partition(" · ")[2] for other in others)
+        return f"{settings} {gives} the same results by class as {setting}" + of_file
+    return f"{', '.join(others)} {gives} the same results by class as {name}"
 
 
 def print_by_class(result: BenchResult, console: Console) -> None:

@@ -25,11 +25,15 @@ _WIDTH, _HEIGHT = 480, 280  # a phone's width times 1.4: text stays legible ther
 _RIGHT, _TOP, _BOTTOM = 18, 14, 46
 _LETTER = 7.6  # width of a digit where the style makes text largest: on a phone
 _BINS = 90
+_Y_TICKS = 8  # at most, on a vertical axis
 _RING, _RING_STEP = 7.0, 4.5  # radius of a ring, and how much more the next around it has
 _FEW, _NAMED, _COUNTED = 12, 32, 16  # rows of a matrix up to which text is large, names fit, counts fit into the cells
 _LARGE = 600  # width of a matrix with more than a few rows
 _NAME_LETTER, _CLASS = 7.2, 13  # width of a letter of a class's name, and letters that are written of it
 _RIDGE, _RIDGE_NAME = 66, 36  # height of one distribution, and the letters of its name
+_PERCENTILES = ("p50", "p90", "p99")
+_HEADING = 14  # height of the line that names a distribution's figures
+FEW_RUNS = 100  # below which a histogram would show the noise of its bins: every run has a mark of its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Series:
     spans: tuple[tuple[float, float], ...] = ()  # low and high at each point, drawn as a whisker
     dashed: bool = False
     marks_only: bool = False
-    dots: bool = True  # False where points are so many that their dots would hide the line
+    dots: bool = (
+        True  # False where points are so many that their dots would hide the line, and where they are no measurements
+    )
 
     @property
     def key(self) -> str:
@@ -97,6 +103,7 @@ def line_chart(
     x_ticks: Sequence[float] | None = None,
     log: bool = False,
     y_limits: tuple[float, float] | None = None,
+    x_mark: tuple[float, str] | None = None,
 ) -> Markup:
     """Draws lines with marks over x.
 
@@ -109,10 +116,11 @@ def line_chart(
         x_ticks: values marked on the horizontal axis; None: round ones.
         log: makes both axes logarithmic.
         y_limits: values that the vertical axis does not go beyond.
+        x_mark: a value of the horizontal axis that a vertical line marks, and what is written beside it.
     """
     x, y = _scales(series, x_ticks, log, y_limits)
-    y_ticks = [(tick, y_text(tick)) for tick in y.ticks()]
-    left = 34 + _LETTER * max((len(text) for _, text in y_ticks), default=0)
+    y_ticks = [(tick, y_text(tick)) for tick in y.ticks(_Y_TICKS)]
+    left = 42 + _LETTER * max((len(text) for _, text in y_ticks), default=0)
     x = replace(x, start=left)
     svg = _svg(_HEIGHT, label)
     for tick, text in y_ticks:
@@ -125,6 +133,11 @@ def line_chart(
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     name = _node(svg, "text", "name", transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle")
     name.text = y_label
+    if x_mark:
+        place = x(x_mark[0])
+        _vertical(svg, "bound", place, _TOP, _HEIGHT - _BOTTOM)
+        # At the foot, where curves that rise leave room.
+        _text(svg, "tick", place + 5, _HEIGHT - _BOTTOM - 8, x_mark[1], anchor="start")
     rings: list[tuple[float, float]] = []
     for one in series:
         _draw(svg, one, x, y, y_text, rings)
@@ -179,7 +192,7 @@ def _draw(
             inside = sum(math.dist(place, other) < _RING / 2 for other in rings)
             rings.append(place)
             _titled(_node(group, "circle", "ring", cx=place[0], cy=place[1], r=_RING + inside * _RING_STEP), title)
-        elif not s.dashed:
+        else:
             # Where no dot is seen, the pointer finds the value all the same.
             _titled(_node(group, "circle", "dot" if s.dots else "spot", cx=x(a), cy=y(b), r="3.5"), title)
 
@@ -190,7 +203,7 @@ def _draw(
 def distribution_chart(
     rows: Sequence[tuple[str, int, NDArray[np.float64]]], *, label: str, text: Callable[[float], str]
 ) -> Markup:
-    """Draws one ridge a row: where its times lie, with p50, p90 and p99 marked.
+    """Draws one ridge a row, or a mark for each run where they are few: where its times lie, with p50, p90 and p99 marked.
 
     Args:
         rows: of each its name, its color and the milliseconds of every run.
@@ -204,17 +217,19 @@ def distribution_chart(
     log = slowest / fastest > 12
     low, high = (fastest / 1.15, slowest * 1.15) if log else (0.0, slowest * 1.06)
     x = Scale(low, high, _RIGHT, _WIDTH - _RIGHT, log)
-    height, bottom = len(rows) * _RIDGE + _BOTTOM + 6, len(rows) * _RIDGE + 6
+    top = _HEADING + 6
+    height, bottom = len(rows) * _RIDGE + _BOTTOM + top, len(rows) * _RIDGE + top
     svg = _svg(height, label)
+    _text(svg, "tick", _WIDTH, _HEADING - 2, f"{' · '.join(_PERCENTILES)}, ms", anchor="end")
     for tick, written in _apart([(x(t), f"{t:g}") for t in x.ticks(6)]):
         for i in range(1, len(rows) + 1):  # beside the names, not through them
-            _vertical(svg, "grid", tick, i * _RIDGE - _RIDGE + 32, i * _RIDGE)
+            _vertical(svg, "grid", tick, _HEADING + i * _RIDGE - _RIDGE + 32, _HEADING + i * _RIDGE)
         _text(svg, "tick", tick, bottom + 18, written)
     _horizontal(svg, "axis", bottom, left=_RIGHT)
     _text(svg, "name", _WIDTH / 2, height - 6, "milliseconds, logarithmic" if log else "milliseconds")
     names = shorten_all([name for name, _, _ in rows], _RIDGE_NAME)
     for i, (row, short, percentiles) in enumerate(zip(rows, names, marks, strict=True)):
-        _draw_ridge(svg, row, short, percentiles, x, base=6 + (i + 1) * _RIDGE - 6, text=text)
+        _draw_ridge(svg, row, short, percentiles, x, base=_HEADING + (i + 1) * _RIDGE, text=text)
     return _markup(svg)
 
 
@@ -234,8 +249,12 @@ def _draw_ridge(
     _titled(heading, name)
     figures = " · ".join(text(float(p)) for p in percentiles)
     _text(group, "tick", _WIDTH, base - _RIDGE + 22, figures, anchor="end")
-    _node(group, "polygon", "area", points=_ridge(samples, x, base, _RIDGE - 32))
-    for value, length, what in zip(percentiles, (_RIDGE - 30, 12, 12), ("p50", "p90", "p99"), strict=True):
+    if len(samples) < FEW_RUNS:
+        for sample in samples[samples <= x.high]:
+            _vertical(group, "run", x(float(sample)), base - 2, base - 20)
+    else:
+        _node(group, "polygon", "area", points=_ridge(samples, x, base, _RIDGE - 32))
+    for value, length, what in zip(percentiles, (_RIDGE - 30, 12, 12), _PERCENTILES, strict=True):
         mark = _vertical(group, "mark", x(float(value)), base, base - length)
         _titled(mark, f"{name} {what}: {text(float(value))} ms")
 

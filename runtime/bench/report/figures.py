@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.runtime.bench.accuracy import wilson
 from vitrm.runtime.bench.report import numbers, table
-from vitrm.runtime.bench.report.charts import Series, distribution_chart, line_chart
-from vitrm.runtime.bench.robustness.measure import SEVERITIES, Robustness
+from vitrm.runtime.bench.report.charts import FEW_RUNS, Series, distribution_chart, line_chart
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
 from vitrm.runtime.halting.choose import HaltingChoice, Reliability
 
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _COLORS = 6  # that the style has beside s0, the neutral one of the eager model
-_MOST = 12  # lines or ridges that one chart can show
+MOST = 12  # lines or ridges that one chart can show
+_BATCHES = 3  # sizes from which on a line over them says more than the table
 _SPREAD = 3  # lines whose whiskers can be told apart
-_SHARES = (0.0, 1.0)
-_ALIKE = 0.005  # shares nearer to each other are one line to an eye
+SHARES = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,16 @@ class Figure:
 def colors(result: BenchResult) -> dict[str, int]:
     """Returns a series color by name; the eager model is neutral, because everything is compared with it."""
     names = dict.fromkeys(r.name for r in result.rows if r.kind != "eager")
-    return {name: _color(i) for i, name in enumerate(names)}
+    return {name: series_color(i) for i, name in enumerate(names)}
 
 
-def _color(number: int) -> int:
+def series_color(number: int) -> int:
+    """Returns the index of the color of a further series."""
     return 1 + number % _COLORS
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """Writes a share on an axis or under the pointer."""
     return f"{value * 100:.4g} %"
 
 
@@ -57,7 +58,7 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
     figures = []
     for batch in batches:
         rows = [(c.name, color_of.get(c.name, 0), c.times_ms[batch]) for c in evidence if batch in c.times_ms]
-        if not 0 < len(rows) <= _MOST:
+        if not 0 < len(rows) <= MOST:
             continue
         label = f"Distribution of latency at batch {batch}: " + "; ".join(
             f"{r.name} p50 {numbers.milliseconds(r.latency_ms.p50)} ms, p99 {numbers.milliseconds(r.latency_ms.p99)} ms"
@@ -65,7 +66,8 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
             if r.batch == batch and r.latency_ms
         )
         chart = distribution_chart(rows, label=label, text=numbers.milliseconds)
-        caption = "Where the timed runs lie. The long mark is p50, the short ones p90 and p99."
+        few = any(len(times) < FEW_RUNS for _, _, times in rows)
+        caption = f"Where the timed runs lie{', each a stroke' if few else ''}. The long mark is p50, the short ones p90 and p99."
         figures.append(Figure(chart, caption, f"Batch {batch}"))
     return [*figures, *_by_batch(result, color_of, batches)]
 
@@ -81,14 +83,14 @@ def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequenc
             color = color_of.get(name, 0)
             again = color == 0 and any(s.color == 0 for s in series)  # the eager model, at another threshold
             series.append(Series(name, points, color, spans, dashed=again))
-    if len(batches) < 2 or not 0 < len(series) <= _MOST:
+    if len(batches) < _BATCHES or not 0 < len(series) <= MOST:
         return []
     spread = len(series) <= _SPREAD
     if not spread:
         series = [replace(s, spans=()) for s in series]
     chart = line_chart(
         series,
-        label=_told("Milliseconds per image by batch size", series, lambda y: f"{y:.3g}"),
+        label=told("Milliseconds per image by batch size", series, lambda y: f"{y:.3g}"),
         x_label="batch size",
         y_label="ms per image",
         y_text=lambda v: f"{v:g}",
@@ -99,7 +101,7 @@ def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequenc
     return [Figure(chart, caption, "By batch size", series)]
 
 
-def _told(subject: str, series: Sequence[Series], text: Callable[[float], str]) -> str:
+def told(subject: str, series: Sequence[Series], text: Callable[[float], str]) -> str:
     """Says every point in words, for those who hear the page."""
     return f"{subject}: " + "; ".join(
         f"{s.name} " + ", ".join(f"{text(y)} at {x:g}" for x, y in s.points) for s in series
@@ -124,15 +126,15 @@ def frontier_figures(result: BenchResult) -> list[Figure]:
         series = []
         for i, kind in enumerate(kinds):
             points = tuple(sorted((ms, accuracy) for r, ms, accuracy in places if _kind(r) == kind))
-            series.append(Series(kind, points, _color(i), marks_only=True))
+            series.append(Series(kind, points, series_color(i), marks_only=True))
         best = _best([(ms, accuracy) for _, ms, accuracy in places])
         if len(best) > 1:
-            series.append(Series("no other is both faster and more accurate", best, 0, dashed=True))
+            series.append(Series("no other is both faster and more accurate", best, 0, dashed=True, dots=False))
         label = f"Accuracy against milliseconds per image at batch {batch}: " + "; ".join(
             f"{r.name} {numbers.percent(accuracy)} in {numbers.milliseconds(ms)} ms" for r, ms, accuracy in places
         )
         chart = line_chart(
-            series, label=label, x_label="ms per image", y_label="accuracy", y_text=_share, y_limits=_SHARES
+            series, label=label, x_label="ms per image", y_label="accuracy", y_text=share, y_limits=SHARES
         )
         caption = "Every artifact at every depth and threshold measured." + _grain(places[0][0].images)
         figures.append(Figure(chart, caption, f"Batch {batch}", series))
@@ -160,72 +162,82 @@ def _best(places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], .
 
 def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
     """Shows accuracy after each step, what the halting head says of it, and the artifacts' own points."""
-    depths, run = range(1, len(curve.accuracy) + 1), Path(curve.run).name
+    depths, name = range(1, len(curve.accuracy) + 1), model_name(curve)
     accuracy = tuple(zip(map(float, depths), curve.accuracy, strict=True))
     halt_prob = tuple(zip(map(float, depths), curve.halt_prob, strict=True))
     series = [
         Series("eager PyTorch", accuracy, 0),
-        Series("halting head's own estimate", halt_prob, 0, dashed=True),
+        Series("halting head's own estimate", halt_prob, 0, dashed=True, dots=False),
         *(Series(name, ((x, y),), color_of.get(name, 1), marks_only=True) for name, x, y in curve.points),
     ]
+    trained = curve.trained_depth
     chart = line_chart(
         series,
-        label=f"Accuracy of {run} by steps: " + ", ".join(f"{numbers.percent(a, 1)} at {d:g}" for d, a in accuracy),
+        label=f"Accuracy of {name} by steps: " + ", ".join(f"{numbers.percent(a, 1)} at {d:g}" for d, a in accuracy),
         x_label="recursion steps",
         y_label="accuracy",
-        y_text=_share,
+        y_text=share,
         x_ticks=list(depths),
-        y_limits=_SHARES,
+        y_limits=SHARES,
+        x_mark=(trained, f"trained to {trained}") if trained is not None and trained in depths else None,
     )
-    caption = (
-        f"{run} after each step, on {curve.images:,} test images; a ring is an artifact's own answer on them.{_grain(curve.images)} "
-        "The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
+    caption = f"{_ring(curve)} The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
+    return Figure(chart, caption, f"{name}, {on_images(curve)}", series)
+
+
+def model_name(curve: DepthCurve) -> str:
+    """Names a curve as the rest of the page names its artifact; by its checkpoint where it has several, or none."""
+    files = {name.partition(" · ")[0] for name, _, _ in curve.points}
+    return files.pop() if len(files) == 1 else Path(curve.run).name
+
+
+def on_images(curve: DepthCurve) -> str:
+    """Says what part of the images a curve is of: its accuracies differ from those of all."""
+    total = curve.total or curve.images
+    return f"on {curve.images:,}" + (" test images" if total == curve.images else f" of the {total:,} test images")
+
+
+def _part(curve: DepthCurve) -> str:
+    if curve.total in (None, curve.images):
+        return ""
+    return f" Being a part of the {curve.total:,}, these images have other accuracies than all of them above."
+
+
+def _ring(curve: DepthCurve) -> str:
+    return (
+        f"The eager model after each step; a ring is an artifact's own answer on the same images.{_grain(curve.images)}"
     )
-    return Figure(chart, caption, legend=series)
 
 
 # Halting ---------------------------------------------------------------------------------------
 
 
-def savings_figure(curve: DepthCurve, color_of: Mapping[str, int], measured_on: Mapping[str, int]) -> Figure:
-    """Shows accuracy over the mean steps that every threshold takes, beside that of the same depth for every image.
-
-    `measured_on` has the images that the figures above it were measured on, by artifact.
-    """
-    run, steps = Path(curve.run).name, curve.steps
+def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
+    """Shows accuracy over the mean steps that every threshold takes, beside that of the same depth for every image."""
+    name, steps = model_name(curve), curve.steps
     by_threshold = tuple(sorted((p.mean_steps, p.accuracy) for p in curve.halting))
     by_depth = tuple((float(i), a) for i, a in enumerate(curve.accuracy[:steps], 1))
     points = [(name, x, y) for name, x, y in curve.points if x <= steps]
     series = [
-        Series("halting, every threshold", by_threshold, 1, dots=False),
-        Series("every image the same depth", by_depth, 0, dashed=True),
+        Series("halting, every threshold", by_threshold, 0, dots=False),
+        Series("every image the same depth", by_depth, 0, dashed=True, dots=False),
         *(Series(name, ((x, y),), color_of.get(name, 1), marks_only=True) for name, x, y in points),
     ]
     chart = line_chart(
         series,
-        label=f"Accuracy of {run} by mean steps: "
+        label=f"Accuracy of {name} by mean steps: "
         + ", ".join(
             f"{numbers.percent(p.accuracy, 1)} after {p.mean_steps:.2f} above {p.threshold:g}"
             for p in curve.halting[::20]
         ),
         x_label="mean steps",
         y_label="accuracy",
-        y_text=_share,
+        y_text=share,
         x_ticks=list(range(1, steps + 1)),
-        y_limits=_SHARES,
+        y_limits=SHARES,
     )
-    caption = (
-        f"{run}, eager, on {curve.images:,} test images{_other(curve, measured_on)}; a ring is an artifact's own answer on them.{_grain(curve.images)} On the left, cheap thresholds; "
-        "on the right, never halting. A threshold picked from this curve is picked on the test images: vitrm-bench --halting chooses one "
-        "on validation images."
-    )
-    return Figure(chart, caption, f"{run}: what a threshold buys", series)
-
-
-def _other(curve: DepthCurve, measured_on: Mapping[str, int]) -> str:
-    """Says on how many images the figures above the curve are, where they are not the curve's."""
-    counts = {measured_on[name] for name, _, _ in curve.points if name in measured_on} - {curve.images}
-    return f" (the figures above: {' and '.join(f'{n:,}' for n in sorted(counts))})" if counts else ""
+    caption = f"{_ring(curve)} On the left, low thresholds; on the right, never halting.{_part(curve)}"
+    return Figure(chart, caption, f"{name}: what a threshold buys, {on_images(curve)}", series)
 
 
 def halting_figures(choices: Sequence[HaltingChoice]) -> list[Figure]:
@@ -238,8 +250,8 @@ def _threshold(choice: HaltingChoice) -> Figure:
     by_depth = tuple((float(i), a) for i, a in enumerate(choice.by_depth, 1))
     by_threshold = tuple(sorted({(p.mean_steps, p.accuracy) for p in (*choice.points, choice.full)}))
     series = [
-        Series("every threshold", by_threshold, 1, dots=False),
-        Series("every sample the same depth", by_depth, 0, dashed=True),
+        Series("every threshold", by_threshold, 0, dots=False),
+        Series("every image the same depth", by_depth, 0, dashed=True, dots=False),
         Series(f"chosen: {chosen.threshold:g}", ((chosen.mean_steps, chosen.accuracy),), 2, marks_only=True),
     ]
     chart = line_chart(
@@ -247,11 +259,24 @@ def _threshold(choice: HaltingChoice) -> Figure:
         label=f"Accuracy against mean steps of {table.halting(choice)}",
         x_label="mean steps",
         y_label="validation accuracy",
-        y_text=_share,
+        y_text=share,
         x_ticks=list(range(1, choice.steps + 1)),
-        y_limits=_SHARES,
+        y_limits=SHARES,
     )
-    return Figure(chart, table.halting(choice) + ".", f"{choice.name}: the threshold", series)
+    return Figure(chart, _choice(choice), f"{choice.name}: the threshold", series)
+
+
+def _choice(choice: HaltingChoice) -> str:
+    """Says in two sentences how a threshold was chosen, and what it costs."""
+    chosen, full = choice.chosen, choice.full
+    found = f"{numbers.percent(chosen.accuracy)} are right after {chosen.mean_steps:.2f} steps on average, {numbers.percent(full.accuracy)} after {choice.steps}"
+    aim = f"of {choice.images:,} validation images of {choice.data}, at most {choice.budget * 100:g} points may be given up"
+    if chosen.threshold >= 1:
+        return f"Never halting: no threshold is sure to keep the budget ({aim}). {found}."
+    return (
+        f"Chosen: {chosen.threshold:g}, the cheapest threshold that keeps the budget ({aim}). {found}: {chosen.lost:,} lost, "
+        f"{chosen.gained:,} gained, with 95 % confidence at most {choice.drop_bound * 100:.2f} points."
+    )
 
 
 def _reliability(choice: HaltingChoice) -> Figure:
@@ -260,16 +285,16 @@ def _reliability(choice: HaltingChoice) -> Figure:
     spans = tuple(_whisker(t, n, choice.steps) for t, n in zip(found.true, found.count, strict=True) if n)
     series = [
         Series("halting head", points, 1, spans),
-        Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True),
+        Series("perfectly calibrated", ((0.0, 0.0), (1.0, 1.0)), 0, dashed=True, dots=False),
     ]
-    told = "; ".join(f"{numbers.percent(t, 0)} at {p:.2f}" for p, t in points)
+    said = "; ".join(f"{numbers.percent(t, 0)} at {p:.2f}" for p, t in points)
     chart = line_chart(
         series,
-        label=f"Share of right answers by stated chance: {told}",
+        label=f"Share of right answers by stated chance: {said}",
         x_label="halt_prob",
-        y_label="share of right answers",
-        y_text=_share,
-        y_limits=_SHARES,
+        y_label="right answers",
+        y_text=share,
+        y_limits=SHARES,
     )
     caption = (
         f"halt_prob after each of {choice.steps} steps on {choice.images:,} validation images, in {len(found.count)} bins, against "
@@ -290,70 +315,3 @@ def _last_bin(found: Reliability) -> str:
     bins = len(found.count)
     share = numbers.percent(found.count[-1] / sum(found.count), 0)
     return f"{share} of the answers lie in the last bin, above {(bins - 1) / bins:.2f}."
-
-
-# Corruptions -----------------------------------------------------------------------------------
-
-
-def corruption_overview(found: Sequence[Robustness], color_of: Mapping[str, int]) -> Figure | None:
-    """Shows accuracy by severity of all artifacts together; None where there is one, or too many for one chart."""
-    if not 1 < len(found) <= _MOST:
-        return None
-    together = [Series(one.name, _by_severity(one, "accuracy"), color_of.get(one.name, 0)) for one in found]
-    return _severity_figure("All artifacts", together, "Mean over the corruptions.")
-
-
-def corruption_figures(found: Sequence[Robustness], color_of: Mapping[str, int]) -> list[list[Figure]]:
-    """Returns rows of figures: of an artifact, accuracy by kind of corruption, and beside it whether its halt_prob notices.
-
-    Artifacts without halt_prob, which have the first figure alone, share a row.
-    """
-    single: list[Figure] = []
-    pairs = []
-    for one in found:
-        by_kind = _by_kind(one)
-        if one.clean.mean_halt_prob is None:
-            single.append(by_kind)
-        else:
-            pairs.append([by_kind, _trust(one)])
-    return [single, *pairs] if single else pairs
-
-
-def _by_kind(found: Robustness) -> Figure:
-    groups = dict.fromkeys(c.group for c in found.corruptions)
-    series = [Series(group, _by_severity(found, "accuracy", group), _color(i)) for i, group in enumerate(groups)]
-    series.append(Series("all corruptions", _by_severity(found, "accuracy"), 0, dashed=True))
-    return _severity_figure(found.name, series, "Mean over the corruptions of each kind.")
-
-
-def _trust(found: Robustness) -> Figure:
-    """Shows the share of right answers beside mean halt_prob."""
-    right, full = _by_severity(found, "accuracy"), _by_severity(found, "full_accuracy")
-    series = [
-        Series("right at full depth", full, 0, dashed=True),  # first: where lines coincide, the other lies on it
-        Series("right", right, 1),
-        Series("mean halt_prob", _by_severity(found, "mean_halt_prob"), 2),
-    ]
-    caption = "Mean over the corruptions. Where halt_prob's line lies above the answers', it trusts them too much."
-    if full and all(abs(a - b) < _ALIKE for (_, a), (_, b) in zip(full, right, strict=True)):
-        caption += " The lines of the right answers coincide: at no severity are they 0.5 points apart."
-    return _severity_figure(f"{found.name}: does halt_prob notice?", [s for s in series if s.points], caption)
-
-
-def _by_severity(found: Robustness, field: str, group: str | None = None) -> tuple[tuple[float, float], ...]:
-    """Returns (severity, mean over the corruptions), the clean images at 0; nothing where it is not known."""
-    values = [getattr(found.at(severity, group), field) for severity in (0, *SEVERITIES)]
-    return () if None in values else tuple((float(i), v) for i, v in enumerate(values))
-
-
-def _severity_figure(title: str, series: Sequence[Series], caption: str) -> Figure:
-    chart = line_chart(
-        series,
-        label=_told(f"{title}, by severity", series, lambda y: numbers.percent(y, 1)),
-        x_label="severity (0: the images as they are)",
-        y_label="share of images",
-        y_text=_share,
-        x_ticks=[0, *SEVERITIES],
-        y_limits=_SHARES,
-    )
-    return Figure(chart, caption, title, series)

@@ -178,7 +178,10 @@ def _answers(case: CaseEvidence, i: int, label: int | None) -> tuple[Judged, ...
         return (_answer("", case, case.predictions, i, label),)
     both = (("eager", case.reference), ("artifact", case.predictions))
     if label is not None and _same(case, i):
-        return (Judged("", ", ".join(f"{who}\u00a0{_share(predictions, i)}" for who, predictions in both)),)
+        shares = [_share(predictions, i) for _, predictions in both]
+        if len(set(shares)) == 1:
+            return (Judged("", f"both {shares[0]}"),)
+        return (Judged("", ", ".join(f"{who}\u00a0{share}" for (who, _), share in zip(both, shares, strict=True))),)
     return tuple(_answer(f"{who}: ", case, predictions, i, label) for who, predictions in both)
 
 

@@ -27,8 +27,9 @@ def headline(rows: Sequence[BenchRow], quiet: bool) -> str:
     timed = sorted((r for r in artifacts if r.latency_ms), key=_p50)
     best = timed[0] if timed else artifacts[0]
     parts = [part for part in (_speed(best, quiet), _agreement(best)) if part]
-    subject = best.name + _rank(timed, quiet)
-    return f"{subject} {' and '.join(parts)}" if parts else subject
+    subject = best.name + ("" if _unclear(best) else _rank(timed, quiet))
+    # A comma: what stands before it may end in what is doubtful about it.
+    return f"{subject} {', and '.join(parts)}" if parts else subject
 
 
 def cards(rows: Sequence[BenchRow], quiet: bool) -> list[tuple[str, str, str]]:
@@ -71,8 +72,8 @@ def _speed(row: BenchRow, quiet: bool) -> str:
     if row.speedup_range is not None:
         low, high = row.speedup_range
         span = f"({between(low, high)} ×{'' if quiet else '; the machine was busy'})"
-        if low < 1 < high and high > low * _WIDE:
-            return f"cannot be told apart here from the speed of {_eager(row)} {span}"
+        if _unclear(row):
+            return f"cannot be told apart in speed from {_eager(row)} {span}"
         if low < 1 < high:
             return f"is about as fast as {_eager(row)} {span}"
         return f"runs {between(low, high)} × as fast as {_eager(row)}{doubt}"
@@ -81,12 +82,17 @@ def _speed(row: BenchRow, quiet: bool) -> str:
     return ""
 
 
+def _unclear(row: BenchRow) -> bool:
+    """Returns whether a row's range around 1 tells nothing; a rank would then say more than is known."""
+    if row.speedup_range is None:
+        return False
+    low, high = row.speedup_range
+    return low < 1 < high and high > low * _WIDE
+
+
 def _eager(row: BenchRow) -> str:
-    """Says what the row is compared with: its eager model, whose steps are as many and halt alike."""
-    if row.steps is None:
-        return f"eager PyTorch at batch {row.batch}"
-    halts = row.halt_threshold is not None and row.halt_threshold < 1
-    return f"eager PyTorch at the same depth{' and threshold' if halts else ''}, batch {row.batch}"
+    """Says what the row is compared with; that its steps are as many and halt alike stands below the table."""
+    return f"eager PyTorch at batch {row.batch}"
 
 
 def _agreement(row: BenchRow) -> str:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from vitrm.errors import UserError
 from vitrm.runtime.bench.report import by_class, headline, numbers, savings, table
 from vitrm.runtime.bench.robustness import table as corruption_table
-from vitrm.runtime.bench.robustness.measure import BROKEN
+from vitrm.runtime.bench.robustness.measure import BROKEN, SEVERITIES, Robustness
 from vitrm.system.short_names import shorten_all
 from vitrm.system.terminal import neutral
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from vitrm.runtime.bench.report.gallery import Gallery
     from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence
 
@@ -52,6 +54,7 @@ def render(result: BenchResult) -> str:
         keep_trailing_newline=True,
         finalize=_with_units,
     )
+    environment.filters["code"] = _code
     style = Markup((_FOLDER / _STYLE).read_text(encoding="utf-8"))
     return neutral(environment.get_template(_TEMPLATE).render(style=style, **_contents(result)))
 
@@ -61,9 +64,19 @@ def _with_units(value: Any) -> Any:
     return _UNIT.sub("\u00a0", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
+def _code(text: str) -> Markup:
+    """Sets what stands between backticks as code, and escapes everything."""
+    from markupsafe import Markup, escape
+
+    parts = str(escape(_with_units(text))).split("`")
+    if len(parts) % 2 == 0:  # a backtick of a name
+        return Markup("`".join(parts))
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+
+
 def _contents(result: BenchResult) -> dict[str, Any]:
     """Returns what the template shows, by the names it has there."""
-    from vitrm.runtime.bench.report import figures
+    from vitrm.runtime.bench.report import corruptions, figures
     from vitrm.runtime.bench.report.gallery import mistakes
 
     evidence = result.evidence
@@ -72,7 +85,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
     artifacts = [case for case in evidence.cases if case.kind == "artifact"]
     rows = _first_rows(result)
     saved = savings.measured(result)
-    measured_on = {saving.name: saving.images for saving in saved}
+    alike = corruptions.alike(result.corruptions)
     return {
         "title": f"vitrm-bench: {', '.join(r.name for r in rows if r.kind == 'artifact')}",
         "started": result.started.replace("T", " ").replace("+00:00", " UTC"),
@@ -86,9 +99,9 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "savings": [(saving, savings.cards(saving, result.quiet)) for saving in saved],
         "saving_curves": [
             (
-                Path(curve.run).name,
+                f"{figures.model_name(curve)}: thresholds, at most {curve.steps} steps",
                 curve,
-                figures.savings_figure(curve, color_of, measured_on),
+                figures.savings_figure(curve, color_of),
                 savings.estimates(curve),
             )
             for curve in evidence.depth_curves
@@ -102,20 +115,20 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "confusions": by_class.confusion_figures(result, color_of),
         "mistakes": mistakes(artifacts[: by_class.MOST]),
         "halting": figures.halting_figures(result.halting),
-        "corruption_sentences": [s for one in result.corruptions for s in corruption_table.sentences(one)],
-        "corruption_overview": figures.corruption_overview(result.corruptions, color_of),
-        "corruption_rows": figures.corruption_figures(result.corruptions, color_of),
-        "corruption_tables": [
-            (corruption_table.title(one), corruption_table.head(one), corruption_table.lines(one))
-            for one in result.corruptions
-        ],
+        "corruption_sentences": [s for group in alike for s in corruption_table.sentences(group)],
+        "corruption_examples": corruptions.examples(result.corruptions, artifacts),
+        "corruption_overview": corruptions.overview(alike, color_of),
+        "corruption_rows": corruptions.figure_rows(alike),
+        "corruption_tables": [_corruption_table(corruptions.most_told(group)) for group in alike],
+        "corruption_same": [said for group in alike if (said := corruptions.same_within(group))],
+        "corruption_first": result.corruptions[0].name if result.corruptions else "",
         "corruption_basis": corruption_table.basis(result.corruptions),
+        "corruption_reading": corruption_table.reading(result.corruptions),
         "broken": BROKEN,
         "depths": [(curve, figures.depth_figure(curve, color_of)) for curve in evidence.depth_curves],
         "galleries": _galleries(artifacts),
         "artifacts": _artifacts(artifacts, rows),
         "method": _method_facts(result),
-        "footer": table.footer(result),
         "percent": numbers.percent,
     }
 
@@ -136,13 +149,19 @@ def _galleries(artifacts: Sequence[CaseEvidence]) -> list[Gallery]:
     return galleries
 
 
-def _artifacts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """Returns the facts of every file, once however many depths and thresholds it was measured at."""
+def _artifacts(
+    cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]
+) -> list[tuple[str, list[tuple[str, Any]], list[tuple[str, str]]]]:
+    """Returns the facts of every file and its model's configuration, once however many depths and thresholds it was measured at."""
     files: dict[str, list[CaseEvidence]] = {}
     for case in cases:
         files.setdefault(case.file, []).append(case)
     return [
-        (those[0].name.partition(" · ")[0] if len(those) > 1 else those[0].name, _artifact_facts(those, rows))
+        (
+            those[0].name.partition(" · ")[0] if len(those) > 1 else those[0].name,
+            _artifact_facts(those, rows),
+            [(k, _value(v)) for k, v in those[0].metadata.model.items() if v is not None],
+        )
         for those in files.values()
     ]
 
@@ -152,7 +171,9 @@ def _steps(cases: Sequence[CaseEvidence]) -> str:
     if not cases[0].metadata.recursive:
         return "no recursion"
     return "; ".join(
-        f"{m.steps}, halting {'never' if m.halt_threshold >= 1 else f'above {m.halt_threshold:g}'}"
+        f"{m.steps} for every image"
+        if m.halt_threshold >= 1
+        else f"at most {m.steps} with halting above {m.halt_threshold:g}"
         for m in (case.metadata for case in cases)
     )
 
@@ -162,8 +183,8 @@ def _artifact_facts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> 
     row = next(r for r in rows if r.name == case.name)
     return [
         ("file", case.file),
-        ("size", f"{row.bytes:,} bytes" if row.bytes else "–"),
-        ("model", ", ".join(f"{k} {_value(v)}" for k, v in m.model.items() if v is not None)),
+        ("size", f"{numbers.size(row.bytes)} ({row.bytes:,} bytes)" if row.bytes else "–"),
+        ("model", m.model.get("kind", "not said")),
         ("graph", m.graph),
         ("steps", _steps(cases)),
         ("precision", m.precision),
@@ -178,6 +199,16 @@ def _artifact_facts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> 
         ("backend here", f"{row.backend}, {row.device}"),
         *(("note", note) for note in row.notes),
     ]
+
+
+def _corruption_table(found: Robustness) -> dict[str, Any]:
+    """Returns a table as the template draws it: the figures of its heads, each with two columns below, and its lines."""
+    return {
+        "title": corruption_table.title(found),
+        "figures": corruption_table.figures(found),
+        "worst": f"severity {SEVERITIES[-1]}",
+        "lines": corruption_table.lines(found),
+    }
 
 
 def _table(title: str, columns: Sequence[table.Column], rows: Sequence[BenchRow]) -> dict[str, Any]:
@@ -201,14 +232,36 @@ def _classes(names: Sequence[str]) -> str:
 
 
 def _method_facts(result: BenchResult) -> list[tuple[str, Any]]:
+    from vitrm.runtime.bench.report import command_line
+
     busy = result.machine["other_cpus_busy"]
+    references = [row for row in result.rows if row.kind != "artifact"]  # an artifact's notes are among its facts
     return [
-        *([("command", result.command)] if result.command else []),
-        ("processor", f"{result.machine['cpu']}, {result.machine['physical_cores']} physical cores"),
+        *([("command", command_line.marked_up(result.command))] if result.command else []),
+        ("processor", f"{result.machine['cpu']}, {result.machine['physical_cores']} physical cores{_threads(result)}"),
         ("system", result.machine["system"]),
-        ("other processes", "not known" if busy is None else f"{busy:.2f} CPUs busy while latency was measured"),
+        # Of a busy machine the warning at the top says it.
+        *([("other processes", _others(busy))] if result.quiet else []),
         ("versions", ", ".join(f"{k} {v}" for k, v in result.versions.items())),
+        *(_named(line) for line in table.basis(result)),
+        *(("note", f"{', '.join(names)}: {note}") for note, names in table.row_notes(references).items()),
     ]
+
+
+def _threads(result: BenchResult) -> str:
+    return f", {result.threads} thread{'s' * (result.threads > 1)} used"
+
+
+def _others(busy: float | None) -> str:
+    return "not known" if busy is None else f"{busy:.2f} CPUs busy while latency was measured"
+
+
+def _named(line: str) -> tuple[str, str]:
+    """Splits a fact from its name, in front of a colon; why power was not measured is a fact of power's."""
+    if line.startswith("power of "):
+        return "power", line.removeprefix("power ")
+    name, _, fact = line.partition(": ")
+    return name, fact
 
 
 def _value(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vitrm.runtime.bench.report.numbers import between, percent
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, DepthCurve
 
-_SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # thresholds of the table, of all that a curve has
+_SHOWN = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)  # thresholds of the table, of all that a curve has
 
 
 @dataclass(frozen=True)

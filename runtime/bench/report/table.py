@@ -164,16 +164,29 @@ def footer(result: BenchResult) -> list[str]:
         f"✗ {name}: {status}" for name, status in dict.fromkeys((r.name, r.status) for r in result.rows if not r.ok)
     ]
     devices = dict.fromkeys(r.device for r in result.rows if r.device)
-    counts = [r.latency_ms.n for r in result.rows if r.latency_ms]
     lines.append(
         f"{', '.join(d for d in devices if d)} · {result.threads} thread{'s' if result.threads > 1 else ''} · "
         + " · ".join(f"{k} {v}" for k, v in result.versions.items())
     )
+    lines += basis(result)
+    lines += [halting(choice) for choice in result.halting]
+    lines += [sentence(saving, result.quiet) for saving in measured(result)]
+    lines += result.notes
+    for note, names in row_notes(result.rows).items():
+        lines.append(f"{', '.join(names)}: {note}")
+    return [neutral_line(line) for line in lines]
+
+
+def basis(result: BenchResult) -> list[str]:
+    """Says how latency and power were measured and what accuracy is of: a name, a colon, and the fact."""
+    counts = [r.latency_ms.n for r in result.rows if r.latency_ms]
+    lines = []
     if counts:
         low, high = min(counts), max(counts)
+        often = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         line = (
-            f"latency: {low if low == high else f'{low}–{high}'} timed runs a row in {result.rounds} interleaved rounds, after at "
-            f"least {result.warm_up} to warm up; host to host"
+            f"latency: each row was timed {often} times in {result.rounds} interleaved rounds, after at least {result.warm_up} runs "
+            "to warm up, from host memory to host memory"
         )
         if any(r.speedup is not None for r in result.rows):
             line += "; × eager is the range of the middle 80 % of rounds"
@@ -182,16 +195,12 @@ def footer(result: BenchResult) -> list[str]:
     lines += power(result)
     for data in result.data:
         if data["labelled"]:
-            part = f"all {data['total']}" if data["images"] == data["total"] else f"{data['images']} of {data['total']}"
+            whole = data["images"] == data["total"]
+            part = f"all {data['total']:,}" if whole else f"{data['images']:,} of the {data['total']:,}"
             what = "accuracy and agreement" if any(r.agreement is not None for r in result.rows) else "accuracy"
             split = f"{data['split']} " if data["split"] else ""
-            lines.append(f"{what}: {part} {split}images of {data['name']}")
-    lines += [halting(choice) for choice in result.halting]
-    lines += [sentence(saving, result.quiet) for saving in measured(result)]
-    lines += result.notes
-    for note, names in _row_notes(result).items():
-        lines.append(f"{', '.join(names)}: {note}")
-    return [neutral_line(line) for line in lines]
+            lines.append(f"{what}: on {part} {split}images of {data['name']}")
+    return lines
 
 
 def power(result: BenchResult) -> list[str]:
@@ -212,15 +221,16 @@ def halting(choice: HaltingChoice) -> str:
     what = "never halting" if chosen.threshold >= 1 else f"threshold {chosen.threshold:g}"
     loss = f", {chosen.lost} lost and {chosen.gained} gained: at most {choice.drop_bound * 100:.2f} given up with 95 % confidence"
     return (
-        f"halting: {choice.name} now has {what}, chosen on {choice.images} validation images of {choice.data} (not more than "
+        f"halting: {choice.name} now has {what}, chosen on {choice.images:,} validation images of {choice.data} (not more than "
         f"{choice.budget * 100:g} points given up{loss if chosen.threshold < 1 else ''}): {percent(chosen.accuracy)} after {chosen.mean_steps:.2f} steps on average, "
         f"{percent(full.accuracy)} after {choice.steps}; calibration error of halt_prob {percent(choice.reliability.ece, 1)}"
     )
 
 
-def _row_notes(result: BenchResult) -> dict[str, list[str]]:
+def row_notes(rows: Sequence[BenchRow]) -> dict[str, list[str]]:
+    """Returns each note with the names of the rows that have it."""
     notes: dict[str, list[str]] = {}
-    for row in result.rows:
+    for row in rows:
         for note in row.notes:
             if row.name not in notes.setdefault(note, []):
                 notes[note].append(row.name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _WORST = SEVERITIES[-1]
 _MARKS = {KEPT: "", UNCLEAR: " ?", BROKEN: " ✗"}  # behind a corruption's name, so that color is not needed
 _TOO_SURE = 0.05  # by which halt_prob may exceed the share of right answers before that is a warning
+_AT_WORST = f"at {_WORST}"
 _WIDE = 120  # columns that a whole table needs
 
 
@@ -33,12 +34,13 @@ def title(found: Robustness) -> str:
         return found.name
     steps = f"{found.steps} step{'s' * (found.steps > 1)}"
     if found.halt_threshold is not None and found.halt_threshold < 1:
-        return f"{found.name}, at most {steps}, halting above {found.halt_threshold:g}"
-    return f"{found.name}, {steps}, never halting"
+        named = " · " in found.name  # its setting is in its name
+        return f"{found.name}, at most {steps}" + ("" if named else f", halting above {found.halt_threshold:g}")
+    return f"{found.name}, {steps}" + ("" if " · " in found.name else ", never halting")
 
 
-def head(found: Robustness) -> list[str]:
-    """Returns the columns: each figure's mean over the severities, then at the worst one."""
+def figures(found: Robustness) -> list[str]:
+    """Returns the names of the figures that are known: each has two columns, its mean over the severities and the worst one."""
     names = ["accuracy"]
     if found.clean.mean_steps_used is not None and found.halt_threshold is not None and found.halt_threshold < 1:
         names.append("steps")
@@ -46,7 +48,12 @@ def head(found: Robustness) -> list[str]:
         names.append("points lost")
     if found.clean.halt_ece is not None:
         names += ["halt_prob", "ECE"]
-    return ["corruption", *(column for name in names for column in (name, f"at {_WORST}"))]
+    return names
+
+
+def head(found: Robustness) -> list[str]:
+    """Returns the columns of a table with one line of heads."""
+    return ["corruption", *(column for name in figures(found) for column in (name, _AT_WORST))]
 
 
 def lines(found: Robustness) -> list[tuple[str, list[str], str]]:
@@ -73,14 +80,14 @@ def _blank(found: Robustness) -> list[str]:
     return [""] * len(_cells(found, found.clean))
 
 
-def _cells(found: Robustness, figures: Figures) -> list[str]:
-    shown, decimals = head(found)[1::2], digits(found.images)
+def _cells(found: Robustness, of: Figures) -> list[str]:
+    shown, decimals = figures(found), digits(found.images)
     every = {
-        "accuracy": percent(figures.accuracy, decimals),
-        "steps": "–" if figures.mean_steps_used is None else f"{figures.mean_steps_used:.2f}",
-        "points lost": "–" if figures.lost is None else points(figures.lost),
-        "halt_prob": percent(figures.mean_halt_prob, decimals),
-        "ECE": percent(figures.halt_ece, decimals),
+        "accuracy": percent(of.accuracy, decimals),
+        "steps": "–" if of.mean_steps_used is None else f"{of.mean_steps_used:.2f}",
+        "points lost": "–" if of.lost is None else points(of.lost),
+        "halt_prob": percent(of.mean_halt_prob, decimals),
+        "ECE": percent(of.halt_ece, decimals),
     }
     return [every[name] for name in shown]
 
@@ -99,15 +106,21 @@ def words(one: UnderCorruption) -> str:
 
 
 def basis(found: Sequence[Robustness]) -> list[str]:
-    """Says what was measured on, one line for each data set, and how to read it."""
+    """Says what was measured on, one line for each data set."""
     told = []
     for one in found:
-        part = f"all {one.total}" if one.images == one.total else f"{one.images} of {one.total}"
+        part = f"all {one.total:,}" if one.images == one.total else f"{one.images:,} of the {one.total:,}"
         told.append(
-            f"corruptions: {len(one.corruptions)} at {len(SEVERITIES)} severities each, made from {part} test images of "
-            f"{one.data} (seed {one.seed}) after CIFAR-10-C, whose own files they are not; columns are means over the severities, "
-            f"and severity {_WORST}; an accuracy on {one.images} images is known to ±{98 / one.images**0.5:.1f} points or better"
+            f"{len(one.corruptions)} corruptions at {len(SEVERITIES)} severities each, of {part} test images of {one.data} (seed "
+            f"{one.seed}), made here the way CIFAR-10-C is; not its files. An accuracy on {one.images:,} images is known to "
+            f"±{98 / one.images**0.5:.1f} points or better"
         )
+    return list(dict.fromkeys(told))
+
+
+def reading(found: Sequence[Robustness]) -> list[str]:
+    """Says how the tables are read."""
+    told = [f"columns: the mean over the severities, then severity {_WORST}"]
     if any(one.clean.lost is not None for one in found):
         told.append(
             "points lost: by halting, against full depth on the same images; behind a corruption's name ✗: more than the "
@@ -117,18 +130,22 @@ def basis(found: Sequence[Robustness]) -> list[str]:
         told.append(
             "mean of halt_prob: the share of answers that it expects to be right; ECE: its expected calibration error"
         )
-    return list(dict.fromkeys(told))
+    return told
 
 
-def sentences(found: Robustness) -> list[tuple[str, bool]]:
-    """Says what follows for one artifact, warnings first; each sentence with True for a warning."""
-    told = [_budget(found)] if _halts(found) else []
-    if found.clean.mean_halt_prob is not None and found.mean.mean_halt_prob is not None:
-        told.append(_trust(found))
+def sentences(found: Sequence[Robustness]) -> list[tuple[str, bool]]:
+    """Says what follows for artifacts that are alike, warnings first; each sentence with True for a warning.
+
+    What is said of halt_prob is said of the first one, in the name of all.
+    """
+    told = [_budget(one) for one in found if _halts(one)]
+    first = found[0]
+    if first.clean.mean_halt_prob is not None and first.mean.mean_halt_prob is not None:
+        told.append(_trust(first, " and ".join(one.name for one in found)))
     return sorted(told, key=lambda one: not one[1])
 
 
-def _trust(found: Robustness) -> tuple[str, bool]:
+def _trust(found: Robustness, name: str) -> tuple[str, bool]:
     """Says how many answers halt_prob expects to be right, and how many are; a warning where that is far too many."""
 
     def share(value: float | None) -> str:
@@ -139,12 +156,12 @@ def _trust(found: Robustness) -> tuple[str, bool]:
     corrupted = f"{share(mean.mean_halt_prob)} to be right, and {share(mean.accuracy)} are"
     if _excess(mean) <= _TOO_SURE:
         return (
-            f"of the clean images halt_prob of {found.name} expects {clean_ones}; of the corrupted ones {corrupted}",
+            f"of the clean images halt_prob of {name} expects {clean_ones}; of the corrupted ones {corrupted}",
             False,
         )
     worst = max(found.corruptions, key=lambda one: _excess(one.mean))
     return (
-        f"on corrupted images {found.name} trusts itself too much: halt_prob expects {corrupted}; most under {words(worst)} "
+        f"on corrupted images halt_prob of {name} is too sure: it expects {corrupted}; most under {words(worst)} "
         f"({share(worst.mean.mean_halt_prob)} expected, {share(worst.mean.accuracy)} right); of the clean ones it expects {clean_ones}",
         True,
     )
@@ -214,7 +231,7 @@ def corruption_tables(found: Sequence[Robustness], width: int | None = None) -> 
     for one in found:
         names, every = head(one), lines(one)
         whole = len(names) if width is None or width >= _WIDE else 3
-        shown = [i for i, name in enumerate(names) if i < whole or not name.startswith("at ")]
+        shown = [i for i, name in enumerate(names) if i < whole or name != _AT_WORST]
         rows = [
             TextRow(
                 [[name, *cells][j] for j in shown],
@@ -243,8 +260,8 @@ def plain_corruptions(found: Sequence[Robustness]) -> str:
 
 
 def _footer(found: Sequence[Robustness]) -> list[tuple[str, bool]]:
-    told = [sentence for one in found for sentence in sentences(one)]
+    told = [sentence for one in found for sentence in sentences([one])]
     return [
         (neutral_line(("✗ " if warns else "") + text), warns)
-        for text, warns in (*told, *((b, False) for b in basis(found)))
+        for text, warns in (*told, *((b, False) for b in (*basis(found), *reading(found))))
     ]

@@ -88,7 +88,7 @@ def test_a_rare_class_that_is_never_recognized_is_named_with_a_way_out():
     assert "training had 6 of 200: try --balance" in line
     assert not never_recognized(found, np.array([70, 70, 60])), "it is not rare: something else is wrong"
     assert not never_recognized(classify(labels, labels, NAMES))
-    assert confusions(found) == "most often taken: eel for cat (2)"
+    assert confusions(found) == "most common mistakes: eel taken for cat (2)"
     assert confusions(classify(labels, labels, NAMES)) == ""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vitrm.runtime.bench.accuracy import wilson
-from vitrm.runtime.bench.report.figures import corruption_figures, corruption_overview, halting_figures, savings_figure
-from vitrm.runtime.bench.robustness.corruptions import SEVERITIES
-from vitrm.runtime.bench.robustness.measure import Figures, Robustness, UnderCorruption
+from vitrm.runtime.bench.report.figures import depth_figure, halting_figures, savings_figure
 from vitrm.runtime.bench.rows import DepthCurve
 from vitrm.runtime.halting.choose import HaltingChoice, HaltingPoint, Reliability
 
@@ -45,61 +45,33 @@ def test_thresholds_are_a_line_up_to_full_depth() -> None:
     assert 'class="dot"' not in figure.chart
 
 
-def test_other_images_than_those_above_are_said() -> None:
-    curve = DepthCurve(
-        run="r",
-        accuracy=(0.8, 0.9),
-        halt_prob=(0.8, 0.9),
-        images=300,
-        points=(("a.onnx", 1.5, 0.9),),
-        steps=2,
-        halting=(point(0.9, 0.9, 1.5), point(2.0, 0.9, 2.0)),
-    )
-    said = "on 300 test images (the figures above: 10,000); a ring"
-    assert said in savings_figure(curve, {}, {"a.onnx": 10_000, "b.onnx": 5}).caption
-    assert "on 300 test images; a ring" in savings_figure(curve, {}, {"a.onnx": 300}).caption
-
-
-def in_fog(seen: Figures, name: str = "a.onnx") -> Robustness:
-    fog = UnderCorruption(name="fog", group="weather", severities=(seen,) * len(SEVERITIES), mean=seen)
-    return Robustness(
-        name=name,
-        data="digits",
-        images=100,
-        total=100,
-        seed=0,
-        steps=6,
-        halt_threshold=0.9,
-        budget=0.003,
-        budget_from="stored",
-        clean=seen,
-        corruptions=(fog,),
-        mean=seen,
+def test_a_choice_is_two_sentences() -> None:
+    figure, _ = halting_figures([CHOICE])
+    assert figure.caption == (
+        "Chosen: 0.9, the cheapest threshold that keeps the budget (of 100 validation images of digits, at most 0.3 points may be given "
+        "up). 89.00 % are right after 1.50 steps on average, 90.00 % after 6: 1 lost, 0 gained, with 95 % confidence at most 0.30 points."
     )
 
 
-def test_lines_that_coincide_are_said() -> None:
-    for lost, coincide in ((0.004, True), (0.006, False)):
-        found = in_fog(
-            Figures(accuracy=0.8, full_accuracy=0.8 + lost, lost=lost, mean_steps_used=2.0, mean_halt_prob=0.9)
-        )
-        figure = corruption_figures([found], {})[-1][-1]
-        assert figure.legend[0].name == "right at full depth"
-        assert figure.legend[0].dashed
-        assert ("coincide" in figure.caption) == coincide
+CURVE = DepthCurve(
+    run="runs/r",
+    accuracy=(0.8, 0.9, 0.9),
+    halt_prob=(0.8, 0.9, 0.9),
+    images=300,
+    points=(("a · no halting", 2.0, 0.9), ("a · halting at 0.9", 1.5, 0.9)),
+    steps=2,
+    halting=(point(0.9, 0.9, 1.5), point(2.0, 0.9, 2.0)),
+)
 
 
-def test_an_artifacts_charts_of_corruptions_are_a_row() -> None:
-    halting = Figures(accuracy=0.8, full_accuracy=0.8, lost=0.0, mean_steps_used=2.0, mean_halt_prob=0.9)
-    plain = Figures(accuracy=0.8)
-    found = [in_fog(halting, "a.onnx"), in_fog(plain, "b.onnx"), in_fog(halting, "c.onnx"), in_fog(plain, "d.onnx")]
-    titles = [[figure.title for figure in row] for row in corruption_figures(found, {})]
-    assert titles == [
-        ["b.onnx", "d.onnx"],
-        ["a.onnx", "a.onnx: does halt_prob notice?"],
-        ["c.onnx", "c.onnx: does halt_prob notice?"],
-    ]
-    overview = corruption_overview(found, {})
-    assert overview is not None
-    assert [series.name for series in overview.legend] == ["a.onnx", "b.onnx", "c.onnx", "d.onnx"]
-    assert corruption_overview(found[:1], {}) is None
+def test_the_title_says_which_images_a_curve_is_of() -> None:
+    part = replace(CURVE, total=10_000)
+    assert savings_figure(part, {}).title == "a: what a threshold buys, on 300 of the 10,000 test images"
+    assert depth_figure(part, {}).title == "a, on 300 of the 10,000 test images"
+    assert depth_figure(replace(CURVE, total=300), {}).title == "a, on 300 test images"
+    assert depth_figure(replace(CURVE, points=()), {}).title == "r, on 300 test images"
+
+
+def test_the_trained_depth_is_marked() -> None:
+    assert "trained to 2" in depth_figure(replace(CURVE, trained_depth=2), {}).chart
+    assert "trained to" not in depth_figure(replace(CURVE, trained_depth=7), {}).chart, "deeper than the chart"

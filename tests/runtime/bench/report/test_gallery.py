@@ -62,7 +62,7 @@ def test_says_whose_mistake_it_is() -> None:
     ]
     (worst,) = mistakes([found])
     assert worst.text == "is wrong on 3 of 5 images. On 2 of them its eager model is wrong too. The 3 it is surest of:"
-    assert lines(worst.tiles[2]) == ["✗ both wrong: cat", "eager 87 %, artifact 87 %"]
+    assert lines(worst.tiles[2]) == ["✗ both wrong: cat", "both 87 %"]
     assert worst.tiles[2].verdict is not None
     assert worst.tiles[2].verdict.verdict == "wrong"
 

@@ -25,17 +25,17 @@ def row(name: str, p50: float, speedup: tuple[float, float], agreement: float = 
 def test_a_ratio_is_a_range_and_an_uncertain_one_is_called_so() -> None:
     one = row("a.onnx", 1.0, (61.2, 79.8), agreement=0.9914)
     calm = "a.onnx runs 61 to 80 × as fast as eager PyTorch at batch 1"
-    assert headline([one], quiet=True) == f"{calm} and gives the same answer on 99.1 % of 1,000 images"
+    assert headline([one], quiet=True) == f"{calm}, and gives the same answer on 99.1 % of 1,000 images"
     assert headline([one], quiet=False).startswith(f"{calm} (uncertain: the machine was busy)")
 
 
 def test_a_range_that_tells_nothing_is_called_so() -> None:
     one = replace(row("a.onnx", 1.0, (0.84, 6.7)), steps=6, halt_threshold=0.9)
-    said = "a.onnx cannot be told apart here from the speed of eager PyTorch at the same depth and threshold, batch 1 (0.84 to 6.7 ×"
+    said = "a.onnx cannot be told apart in speed from eager PyTorch at batch 1 (0.84 to 6.7 ×"
     assert headline([one], quiet=True).startswith(f"{said})")
     assert headline([one], quiet=False).startswith(f"{said}; the machine was busy)")
     near = replace(one, speedup_range=(0.9, 1.2), halt_threshold=2.0)
-    assert "is about as fast as eager PyTorch at the same depth, batch 1 (0.9 to 1.2 ×)" in headline([near], quiet=True)
+    assert "is about as fast as eager PyTorch at batch 1 (0.9 to 1.2 ×)" in headline([near], quiet=True)
 
 
 def test_what_cannot_be_told_apart_is_not_ranked() -> None:

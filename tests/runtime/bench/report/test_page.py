@@ -66,7 +66,7 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
         "How it was measured",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert len(page.labels) == 7  # what halting saves, two distributions, by batch, two confusion matrices, by depth
+    assert len(page.labels) == 6  # what halting saves, two distributions, two confusion matrices, by depth
     assert all(len(label) > 20 for label in page.labels)
     assert all(page.alts)
     assert text.count('scope="row"') >= len(result.rows)

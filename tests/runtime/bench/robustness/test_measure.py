@@ -21,6 +21,7 @@ from vitrm.runtime.bench import cli
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.bench.cases import Case
 from vitrm.runtime.bench.images import load_sample
+from vitrm.runtime.bench.report.corruptions import alike
 from vitrm.runtime.bench.report.page import render
 from vitrm.runtime.bench.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from vitrm.runtime.bench.robustness.measure import BROKEN, KEPT, UNCLEAR, measure_corruptions
@@ -94,10 +95,10 @@ def test_each_kind_of_artifact_has_the_figures_it_can_have(result: BenchResult) 
     assert built_in.clean.full_accuracy is None
     assert built_in.budget is None
     assert built_in.corruptions[0].budget is None
-    assert any("its threshold is built in" in text for text, _ in sentences(built_in))
+    assert any("its threshold is built in" in text for text, _ in sentences([built_in]))
     assert baseline.clean.halt_ece is None
     assert baseline.steps is None
-    assert sentences(baseline) == []
+    assert sentences([baseline]) == []
     # The clean figures are those of the rows, on fewer images.
     row = next(r for r in result.rows if r.name == "halting.onnx")
     assert built_in.clean.accuracy == pytest.approx(row.accuracy, abs=0.2)
@@ -122,18 +123,22 @@ def test_json_table_and_page_have_every_artifact(result: BenchResult, threshold:
         "none (clean)",
         "JPEG compression",
         "mean",
-        f"halting above {threshold:g}",
-        f"{IMAGES} of 359 test images",
+        f"halting at {threshold:g}, at most 4 steps",
+        f"{IMAGES} of the 359 test images",
     ):
         assert said in text
         assert said in page
     assert text.count("gaussian noise") >= 4
     assert not re.search(r"\d\.\d+ %", plain_corruptions(result.corruptions)), "one of 24 images is 4 %"
     part = page[page.index("<h2>Corruptions</h2>") :]
-    assert part.index("Corruptions: 13 at 5 severities") < part.index("alting of"), "what it is, then what follows"
-    assert 'data-label="severity 5"' in part
+    assert part.index("13 corruptions at 5 severities") < part.index("alting of"), "what it is, then what follows"
+    assert ">severity 5</th>" in part
+    assert part.count('alt="a test image, ') == 1 + len(CORRUPTIONS)
     labels = [label for label in Page(page).labels if "by severity" in label]
-    assert len(labels) == 1 + 4 + 3, "one for all, one each, one for each halting head"
+    groups = alike(result.corruptions)
+    heads = sum(group[0].clean.mean_halt_prob is not None for group in groups)
+    assert len(groups) >= 2
+    assert len(labels) == 1 + len(groups) + heads, "one for all, one for each that differs, one for each halting head"
     assert all("at 5" in label for label in labels)
 
 
@@ -199,11 +204,13 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
     (found,) = measure_corruptions([case], {"g": sample}, {}, 80, [], lambda *_: None, [fog])
     assert found.corruptions[0].budget == verdict
     assert found.mean.lost == pytest.approx(lost / 80)
-    text, warns = sentences(found)[0]
+    text, warns = sentences([found])[0]
     assert says in text
     assert warns == (verdict == BROKEN)
-    trust, warns = sentences(found)[1]
-    too_sure = "on corrupted images a.onnx trusts itself too much: halt_prob expects 90 % to be right, and 75 % are; most under fog"
+    trust, warns = sentences([found])[1]
+    too_sure = (
+        "on corrupted images halt_prob of a.onnx is too sure: it expects 90 % to be right, and 75 % are; most under fog"
+    )
     assert (too_sure in trust) == warns == (lost == 20)
 
 
@@ -260,7 +267,7 @@ def test_the_command_prints_and_writes(loop: Path, tmp_path: Path, capsys: pytes
     assert cli.main([str(loop), *quick, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "Corruptions: loop.onnx, at most 4 steps, halting above 0.5" in printed
-    assert "made from 8 of 359 test images of digits" in printed
+    assert "of 8 of the 359 test images of digits" in printed
     assert json.loads(out.read_text())["corruptions"][0]["images"] == 8
     assert cli.main([str(loop), *quick, "--corruption-images", "8"]) == 2
     assert "add --corruptions" in capsys.readouterr().err
