@@ -142,7 +142,7 @@ def curve_pictures(args: argparse.Namespace) -> None:
     history = record["stages"][-1]["epochs"]
     best = max(history, key=lambda line: sum(line["validation_accuracy"]))["epoch"]
     path = PICTURES / "curves.svg"
-    draw_curves(history, path, f"{MODEL}: cifar10", best)
+    draw_curves(history, path, f"Training of {MODEL}", best)
     say(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
 
 
