@@ -1,6 +1,7 @@
 """What would people take instead?  Accuracy, size, compute and latency of ViTRM's models beside well-known small networks.
 
     python benchmarks/alternatives.py [--data-dir DIR] [--threads 1] [--images 300] [--run resnet20=RUN …]
+    python benchmarks/alternatives.py --draw benchmarks/records/alternatives-CPU.json
 
 Our bundled models are measured: their files answer all of CIFAR-10's test images.  The other networks are this project's
 presets of them (`vitrm-train --model NAME`), exported with untrained weights, as neither size nor latency depends on what the
@@ -8,13 +9,16 @@ weights are; their accuracy is quoted from its source, and marked so, unless --r
 
 Latency is of one image.  All files answer each image in turn before the next one comes, so that whatever else the machine does
 hits all of them.  A file that halts takes less time for some images: its median and its mean are both given.
-Writes benchmarks/records/alternatives-CPU.json and a picture beside it.
+Writes benchmarks/records/alternatives-CPU.json and a picture beside it.  --draw makes the picture anew from a record, without
+measuring.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import math
 import os
 import tempfile
 import time
@@ -38,7 +42,7 @@ from vitrm.export import export
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.session import Session
 from vitrm.system.files import read_json, write_json
-from vitrm.system.picture import BLUE, NEUTRAL, picture
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, picture
 
 WARM_UP = 20  # images
 # Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
@@ -47,6 +51,7 @@ OURS = {
     "small-v2-cifar10": "halting-small-v2-cifar10-amd-epyc.json",
     "nano-cifar10": None,
 }
+OF_LAYERS = {"cct-7-3x1"}  # its int8 is that of its layers, not of convolutions
 MARKERS = {"fp32": "o", "int8": "s", "int8 convolutions": "D"}
 
 
@@ -89,7 +94,11 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--images", type=int, default=300, help="test images whose latency is measured")
     p.add_argument("--run", action="append", default=[], metavar="PRESET=RUN", help="a trained run of an alternative")
+    p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the picture of this record anew")
     args = p.parse_args()
+    if args.draw:
+        draw(read_json(args.draw, "record"), args.draw.with_suffix(".png"))
+        return
     runs = dict(named.split("=", 1) for named in args.run)
     test = load("cifar10", "test", data_dir=args.data_dir)
 
@@ -202,65 +211,198 @@ def row(file: File, times: NDArray[np.float64], test: Images | None) -> dict[str
     return found
 
 
+@dataclasses.dataclass
+class Drawn:
+    """A model's files in the picture: a line from its float32 file on, and a label beside the last one."""
+
+    label: str
+    ours: bool
+    measured: bool  # its accuracy, too; else quoted
+    points: list[tuple[float, float, str]]  # mean latency, accuracy in percent, precision
+
+
+def drawn_models(record: dict[str, Any]) -> list[Drawn]:
+    """What the picture shows of a record: ours that halt apart from ours at a fixed depth."""
+    found: dict[tuple[str, str], Drawn] = {}
+    for row in record["rows"]:
+        own, measured = row["model"] in OURS, "accuracy" in row
+        # The others' int8 files have their convolutions in int8, too.
+        others_int8 = row["precision"] == "int8" and not own and row["model"] not in OF_LAYERS
+        precision = "int8 convolutions" if others_int8 else row["precision"]
+        accuracy = row["accuracy"] if measured else record["models"][row["model"]]["quoted"]["accuracy"]
+        steps = f", {row['steps']}" if row["steps"] else ""
+        model = found.setdefault((row["model"], row["steps"]), Drawn(f"{row['model']}{steps}", own, measured, []))
+        if row["steps"] == "halting" and not model.points:
+            model.label += f": {row['mean_steps']:.1f} steps"
+        model.points.append((row["latency_ms"]["mean"], 100 * accuracy, precision))
+    return list(found.values())
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
     """Test accuracy over mean latency, as PNG; hollow where the accuracy is quoted."""
+    models = drawn_models(record)
+    with picture(path, 8.4, 5, "CIFAR-10: accuracy and time of one image, ViTRM beside well-known networks") as figure:
+        axes = figure.subplots()
+        for model in models:
+            color = BLUE if model.ours else NEUTRAL
+            axes.plot(*zip(*((x, y) for x, y, _ in model.points), strict=True), "-", color=color, lw=0.8, alpha=0.6)
+            for x, y, precision in model.points:
+                fill = color if model.measured else "none"
+                axes.plot(x, y, MARKERS[precision], color=color, markerfacecolor=fill, markersize=6, zorder=3)
+        _draw_axes(axes, models)
+        threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+        axes.set_title(
+            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images",
+            fontweight="normal",
+        )
+        _draw_legend(figure, models)
+        _draw_labels(figure, axes, models)
+
+
+def _features(record: dict[str, Any]) -> str:
+    return " with VNNI" if "avx512_vnni" in record.get("cpu_features", ()) else ""
+
+
+def _draw_axes(axes: Any, models: list[Drawn]) -> None:
+    """Draws the axes: time by its logarithm; accuracy by the logarithm of the error, which spreads what is close to the best."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("log")
+    times = [x for model in models for x, _, _ in model.points]
+    axes.set_xlim(min(times) / 1.35, max(times) * 1.35)
+    axes.xaxis.set_major_locator(FixedLocator([m * 10.0**k for k in range(-2, 4) for m in (1, 2, 5)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("milliseconds for one image, mean")
+    errors = [100 - y for model in models for _, y, _ in model.points]
+    axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(100 - y, 0.1)), lambda v: 100 - np.exp(-v)))
+    axes.set_ylim(100 - max(errors) * 1.12, 100 - min(errors) / 1.12)
+    axes.yaxis.set_major_locator(FixedLocator([50, 60, 70, 80, 84, 86, 88, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylabel("test images right, % (logarithm of the error)")
+    axes.grid(visible=True, axis="both")
+
+
+def _draw_legend(figure: Any, models: list[Drawn]) -> None:
+    """Draws what shapes and colors mean, below the axes."""
+    from matplotlib.lines import Line2D
+
+    names = {"fp32": "float32", "int8": "int8, convolutions float32", "int8 convolutions": "int8, convolutions too"}
+    shapes = [Line2D([], [], ls="", marker=MARKERS[key], color=DIM, label=name) for key, name in names.items()]
+    kinds = {
+        "ViTRM, without glimpses: measured": (True, True),
+        "others: accuracy measured": (False, True),
+        "others: accuracy quoted from their authors": (False, False),
+    }
+    met = {(model.ours, model.measured) for model in models}
+    signs = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker="o",
+            color=BLUE if ours else NEUTRAL,
+            markerfacecolor=None if measured else "none",
+            label=name,
+        )
+        for name, (ours, measured) in kinds.items()
+        if (ours, measured) in met
+    ]
+    signs += [Line2D([], [], ls="", label="")] * (len(shapes) - len(signs))
+    # Columns are filled first.
+    pairs = [sign for pair in zip(shapes, signs, strict=True) for sign in pair]
+    figure.legend(handles=pairs, loc="outside lower left", ncols=3, handletextpad=0.2, columnspacing=1.6)
+
+
+def _draw_labels(figure: Any, axes: Any, models: list[Drawn]) -> None:
+    """Writes each model's name where it covers neither a file nor a line nor another name."""
+    figure.canvas.draw()  # places are in pixels from here on
+    figure.set_layout_engine("none")
+    lines = [axes.transData.transform([point[:2] for point in model.points]) for model in models]
+    files = [box for line in lines for box in _boxes_along(line)]
+    names: list[Any] = []
+    # Those with least room first: beside files that are close to others'.
+    order = sorted(range(len(models)), key=lambda i: -sum(_near(lines[i][-1], other) for other in lines))
+    for i in order:
+        placed = _placed(axes, models[i], lines[i], files, names) or _placed(
+            axes, models[i], lines[i], files, names, True
+        )
+        if not placed:
+            raise AssertionError(f"no room for {models[i].label}")
+        names += placed
+
+
+def _near(place: NDArray[np.float64], line: NDArray[np.float64]) -> bool:
+    return bool(np.abs(line - place).max(1).min() < 60)
+
+
+def _boxes_along(line: NDArray[np.float64], half: float = 5) -> list[Any]:
+    """Returns boxes that cover the line through some places, in pixels, and the marks at them."""
     from matplotlib.transforms import Bbox
 
-    with picture(path, 7.2, 4.4) as figure:
-        axes = figure.subplots()
-        # By label, which stands beside the last of its files: the int8 one, where there is one.
-        files: dict[str, list[tuple[float, float]]] = {}
-        for row in record["rows"]:
-            ours = "accuracy" in row
-            accuracy = row["accuracy"] if ours else ALTERNATIVES[row["model"]].accuracy
-            point = row["latency_ms"]["mean"], 100 * accuracy
-            own = row["model"] in OURS
-            # The others' int8 files have their convolutions in int8, too.
-            precision = row["precision"] if own or row["precision"] != "int8" else "int8 convolutions"
-            color = BLUE if own else NEUTRAL
-            axes.plot(*point, MARKERS[precision], color=color, markerfacecolor=color if ours else "none", zorder=3)
-            label = f"{row['model']}{', halting' if row['steps'] == 'halting' else ''}"
-            files.setdefault(label, []).append(point)
-            axes.plot(*zip(*files[label][-2:], strict=True), "-", color=color, lw=0.8, alpha=0.6)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel(
-            f"latency of one image, ms (mean of {record['images_timed']} images, {record['threads']} thread)"
-        )
-        axes.set_ylabel("CIFAR-10 test accuracy, %")
-        axes.set_title(
-            "circle float32, square int8, diamond int8 with convolutions\nfilled: measured here, ours without glimpses; hollow: accuracy quoted from its source",
-            fontsize="small",
-        )
-        axes.grid(alpha=0.3, which="both")
-        axes.margins(0.08)
-        figure.canvas.draw()  # places are in pixels from here on
-        points = [axes.transData.transform(point) for model in files.values() for point in model]
-        taken: list[Any] = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-        for label, points in files.items():
-            taken.append(_placed(axes, label, points[-1], taken))
+    boxes = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in line] if half > 2 else []
+    for start, end in itertools.pairwise(line):
+        for part in np.linspace(0, 1, max(2, int(np.abs(end - start).max() / 4))):
+            x, y = start + part * (end - start)
+            boxes.append(Bbox.from_bounds(x - half / 2, y - half / 2, half, half))
+    return boxes
 
 
-def _placed(axes: Any, label: str, point: tuple[float, float], taken: list[Any]) -> Any:
-    """Writes a label where it covers nothing `taken`, as near as that goes; returns its box in pixels."""
-    for distance in range(9, 90, 5):
-        for x, y, side in (
-            (0, -distance, "center"),
-            (0, distance - 3, "center"),
-            (distance, -3, "left"),
-            (-distance, -3, "right"),
-        ):
-            text = axes.annotate(label, point, xytext=(x, y), textcoords="offset points", fontsize=7, ha=side)
-            box = text.get_window_extent()
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
-            if inside and not any(box.overlaps(other) for other in taken):
-                if distance > 15:
-                    end = (x, y + 7 if y < -5 else y)  # the near edge of the writing
-                    look = {"arrowstyle": "-", "color": NEUTRAL, "lw": 0.6}
-                    axes.annotate("", point, xytext=end, textcoords="offset points", arrowprops=look)
-                return box
-            text.remove()
-    raise AssertionError(f"no room for {label}")
+def _placed(
+    axes: Any, model: Drawn, line: NDArray[np.float64], files: list[Any], names: list[Any], across: bool = False
+) -> list[Any]:
+    """Writes a label, and a line that leads to it where it is far; returns the boxes of both, none where there is no room.
+
+    As near as that goes, beside the last file if it can be, else beside another one.  `across`: its line may cross `files`.
+    """
+    points = axes.figure.dpi / 72  # pixels of one
+    for distance in range(9, 200, 4):
+        for (x, y, _), place in zip(model.points[::-1], line[::-1], strict=True):
+            for dx, dy, side in _directions(distance):
+                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
+                text = axes.annotate(model.label, (x, y), xytext=(dx, dy), color=BLUE if model.ours else DIM, **look)
+                box = text.get_window_extent()
+                end = (dx, dy - math.copysign(6, dy) if dy else 0)
+                leader = _leader(place, np.array(end) * points) if distance > 13 else []
+                inside = (
+                    axes.bbox.x0 <= box.x0
+                    and box.x1 <= axes.bbox.x1
+                    and axes.bbox.y0 <= box.y0
+                    and box.y1 <= axes.bbox.y1
+                )
+                on_files = any(own.overlaps(other) for own in (box, *([] if across else leader)) for other in files)
+                if (
+                    inside
+                    and not on_files
+                    and not any(own.overlaps(other) for own in (box, *leader) for other in names)
+                ):
+                    if leader:
+                        arrow = {"arrowstyle": "-", "color": NEUTRAL, "lw": 0.7, "shrinkA": 0, "shrinkB": 4}
+                        axes.annotate("", (x, y), xytext=end, textcoords="offset points", arrowprops=arrow)
+                    return [box, *leader]
+                text.remove()
+    return []
+
+
+def _leader(place: NDArray[np.float64], way: NDArray[np.float64]) -> list[Any]:
+    """Returns the boxes of a line from `place` on, without those on the file there."""
+    return [box for box in _boxes_along(np.array([place, place + way]), 2) if np.hypot(*(box.p0 + 1 - place)) > 10]
+
+
+def _directions(distance: float) -> list[tuple[float, float, str]]:
+    """Offsets of a label, in points, and the side that it begins from."""
+    far = 0.7 * distance
+    return [
+        (0, -distance, "center"),
+        (0, distance, "center"),
+        (distance, 0, "left"),
+        (-distance, 0, "right"),
+        (far, -far, "left"),
+        (far, far, "left"),
+        (-far, -far, "right"),
+        (-far, far, "right"),
+    ]
 
 
 if __name__ == "__main__":

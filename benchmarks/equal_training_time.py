@@ -64,17 +64,25 @@ def exported(run: Path, depth: int, precision: str, folder: Path, data: list[str
     return path
 
 
+def accuracies(model: dict[str, Any]) -> list[float]:
+    """Percent of the test images right, of each file: all images for float32; int8 differs by what it does on the bench's images."""
+    right = model["test_accuracy"][model["depth"] - 1]
+    return [100 * (right + model["files"][p]["accuracy"] - model["files"]["fp32"]["accuracy"]) for p in PRECISIONS]
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draws test accuracy over latency, as PNG or SVG: a line from each model's float32 file to its int8 one, and its name beside it."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     files = [file for model in record["models"].values() for file in model["files"].values()]
     images = " or ".join(f"{n:,}" for n in sorted({file["images"] for file in files}))
-    with picture(path, 7.6, 3.7, "Accuracy and latency after a quarter of an hour of training each") as figure:
+    minutes = sorted(round(model["minutes"]) for model in record["models"].values())
+    took = " to ".join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))
+    with picture(path, 7.6, 3.8, f"Accuracy and latency after {took} minutes of training each") as figure:
         axes = figure.subplots()
         for (name, model), color in zip(record["models"].items(), SERIES, strict=False):
             found = [model["files"][precision] for precision in PRECISIONS]
-            x, y = [f["latency_ms"]["p50"] for f in found], [100 * f["accuracy"] for f in found]
+            x, y = [f["latency_ms"]["p50"] for f in found], accuracies(model)
             axes.plot(x, y, color=color)
             for marker, *point in zip(MARKERS.values(), x, y, strict=True):
                 axes.plot(*point, marker, color=color, markersize=7)
@@ -87,7 +95,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_major_locator(FixedLocator([m * 10.0**p for p in range(-2, 4) for m in (1, 2, 5)]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_ylim(*accuracy_limits([100 * file["accuracy"] for file in files]))
+        axes.set_ylim(*accuracy_limits([y for model in record["models"].values() for y in accuracies(model)]))
         axes.set_xlabel("milliseconds for one image, median")
         axes.set_ylabel("test images right, %")
         for precision, marker in MARKERS.items():
@@ -95,7 +103,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.legend(loc="lower left", handletextpad=0.2)
         threads = record["threads"]
         on = f"{record['cpu']}, {threads} thread{'s' * (threads > 1)}"
-        axes.set_title(f"{on}; {images} test images of CIFAR-10", fontweight="normal")
+        axes.set_title(f"{on}; CIFAR-10, all test images; int8 − float32 from {images} of them", fontweight="normal")
 
 
 def time_limits(milliseconds: list[float]) -> tuple[float, float]:

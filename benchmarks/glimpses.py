@@ -1,11 +1,13 @@
 """What do glimpses bring: depth without and with a look of its own for every step, beside plain averaging over the same views?
 
     python benchmarks/glimpses.py [MODEL …] [--data-dir DIR] [--glimpses mirror] [--threads 1]
+    python benchmarks/glimpses.py --draw benchmarks/records/glimpses-KIND-CPU.json
 
 For each bundled model (default: those of CIFAR): accuracy on the test part after 1 … 6 steps as it was trained; with glimpses,
 with the same weights; and of the mean of one-step answers to the same views, which is what people do without a recursion.
 The halting threshold is chosen on the validation part (vitrm.runtime.halting.choose), and tried on the test part.  All in
-float32 in PyTorch.  Writes benchmarks/records/glimpses-KIND-CPU.json and a picture beside it, where the figures of other models stay.
+float32 in PyTorch.  Writes benchmarks/records/glimpses-KIND-CPU.json and a picture beside it, where the figures of other models stay,
+and the same picture for the docs.  --draw makes the pictures anew from a record, without measuring.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from vitrm.system.picture import BLUE, NEUTRAL, ORANGE, picture
 
 MODELS = ("nano-v2-cifar10", "small-v2-cifar10", "nano-v2-cifar100", "small-v2-cifar100")
 STEPS = 6
+DOCS_PICTURE = RECORDS.parents[1] / "docs" / "ideas" / "glimpses.svg"
 _BATCH = 250
 
 
@@ -135,7 +138,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
             steps = range(1, STEPS + 1)
             accuracy = model["test_accuracy"]
             axes.plot(
-                steps, [100 * v for v in accuracy["averaged"]], ":", color=NEUTRAL, label="mean of one-step answers"
+                steps,
+                [100 * v for v in accuracy["averaged"]],
+                ":",
+                color=NEUTRAL,
+                label="views answered one by one, averaged",
             )
             axes.plot(steps, [100 * v for v in accuracy["none"]], "o-", color=ORANGE, label="no glimpses, fixed depth")
             axes.plot(steps, [100 * v for v in accuracy["glimpses"]], "o-", color=BLUE, label="glimpses, fixed depth")
@@ -143,12 +150,19 @@ def draw(record: dict[str, Any], path: Path) -> None:
             x, y = [p["mean_steps"] for p in curve], [100 * p["accuracy"] for p in curve]
             axes.plot(x, y, "--", color=BLUE, label="glimpses, halting")
             axes.set_title(name, fontsize=10)
-            axes.set_ylabel("%")
+        for axes in panels[::columns]:
+            axes.set_ylabel("test images right, %")
         for axes in panels[len(models) :]:
             axes.set_visible(False)
         for axes in panels[-columns:]:
             axes.set_xlabel("steps, mean per image")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def draw_all(record: dict[str, Any], path: Path) -> None:
+    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
+    for place in (path.with_suffix(".svg"), DOCS_PICTURE):
+        draw(record, place)
 
 
 def main() -> None:
@@ -159,7 +173,11 @@ def main() -> None:
     p.add_argument("--data-dir", type=Path, help="folder of CIFAR's files")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--limit", type=int, help="images of each part, to try it out: the record goes here")
+    p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
+    if args.draw:
+        draw_all(read_json(args.draw, "record"), args.draw)
+        return
     torch.set_num_threads(args.threads)
     for name in args.models:
         found = measured(checkpoints.load(name), args.glimpses, args.data_dir, args.limit)
@@ -180,7 +198,7 @@ def add_to_record(args: argparse.Namespace, name: str, found: dict[str, Any]) ->
     models = {key: models[key] for key in dict.fromkeys((*MODELS, *models)) if key in models}
     record |= {"glimpses": args.glimpses, "steps": STEPS, "models": models}
     write_json(path, record)
-    draw(record, path.with_suffix(".svg"))
+    draw(record, path.with_suffix(".svg")) if args.limit else draw_all(record, path)
     print(path)
 
 

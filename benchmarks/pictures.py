@@ -40,7 +40,7 @@ MODEL, STEPS, THRESHOLD = "nano-v2-cifar10", 6, 0.9
 LARGEST = 200_000  # bytes
 FLAT = 48  # colors of a picture that stay as they are
 _ANSWERED = "document.querySelector('#saving')?.dataset.done === 'true' && document.querySelector('#answer').dataset.done === 'true'"
-_UNTIMED = "for (const id of ['times', 'bars-hint']) document.getElementById(id).style.visibility = 'hidden'"
+_UNTIMED = "document.getElementById('times').style.display = 'none'"
 _READY = "document.readyState === 'complete' && document.querySelector('svg') !== null && [...document.images].every((i) => i.complete)"
 
 
@@ -81,17 +81,17 @@ def page_pictures(args: argparse.Namespace) -> None:
                 tab.wait(_ANSWERED)
                 tab.evaluate(_UNTIMED)
                 # Down to the knobs: what is below explains, and is read on the page.
-                height = tab.evaluate("document.querySelector('#knobs').getBoundingClientRect().bottom + 16")
+                height = tab.evaluate("document.querySelector('#knobs').getBoundingClientRect().bottom + 7")
                 save(tab, f"page-{look}", 1180, height)
                 tab.open(address, width=390, height=844, dark=dark)
                 tab.wait(_ANSWERED)
                 tab.evaluate(_UNTIMED)
-                height = tab.evaluate("document.querySelector('#steps').getBoundingClientRect().bottom + 10")
+                height = tab.evaluate("document.querySelector('#steps').getBoundingClientRect().bottom + 5")
                 save(tab, f"page-phone-{look}", 390, height)
 
 
 def report_pictures(args: argparse.Namespace) -> None:
-    """Makes the beginning of a report: on a desk, light and dark, and on a phone."""
+    """Makes the beginning of a report: on a desk, light and dark."""
     checkpoint = model_shown()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         files = [
@@ -131,9 +131,6 @@ def photograph_report(site: Path, profile: Path) -> None:
             save(tab, f"report-{look}", 1180, tab.evaluate(place % 0)[1])
             top, bottom = tab.evaluate(place % 1)
             save(tab, f"report-halting-{look}", 1180, bottom - top, top)
-        tab.open(address, width=390, height=844)
-        tab.wait(_READY)
-        save(tab, "report-phone-light", 390, 1100)
 
 
 def curve_pictures(args: argparse.Namespace) -> None:
@@ -142,7 +139,7 @@ def curve_pictures(args: argparse.Namespace) -> None:
     history = record["stages"][-1]["epochs"]
     best = max(history, key=lambda line: sum(line["validation_accuracy"]))["epoch"]
     path = PICTURES / "curves.svg"
-    draw_curves(history, path, f"{MODEL}: cifar10", best)
+    draw_curves(history, path, f"Training of {MODEL}", best)
     say(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.fake_quant import FakeQuantizer
 from vitrm.calib.quant_params import QuantTable
-from vitrm.calib.sites import ROLES, Site, Start, run_observed
+from vitrm.calib.sites import IN_WORDS, ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
@@ -76,10 +76,14 @@ class Sensitivity:
             row = rows.index((ROLES.index(site.role), site.layer))
             table[row, steps.index(site.step)] = max(value, 1e-12)
             work[row] += self.work[site]
-        height = 1.7 + 0.21 * len(rows)
-        with picture(path, 5.2 + 0.42 * len(steps), height, "What int8 at one place alone does") as figure:
-            cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
-            _draw_noise(figure, cells, table, steps)
+        with picture(
+            path, 6.6 + 0.42 * len(steps), 2.2 + 0.21 * len(rows), "Harm of int8, one layer at a time"
+        ) as figure:
+            worst = max(self.noise, key=lambda site: self.noise[site])
+            top = figure.subfigures(2, 1, height_ratios=[0.45, 1.7 + 0.21 * len(rows)])
+            top[0].text(0.01, 0.5, _verdict(worst, self.noise[worst]), va="center", fontsize=9)
+            cells, bars = top[1].subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
+            _draw_noise(top[1], cells, table, steps)
             _draw_work(bars, work)
             cells.set_yticks(range(len(rows)), [_row_name(ROLES[role], layer) for role, layer in rows], fontsize=8)
             for axes in (cells, bars):
@@ -88,8 +92,20 @@ class Sensitivity:
                         axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
 
 
+def _verdict(site: Site, noise: float) -> str:
+    """Returns in words where int8 harms most, and how much that is."""
+    at = f" at step {site.step}" if site.step else ""
+    place = f"Most: {_row_name(site.role, site.layer)}{at}."
+    return f"{place}\nThere the squared error of the final logits is {_share(noise)} of their variance."
+
+
+def _share(noise: float) -> str:
+    """Returns a share as a percentage, or as one part of so many where it is small."""
+    return f"{100 * noise:.1f} %" if noise >= 0.001 else f"1 part in {float(f'{1 / max(noise, 1e-12):.1g}'):,.0f}"
+
+
 def _row_name(role: str, layer: str) -> str:
-    return f"{role.replace('_', ' ')}   {layer.removeprefix('block.')}"
+    return f"{IN_WORDS[role]}, {layer.removeprefix('block.')}"
 
 
 def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Sequence[int]) -> None:
@@ -100,10 +116,10 @@ def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Seque
     drawn = axes.imshow(table, aspect="auto", norm=norm, cmap=heat_colors(), interpolation="nearest")
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    axes.set_xticks(range(len(steps)), [str(step) if step else "–" for step in steps])
-    axes.set_xlabel("step (–: once per image)" if 0 in steps else "step")
+    axes.set_xticks(range(len(steps)), [str(step) if step else "once" for step in steps])
+    axes.set_xlabel("step (once: per image)" if 0 in steps else "step")
     axes.set_title("Harm, by step", pad=8)
-    label = "error of the final logits / their variance"
+    label = "squared error of the final logits / their variance"
     figure.colorbar(drawn, ax=axes, location="bottom", label=label, aspect=30, pad=0.02)
 
 
@@ -113,7 +129,7 @@ def _draw_work(axes: Any, work: NDArray[np.float64]) -> None:
     axes.barh(range(len(work)), shares, color=NEUTRAL, height=0.7)
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("% of what int8 speeds up")
+    axes.set_xlabel("share of\nmultiply-adds, %")
     axes.set_title("Work, all steps", pad=8)
     axes.set_xlim(0, max(shares) * 1.12)
     axes.xaxis.get_major_locator().set_params(nbins=3)

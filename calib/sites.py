@@ -18,6 +18,15 @@ NET = "net"  # the one role of a ViT or CCT, at step 0: it has no recursion
 TOKENIZER = "tokenizer."  # before the name of a convolution
 OUTPUT = ".output"  # behind the name of a convolution: what it gives
 ROLES = ("embed", "look", "project_answer", "project_latents", "latents", "answer")
+IN_WORDS = {  # as pictures name them
+    "embed": "image, once",
+    "look": "look at the image",
+    "project_answer": "reading the answer y",
+    "project_latents": "reading the notes z",
+    "latents": "revising the notes z",
+    "answer": "revising the answer y",
+    NET: "network",
+}
 
 
 class Site(NamedTuple):

@@ -19,10 +19,10 @@ from torch import Tensor
 from vitrm.calib.calibration import Calibration
 from vitrm.calib.fake_quant import FakeQuantizer
 from vitrm.calib.quant_params import QuantTable
-from vitrm.calib.sites import ROLES, run_observed
+from vitrm.calib.sites import IN_WORDS, ROLES, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
-from vitrm.system.picture import BLUE, ORANGE, TEAL, legend_above, picture, whole_numbers
+from vitrm.system.picture import BLUE, DIM, ORANGE, TEAL, legend_above, picture, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def draw_state_error(
     steps = range(1, calibration.steps + 1)
     roles = [role for role in ROLES[1:] if any(site.role == role for site in calibration.ranges)]
     count = -(-len(roles) // 2)
-    with picture(path, 9.6, 4.0) as figure:
+    with picture(path, 9.6, 4.4, "What int8 does to the state, and the ranges that it was given") as figure:
         left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
         _draw_ratio(left.subplots(), shared, own, steps)
-        right.suptitle("Width of activation ranges: median layer (line), all (shade)", x=0.02, ha="left", fontsize=10)
+        right.suptitle("Width of the layers' input ranges (largest − smallest)", x=0.02, ha="left", fontsize=10)
         panels = np.atleast_2d(right.subplots(2, max(count, 1), sharex=True, sharey=True)).ravel()
         for axes, role in zip(panels, roles, strict=False):
             _draw_ranges(axes, calibration, role, steps)
@@ -73,15 +73,20 @@ def draw_state_error(
         for axes in panels[max(len(roles) - count, 0) : len(roles)]:  # none below it
             axes.set_xlabel("step")
             axes.tick_params(labelbottom=True)
+        right.supylabel("width (log scale, no unit)", fontsize=9, color=DIM)
+        signs = panels[0].get_legend_handles_labels()
+        right.legend(*signs, loc="outside lower left", ncols=2)
 
 
 def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) -> None:
-    for name, style, error in (("each step's scales", "-", own), ("shared scales", "--", shared)):
+    for name, style, error in (("ranges by step", "-", own), ("one range for all", "--", shared)):
         marker = "o" if style == "-" else ""  # marks would hide the dashes
         axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"answer y, {name}")
-        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"latents z, {name}")
-    axes.set_title("State under int8: signal-to-noise ratio, dB", pad=36)
-    axes.set_xlabel("step")
+        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"notes z, {name}")
+    axes.set_title("Signal-to-noise ratio of the state, dB: higher is better", pad=36)
+    axes.set_xlabel(
+        "step\n20 dB: an error of a tenth of the state; 40 dB: of a hundredth\nby step: unrolled files; one for all: loop and stepwise files"
+    )
     whole_numbers(axes, 8)
     legend_above(axes, 2)
 
@@ -96,8 +101,16 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     ]
     met = [(step, w) for step, w in zip(steps, widths, strict=True) if w]
     x = [step for step, _ in met]
-    axes.fill_between(x, [min(w) for _, w in met], [max(w) for _, w in met], color=TEAL, alpha=0.22, lw=0)
-    axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o")
+    axes.fill_between(
+        x,
+        [min(w) for _, w in met],
+        [max(w) for _, w in met],
+        color=TEAL,
+        alpha=0.22,
+        lw=0,
+        label="narrowest to widest layer",
+    )
+    axes.plot(x, [float(np.median(w)) for _, w in met], color=TEAL, marker="o", label="median layer")
     axes.set_yscale("log")
     ends = [r.high - r.low for site, r in calibration.ranges.items() if site.step and r.high > r.low]
     decades = math.log10(max(ends, default=1.0) / min(ends, default=1.0))
@@ -106,5 +119,5 @@ def _draw_ranges(axes: Any, calibration: Calibration, role: str, steps: range) -
     axes.yaxis.set_major_locator(FixedLocator([s * 10.0**k for k in range(-6, 7) for s in subs]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(role.replace("_", " "), fontsize=9, fontweight="normal")
+    axes.set_title(IN_WORDS[role], fontsize=9, fontweight="normal")
     whole_numbers(axes, 6)

@@ -39,8 +39,8 @@ _TEMPLATE, _LICENSE = "index.html", "onnxruntime-LICENSE"
 _RUNTIME, _IMAGES = "onnxruntime", "gallery"
 _LOOKS = {  # what a step does first, by the setting `glimpses`
     "none": "",
-    "shift": "looks at the picture anew, a little moved, ",
-    "mirror": "looks at the picture anew, a little moved or mirrored, ",
+    "shift": "looks at the picture anew, a little moved, and ",
+    "mirror": "looks at the picture anew, a little moved or mirrored, and ",
 }
 # What a page consists of: a folder that holds nothing else may be replaced by a new one.
 _NAMES = {_TEMPLATE, PAGE_FILE, "style.css", "icon.svg", "js", _RUNTIME, _IMAGES, *PRECISIONS}

@@ -97,7 +97,7 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["noise"][str(bad)] == own.noise[bad]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
-    assert "latents   1.ffn.up" in seen
+    assert "revising the notes z, 1.ffn.up" in seen
     # What each costs: tokens × weights, which no scale changes.
     site, linear = Site(2, "latents", "block.1.ffn.up"), checkpoint.build().block.get_submodule("1.ffn.up")
     assert own.work.keys() == own.noise.keys()

@@ -25,7 +25,16 @@ from vitrm.system.terminal import say
 from vitrm.tokens import FOLLOWING, following
 from vitrm.training.parallel.device import Execution
 from vitrm.training.parallel.process_tuning import keep_freed_memory, start_anew_tuned
-from vitrm.training.run_config import MODEL_KEYS, RECIPE_KEYS, TORCHVISION, DataSettings, RunConfig, parse, read
+from vitrm.training.run_config import (
+    DEFAULT_MODEL,
+    MODEL_KEYS,
+    RECIPE_KEYS,
+    TORCHVISION,
+    DataSettings,
+    RunConfig,
+    parse,
+    read,
+)
 from vitrm.training.sweep import CSV_FILE, Axis, Cell, SweepRow, cells, parse_axes, sweep
 
 if TYPE_CHECKING:
@@ -35,7 +44,6 @@ if TYPE_CHECKING:
     from vitrm.training.parallel.distributed import World
     from vitrm.training.start.preparation import TeacherModel
 
-DEFAULT_MODEL = "nano"
 _ELSEWHERE = {  # flags of other trainers
     "--class-weights": "classes of unequal size are made to count the same by --balance loss or --balance sampling",
     "--pretrained": "--init RUN starts from other weights, --teacher torchvision:resnet50 learns from a network of ImageNet",

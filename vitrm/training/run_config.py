@@ -84,6 +84,7 @@ class DataSettings:
         check(self)
 
 
+DEFAULT_MODEL = "nano"  # the preset of a run that names none
 TORCHVISION = "torchvision:"  # begins the name of a teacher that is a network of torchvision
 _FROM_DATA = {"classes", "mean", "std"}  # settings of a model that follow from its data, so not for the file to say
 MODEL_KEYS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in declared(kind) if name not in _FROM_DATA))

@@ -15,24 +15,31 @@ import csv
 import io
 import itertools
 import math
+import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrm.config import KINDS
 from vitrm.errors import UserError
+from vitrm.fields import declared
+from vitrm.recipe import Recipe
 from vitrm.system import strict_json
 from vitrm.system.files import write_text
-from vitrm.system.picture import heat_colors, picture
+from vitrm.system.picture import SERIES, heat_colors, picture
 from vitrm.system.short_names import shorten, shorten_all
-from vitrm.training.run_config import RunConfig, parse
+from vitrm.training.run_config import DEFAULT_MODEL, DataSettings, RunConfig, parse
 
 if TYPE_CHECKING:
     from vitrm.training.loop import TrainingResult
 
 CSV_FILE = "sweep.csv"
 MAX_CELLS = 10_000
-_MARKERS = "osD^v"  # of lines whose blues are close
+_MARKERS = "osD^v"
+_MEANING = 40  # letters of a setting's help that fit into a title
+_APART = 0.08  # of the axis: least distance of two values to scale
 _LABEL, _TICKS, _LEGEND = (
     28,
     50,
@@ -167,34 +174,75 @@ def draw_accuracy(axis: Axis, rows: Sequence[SweepRow], path: Path) -> None:
     """
     lines = _lines(axis, rows)
     named = any(lines)
-    with picture(path, 7.6 if named else 5.4, 3.9, f"Test accuracy over {axis.name}") as figure:
+    with picture(
+        path, 7.6 if named else 5.4, 3.9, f"{_subject(rows)}: test accuracy by {_meaning(axis.name)}, %"
+    ) as figure:
         axes = figure.subplots()
+        places = _draw_axis(axes, axis)
         for i, (label, points) in enumerate(lines.items()):
-            x = sorted(points)
-            means = [sum(points[p]) / len(points[p]) for p in x]
-            spread = [[m - min(points[p]) for p, m in zip(x, means, strict=True)]]
-            spread.append([max(points[p]) - m for p, m in zip(x, means, strict=True)])
-            bars = spread if any(len(points[p]) > 1 for p in x) else None
-            # One hue, darker line by line: the order of the other setting's values is what the eye should read.
-            color = heat_colors()(0.35 + 0.65 * (i + 1) / len(lines))
-            name = shorten(label, _LABEL)
-            axes.errorbar(x, means, yerr=bars, marker=_MARKERS[i % len(_MARKERS)], capsize=3, label=name, color=color)
-        texts = shorten_all([str(v) for v in axis.values], _LABEL)
-        crowded = sum(map(len, texts)) > _TICKS
-        axes.set_xticks(range(len(texts)), texts, rotation=90 if crowded else 0, parse_math=False)
-        axes.set_xlim(-0.3, len(texts) - 0.7)
-        axes.set_xlabel(axis.name, parse_math=False)
-        axes.set_title(
-            "%, at the deepest trained step" + ("; bars: seeds" if _several_seeds(lines) else ""), fontweight="normal"
-        )
+            values = sorted(points)
+            means = [sum(points[v]) / len(points[v]) for v in values]
+            spread = [[m - min(points[v]) for v, m in zip(values, means, strict=True)]]
+            spread.append([max(points[v]) - m for v, m in zip(values, means, strict=True)])
+            bars = spread if any(len(points[v]) > 1 for v in values) else None
+            # More lines than colors are one hue, darker line by line: the order of the values is what the eye reads.
+            color = SERIES[i] if len(lines) <= len(SERIES) else heat_colors()(0.35 + 0.65 * (i + 1) / len(lines))
+            look = {
+                "marker": _MARKERS[i % len(_MARKERS)],
+                "color": color,
+                "capsize": 3,
+                "label": shorten(label, _LABEL),
+            }
+            axes.errorbar([places[v] for v in values], means, yerr=bars, **look)
+        trainings = "mean and range of seeds" if _several_seeds(lines) else "one training each"
+        axes.set_title(f"after the deepest trained step; {trainings}", fontweight="normal")
         if named:
-            # The uppermost line is named first.
-            signs = sorted(
-                zip(*axes.get_legend_handles_labels(), strict=True), key=lambda sign: -sign[0][0].get_ydata()[-1]
-            )
-            axes.legend(
-                *zip(*signs, strict=True), loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=-(-len(lines) // _LEGEND)
-            )
+            others = [name for name in rows[0].cell.values if name not in (axis.name, "seed")]
+            columns = -(-len(lines) // _LEGEND)
+            title = _words(others[0], _LABEL) if len(others) == 1 else None
+            look = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "ncols": columns, "alignment": "left"}
+            axes.legend(title=title, title_fontsize=8.5, **look)
+
+
+def _subject(rows: Sequence[SweepRow]) -> str:
+    """Returns the model and the data set of the runs, where all have the same."""
+    models = {str(row.cell.settings.model.get("preset", DEFAULT_MODEL)) for row in rows}
+    sets = {str(row.cell.settings.data.get("name", DataSettings().name)) for row in rows}
+    return f"{models.pop() if len(models) == 1 else 'models'} on {Path(sets.pop()).name if len(sets) == 1 else 'data sets'}"
+
+
+def _words(name: str, width: int) -> str:
+    """Returns a setting's name and what it means, in lines of `width` letters."""
+    meaning = _meaning(name)
+    return "\n".join(textwrap.wrap(name if meaning == name else f"{name}: {meaning}", width))
+
+
+def _meaning(name: str) -> str:
+    """Returns what a setting's help says, without what stands in brackets or behind a comma; its name where that is long."""
+    settings = {**declared(Recipe), **{key: value for kind in KINDS.values() for key, value in declared(kind).items()}}
+    if name not in settings:
+        return name
+    meaning = re.split(r"[,;:] ", re.sub(r" \([^)]*\)", "", settings[name].help))[0]
+    return meaning if len(meaning) <= _MEANING else name
+
+
+def _draw_axis(axes: Any, axis: Axis) -> list[float]:
+    """Draws the axis of a setting's values and returns their places: numbers to scale, unless their labels would meet."""
+    numbers = [v for v in axis.values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    places = [float(i) for i in range(len(axis.values))]
+    if len(numbers) == len(axis.values) > 1:
+        scales = [numbers, [math.log(v) for v in numbers]] if min(numbers) > 0 else [numbers]
+        for scale in scales:
+            at = sorted(scale)
+            if min(b - a for a, b in itertools.pairwise(at)) > _APART * (at[-1] - at[0]):
+                places = [(v - at[0]) / (at[-1] - at[0]) * (len(at) - 1) for v in scale]
+                break
+    texts = shorten_all([str(v) for v in axis.values], _LABEL)
+    crowded = sum(map(len, texts)) > _TICKS
+    axes.set_xticks(places, texts, rotation=90 if crowded else 0, parse_math=False)
+    axes.set_xlim(-0.3, len(texts) - 0.7)
+    axes.set_xlabel(_words(axis.name, 60), parse_math=False)
+    return places
 
 
 def _lines(axis: Axis, rows: Sequence[SweepRow]) -> dict[str, dict[int, list[float]]]:

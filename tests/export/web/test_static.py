@@ -330,7 +330,7 @@ def test_the_answers_percentage_says_what_it_is(tab, address):
     tab.open(address)
     tab.wait(DONE)
     label = "document.querySelector('#share-name')"
-    assert tab.evaluate(f"{label}.textContent").replace("\xa0", " ") == "softmax share, not halt_prob"
+    assert tab.evaluate(f"{label}.textContent").replace("\xa0", " ") == "softmax share"
     assert tab.evaluate(f"{label}.getBoundingClientRect().height") > 0
     share = float(tab.evaluate("document.querySelector('#share').textContent").removesuffix("\xa0%"))
     probability = float(tab.evaluate("document.querySelector('.bars .top').dataset.probability"))

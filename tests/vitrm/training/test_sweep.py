@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pictures
 import pytest
+from matplotlib.figure import Figure
 
 from vitrm import checkpoint
 from vitrm.errors import UserError
 from vitrm.training import cli
 from vitrm.training import loop as train
 from vitrm.training.run_config import RunConfig
-from vitrm.training.sweep import Axis, Cell, SweepRow, cells, draw_accuracy, parse_axes
+from vitrm.training.sweep import Axis, Cell, SweepRow, _draw_axis, cells, draw_accuracy, parse_axes
 
 SMALL = [
     "--model",
@@ -124,5 +125,21 @@ def test_the_pictures_labels_never_overlap(tmp_path, monkeypatch):
         rows.append(SweepRow(cell, 1, train.TrainingResult(tmp_path, 1, 1, 0.9, accuracy, 100, [10], None, [])))
     for axis in axes:
         draw_accuracy(axis, rows, tmp_path / "a.png")
-    assert "%, at the deepest trained step; bars: seeds" in seen
-    assert {"n = 1", "n = 6", "1", "6", "n"} <= set(seen)
+    assert "after the deepest trained step; mean and range of seeds" in seen
+    assert {"1", "6", "n: latent updates per recursion"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ((1, 2, 3, 6), [0, 0.6, 1.2, 3]),
+        ((1, 10, 1000), [0, 2 / 3, 2]),  # to scale two labels would meet, so of the logarithm
+        ((0, 1, 1000), [0, 1, 2]),
+        ((True, False), [0, 1]),
+        (("adamw", "muon"), [0, 1]),
+        ((3,), [0]),
+    ],
+)
+def test_numbers_stand_to_scale(values, places):
+    axes = Figure().subplots()
+    assert _draw_axis(axes, Axis("n", values)) == pytest.approx(places)

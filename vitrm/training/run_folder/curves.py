@@ -6,7 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, PANEL, legend_above, picture, whole_numbers
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, ORANGE, legend_above, picture, whole_numbers
+
+_PAD, _ROW = 8.0, 12.8  # points between a plot and its title, and for each row of the legend between them
+_SEEN = 0.03  # of an axis's height: a narrower band is hidden by its line
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy, %", "depth": "Accuracy by step, %"}
+_LEAST_POINTS = 3.0  # that the axis of depth spans: a fifth of a point is no cliff
 
 
 def draw_curves(
@@ -22,10 +27,11 @@ def draw_curves(
     kept = next((line for line in history if line["epoch"] == best), history[-1])
     depths = len(kept["validation_accuracy"])
     panels = [["loss", "accuracy", "depth"], ["lr", "accuracy", "depth"]]
-    ratios = [3, 3, 2.2]
+    ratios = [2.7, 2.9, 2.3]
     if depths == 1:
         panels, ratios = [row[:2] for row in panels], ratios[:2]
-    with picture(path, 10.5 if depths > 1 else 8, 3.6, title) as figure:
+    rows = 4 if _spread_is_seen(history) else 3
+    with picture(path, 8 if depths > 1 else 6.4, 3.7, title) as figure:
         axes = figure.subplot_mosaic(panels, width_ratios=ratios, height_ratios=[3.4, 1])
         marker = "." if len(epochs) < 40 else ""
         _draw_loss(axes["loss"], history, epochs, marker)
@@ -36,10 +42,16 @@ def draw_curves(
         if depths > 1:
             _draw_depth(axes["depth"], kept)
         for name in ("loss", "lr", "accuracy"):
-            axes[name].axvline(kept["epoch"], color=ORANGE, linestyle=":", linewidth=1.2, zorder=1)
+            label = f"epoch {kept['epoch']}, kept" if name == "loss" else None
+            axes[name].axvline(kept["epoch"], color=ORANGE, linestyle=":", linewidth=1.2, zorder=1, label=label)
             whole_numbers(axes[name], 6)
             axes[name].set_xlim(*_limits(epochs))
         axes["loss"].tick_params(labelbottom=False)
+        for name in ("loss", "accuracy"):
+            legend_above(axes[name], 1)
+        for name, title in _TITLES.items():
+            if name in axes:
+                axes[name].set_title(title, pad=_PAD + _ROW * rows)
         for name in ("lr", "accuracy"):
             axes[name].set_xlabel("epoch")
 
@@ -50,8 +62,6 @@ def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[in
     )
     last = [line["validation_loss"][-1] for line in history]
     axes.plot(epochs, last, color=BLUE, marker=marker, label="validation, cross-entropy")
-    axes.set_title("Loss", pad=22)
-    legend_above(axes, 2)
 
 
 def _draw_accuracy(
@@ -62,30 +72,22 @@ def _draw_accuracy(
     axes.plot(epochs, training, color=NEUTRAL, marker=marker, label="training")
     by_epoch = [[100 * share for share in line["validation_accuracy"]] for line in history]
     depths = len(by_epoch[-1])
-    if depths > 1:
-        lowest, highest = list(map(min, by_epoch)), list(map(max, by_epoch))
-        seen = max(high - low for low, high in zip(lowest, highest, strict=True)) >= 1  # else the line hides it
-        band = f"steps 1 to {depths}" if seen else None
-        axes.fill_between(epochs, lowest, highest, color=BLUE, alpha=0.25, label=band, lw=0)
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
+    lowest, highest = list(map(min, by_epoch)), list(map(max, by_epoch))
+    if _spread_is_seen(history):
+        axes.fill_between(epochs, lowest, highest, color=BLUE, alpha=0.25, label=f"steps 1 to {depths}", lw=0)
     value = 100 * kept["validation_accuracy"][-1]
-    axes.plot([kept["epoch"]], [value], "o", color=ORANGE, markersize=7)
-    # Beside its line in the lower half, where no curve that rises comes by.
-    left = kept["epoch"] > sum(_limits(epochs)) / 2
-    axes.annotate(
-        f"best: epoch {kept['epoch']}, {value:.1f} %",
-        (kept["epoch"], 0.08),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6 if left else 6, 0),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        color=ORANGE,
-        weight="bold",
-        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 1.5},
-    )
-    axes.set_title("Accuracy, %", pad=22)
-    legend_above(axes, 3)
+    best = f"best: epoch {kept['epoch']}, {value:.1f} %"  # in the legend, where it covers no curve
+    axes.plot([kept["epoch"]], [value], "o", color=ORANGE, markersize=7, label=best)
+
+
+def _spread_is_seen(history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the steps' accuracies lie apart in most epochs: the line hides a narrow band."""
+    steps = [line["validation_accuracy"] for line in history]
+    widths = sorted(max(shares) - min(shares) for shares in steps)
+    all_shares = [share for line in history for share in (*line["validation_accuracy"], line["train_accuracy"])]
+    return widths[len(widths) // 2] > _SEEN * (max(all_shares) - min(all_shares))
 
 
 def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
@@ -93,20 +95,22 @@ def _draw_depth(axes: Any, kept: dict[str, Any]) -> None:
     values = [100 * share for share in kept["validation_accuracy"]]
     steps = range(1, len(values) + 1)
     axes.plot(steps, values, color=BLUE, marker="o")
-    low, high = min(values), max(values)
-    room = max(high - low, 0.5)  # a tenth of a point is no cliff
-    axes.set_ylim(low - 0.4 * room, min(high + 0.6 * room, 100.4))
+    half = max(0.9 * (max(values) - min(values)), _LEAST_POINTS / 2)
+    top = min((max(values) + min(values)) / 2 + half, 100.4)
+    axes.set_ylim(top - 2 * half, top)
+    brought = f"{values[-1] - values[0]:+.1f} points by step {len(values)}".replace("-", "−")
     axes.annotate(
-        f"{values[-1] - values[0]:+.1f} points by step {len(values)}".replace("-", "−"),
-        (0.02, 0.93),
+        f"weights of epoch {kept['epoch']}:\n{brought}",
+        (0, 1),
         xycoords="axes fraction",
-        va="top",
+        xytext=(0, 5),
+        textcoords="offset points",
         color=DIM,
-        bbox={"facecolor": PANEL, "edgecolor": "none", "pad": 1.5},
+        fontsize=8.5,
+        linespacing=1.4,
     )
     whole_numbers(axes, 8)
     axes.set_xlabel("step")
-    axes.set_title(f"By depth, epoch {kept['epoch']}, %", pad=22)
 
 
 def _limits(epochs: Sequence[int]) -> tuple[float, float]:

@@ -122,7 +122,9 @@ class RunFiles:
     def draw_curves(self, history: list[dict[str, Any]], best: int | None) -> None:
         """Draws curve.png; `best` is the epoch whose weights are kept, counted from 1."""
         if self.main:
-            draw_curves(history, self.path / CURVE_FILE, f"{self.path.name}: {self.data.train.name}", best)
+            data = self.data.train.name
+            title = self.path.name if data in self.path.name else f"{self.path.name}: {data}"
+            draw_curves(history, self.path / CURVE_FILE, f"Training of {title}", best)
 
     def remove_state(self) -> None:
         """Removes what a run that has learned nothing left: the same command finds no run in its way."""

@@ -37,7 +37,7 @@ export function drawBars({ step, steps, other, otherName, classes, label }) {
     if (other) tick.style.left = `${other.probabilities[c] * 100}%`;
   }
   hint.textContent = [
-    step ? `This step took ${step.ms.toFixed(1)}\u00a0ms.` : "",
+    label !== null ? "✓: the true class." : "",
     classes.length > chosen.length ? `${chosen.length} of ${classes.length} classes.` : "",
     other ? `Tick: ${otherName}, same step.` : "",
   ].join(" ");

@@ -58,11 +58,9 @@ export function drawSteps({ trajectory, end, depth, threshold, shown, trained, c
         : `Step ${step}: not taken`,
     );
   }
-  line.hidden = threshold >= 1;
+  line.hidden = lineLabel.hidden = threshold >= 1;
   line.style.setProperty("--threshold", threshold);
   lineLabel.textContent = `halts above ${threshold.toFixed(2)}`;
-  // Above the columns that do not reach the line, or above those that were saved.
-  lineLabel.classList.toggle("left", end.used > depth / 2);
   drawSpans(trajectory, Math.min(end.used, shown), end, depth, classes);
 }
 

@@ -14,11 +14,12 @@ import { draw, pixelsOf, pixelsOfFile } from "./pictures.js";
 import { Trajectory } from "./recursion.js";
 
 const STEP_TIME = 550; // milliseconds that each step of a new picture stays on the screen; computing it takes less
-const SHARE_NAME = "softmax share, not\u00a0halt_prob"; // both are between 0 and 1, and seldom alike
+const SHARE_NAME = "softmax share"; // no halt_prob: both are between 0 and 1, and seldom alike
 const MOST_OWN = 60; // pictures of the user that are kept
 
 const $ = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+const narrow = matchMedia("(max-width: 700px)");
 
 let page; // what page.json says
 let engine;
@@ -36,6 +37,8 @@ const camera = new Camera();
 const gallery = new Gallery((picture) => {
   stopCamera();
   choose(picture);
+  // Where panels stand below each other, the steps may be below the screen.
+  if (narrow.matches) $("steps").scrollIntoView({ block: "nearest", behavior: still.matches ? "auto" : "smooth" });
 });
 
 async function start() {
@@ -422,6 +425,7 @@ function showAnswer(picture, trajectory, end, step) {
   const answer = $("answer");
   answer.dataset.done = Boolean(end.done && !playing);
   $("replay").disabled = !end.done || picture.group === "camera" || end.used < 2;
+  $("replay").title = end.done && end.used < 2 ? "It took one step: there is nothing to replay" : "";
   if (!step) {
     $("top").textContent = picture ? "…" : "No picture yet";
     for (const id of ["share", "share-name", "truth", "halting", "times", "compared"]) $(id).textContent = "";
@@ -450,16 +454,18 @@ function showAnswer(picture, trajectory, end, step) {
       : threshold >= 1
         ? `Took all ${steps(depth)}: it never halts at this setting.`
         : `Took all ${steps(depth)}: halt_prob ${halt} does not exceed ${threshold.toFixed(2)}.`;
-  $("times").textContent = last ? times(trajectory, end) : "";
+  $("times").textContent = last ? times(end) : "";
   $("compared").textContent = last ? compared(picture) : "";
   if (last && !playing && picture.group !== "camera") say(picture);
 }
 
-function times(trajectory, end) {
-  const each = median(trajectory.steps.slice(0, end.used).map((s) => s.ms));
-  const total = trajectory.embedMs + trajectory.steps.slice(0, end.used).reduce((sum, s) => sum + s.ms, 0);
+/** What a step takes here, of all that this model has taken: the first ones, while the processor wakes up, take longer. */
+function times(end) {
+  const taken = pictures.flatMap((picture) => picture.trajectories[model]?.steps ?? []);
+  if (!taken.length) return "";
+  const each = median(taken.map((step) => step.ms));
   const left = end.halted && depth > end.used ? `, ${(each * (depth - end.used)).toFixed(0)}\u00a0ms saved` : "";
-  return `${each.toFixed(1)}\u00a0ms a step, ${total.toFixed(0)}\u00a0ms with embedding${left}`;
+  return `About ${each.toFixed(0)}\u00a0ms a step here${left}`;
 }
 
 /** What each model that has been run ends with. */
@@ -489,11 +495,11 @@ function showSaving() {
   $("saving").dataset.done = true;
   $("saving").innerHTML = "";
   const number = document.createElement("b");
-  number.textContent = `${mean.toFixed(1)} steps`;
+  number.textContent = mean.toFixed(1);
   $("saving").append(
-    "These pictures were picked, easy ones and hard ones. They take ",
+    `The number is the steps a picture took. These ${done.length}: `,
     number,
-    ` on average, of at most ${depth} (on each: its own); ${right} of ${done.length} are right (red: wrong).`,
+    ` on average, ${right} right (red: wrong).`,
   );
 }
 

@@ -30,7 +30,7 @@ def test_labels_never_overlap(epochs, depths, tmp_path, monkeypatch):
     draw_curves(lines, tmp_path / "curve.png", "a$b$ " * 40, best=max(1, epochs - 1))
     kept = lines[max(0, epochs - 2)]
     assert f"best: epoch {kept['epoch']}, {100 * kept['validation_accuracy'][-1]:.1f} %" in seen
-    assert any(text.startswith("By depth") for text in seen) == (depths > 1)
+    assert any(text.startswith("Accuracy by step") for text in seen) == (depths > 1)
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400

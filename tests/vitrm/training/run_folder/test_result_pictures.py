@@ -8,7 +8,7 @@ import pytest
 
 from vitrm.classification.confusion import classify
 from vitrm.data import Images
-from vitrm.training.run_folder.result_pictures import draw_confusion, draw_mistakes
+from vitrm.training.run_folder.result_pictures import _alike_together, draw_confusion, draw_mistakes
 
 
 @pytest.mark.slow
@@ -26,6 +26,14 @@ def test_a_confusion_matrix_is_legible(classes, tmp_path, monkeypatch):
     counts = [text for text in seen if text.isdigit()]
     ticks = 7  # of the color bar
     assert len(counts) == ticks + (int((result.confusion > 0).sum()) if classes <= 20 else 0)
+
+
+def test_classes_taken_for_each_other_stand_side_by_side():
+    labels = np.repeat(np.arange(60), 10)
+    other = np.where(np.arange(600) % 10 < 4, (labels + 30) % 60, labels)  # i and i + 30 are alike
+    order = list(_alike_together(classify(labels, other, [str(i) for i in range(60)])))
+    assert sorted(order) == list(range(60))
+    assert all(abs(order.index(i) - order.index(i + 30)) == 1 for i in range(30))
 
 
 def test_mistakes_have_both_classes(tmp_path, monkeypatch):
