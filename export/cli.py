@@ -70,7 +70,7 @@ def _export_run(args: argparse.Namespace) -> None:
     plan = plan_options(args)
     check_precision_options(args)
     from vitrm.export.settings import MAX_UNROLLED
-    from vitrm.model_size import NEVER
+    from vitrm.model_limits import NEVER
 
     if args.steps is not None and not 1 <= args.steps <= MAX_UNROLLED:
         raise UserError(f"--steps is {args.steps}, expected 1 to {MAX_UNROLLED}")

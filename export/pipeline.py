@@ -41,7 +41,7 @@ from vitrm.export.tensorrt.toolchain import toolchain
 from vitrm.export.verify import VERIFICATION_IMAGES
 from vitrm.export.write import describe, save, write_verified
 from vitrm.model import ViTRM
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.backends.eager import EagerSession

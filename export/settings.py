@@ -13,7 +13,7 @@ from vitrm.calib.methods import METHODS
 from vitrm.config import with_article
 from vitrm.errors import UserError
 from vitrm.export.tensorrt.options import PlanOptions, check_plan_path
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import PRECISIONS
 from vitrm.system.outputs import check_outputs

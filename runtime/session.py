@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 from vitrm.runtime.artifact.graph_names import PARTS
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.system.gpus import gpu_index

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from vitrm.errors import UserError
 from vitrm.fields import check, choice, real, side, three, whole
-from vitrm.model_size import (
+from vitrm.model_limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
     MAX_WIDTH,

@@ -28,7 +28,7 @@ from vitrm.fields import (
     whole_or_none,
     wholes,
 )
-from vitrm.model_size import (
+from vitrm.model_limits import (
     MAX_CLASSES,
     MAX_IMAGE_SIZE,
     MAX_LAYERS,

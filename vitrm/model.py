@@ -56,7 +56,7 @@ from vitrm.config import WHITENED, ViTRMConfig
 from vitrm.layers import glimpses
 from vitrm.layers.conv_group import ConvGroup, ShiftBatchNorm, dirac
 from vitrm.layers.whitening import Whitening
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 
 Projected = tuple[Tensor, ...]  # what a layer projects from some tokens; its kind of layer says what the tensors are
 Embedded = tuple[Tensor, ...]  # what the recursion reads of an image, see `ViTRM.embedded_names`

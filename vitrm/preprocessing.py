@@ -15,7 +15,7 @@ from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.fields import Several, Whole, check, checked, choice, from_values, shown, three_whole, whole
-from vitrm.model_size import MAX_IMAGE_SIZE
+from vitrm.model_limits import MAX_IMAGE_SIZE
 
 FITS = ("crop", "letterbox", "squash")
 _SIDES = Several(Whole(1, MAX_IMAGE_SIZE))

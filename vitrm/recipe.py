@@ -23,7 +23,7 @@ from typing import Any
 
 from vitrm.errors import UserError
 from vitrm.fields import UNBOUNDED, check, choice, did_you_mean, flag, from_values, real, shown, whole
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 from vitrm.baseline_configs import CCTConfig, ConvMixerConfig, ViTConfig
 from vitrm.errors import UserError
 from vitrm.fields import Whole
-from vitrm.model_size import MAX_IMAGE_SIZE
+from vitrm.model_limits import MAX_IMAGE_SIZE
 
 MAX_TOKENS = 256  # 16 × 16: what the presets make of 64 × 64 pixels, and common for 224 and 256
 _MAX_MIXED = 1024  # of a ConvMixer, whose cost is linear in them

@@ -38,7 +38,7 @@ GROUPS = (
     ),
     Group(
         "A model that cannot be built",
-        ("vitrm/config.py", "vitrm/baseline_configs.py", "vitrm/model_size.py", "vitrm/tokens.py"),
+        ("vitrm/config.py", "vitrm/baseline_configs.py", "vitrm/model_limits.py", "vitrm/tokens.py"),
         "The settings contradict each other, or make a model that no machine it is meant for could run. Every patch"
         " is a token, so a large `image_size` needs a large `patch_size`. Change the setting that the message names.",
     ),

@@ -15,7 +15,7 @@ from vitrm.config import ViTRMConfig
 from vitrm.export.graph.builder import Assembly
 from vitrm.export.graph.fragments import BATCH, Fragment, Fragments
 from vitrm.export.graph.halting import BOOL, FLOAT, INT64, Answer, all_of, halted_samples, keep
-from vitrm.model_size import MAX_STEPS, NEVER
+from vitrm.model_limits import MAX_STEPS, NEVER
 from vitrm.runtime.artifact.graph_names import (
     HALT_PROB,
     HALT_THRESHOLD,

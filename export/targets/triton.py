@@ -36,7 +36,7 @@ import numpy as np
 
 import vitrm.runtime
 from vitrm.errors import UserError
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.graph_names import (
     HALT_PROB,
     HALT_THRESHOLD,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vitrm.export.tensorrt.options import BUILDER_FLAGS
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 from vitrm.runtime.backends.tensorrt.api import TensorRT, load_tensorrt, make_log
 
 _PR_SET_PDEATHSIG = 1

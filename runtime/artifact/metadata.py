@@ -19,7 +19,7 @@ from typing import Any
 
 from vitrm import config
 from vitrm.errors import UserError
-from vitrm.model_size import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_STEPS
+from vitrm.model_limits import MAX_CLASSES, MAX_IMAGE_SIZE, MAX_STEPS
 from vitrm.preprocessing import Preprocessing
 from vitrm.system import strict_json
 

@@ -2,7 +2,8 @@
 
 A plan is machine code for one kind of GPU, one TensorRT and one operating system, and opening it executes it.  So
 everything is compared before TensorRT sees the file: that it is the file that was written (SHA-256), and that this
-machine is one it was made for.  The plan itself stays raw, so that trtexec reads it too.
+machine is one it was made for (vitrm.runtime.backends.tensorrt.check_machine).  The plan itself stays raw, so that trtexec
+reads it too.
 
 What the side-car says decides about answers as well (depth, threshold, classes) and about where the plan is opened, so it
 holds a SHA-256 of itself: `sha256`, of its other values (vitrm.system.strict_json.digest).
@@ -23,8 +24,7 @@ from vitrm.errors import UserError, explain_os_error
 from vitrm.runtime.artifact.graph_names import PLAN_SUFFIXES
 from vitrm.runtime.artifact.metadata import DIGEST_SINCE, Metadata
 from vitrm.runtime.artifact.onnx_file import inspect
-from vitrm.runtime.backends.tensorrt.api import FULL, INSTALL, MODULES, NAMES, TensorRT, load_tensorrt, version_tuple
-from vitrm.runtime.system.gpus import Gpus
+from vitrm.runtime.backends.tensorrt.api import MODULES
 from vitrm.system import strict_json
 from vitrm.system.files import check_regular, read_json, sha256_of
 
@@ -180,72 +180,6 @@ def _plausible(engine: BuildRecord) -> bool:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def needs(engine: BuildRecord) -> str:
-    """Says what the plan runs on."""
-    gpu = " or ".join(engine.gpus)
-    if AMPERE_PLUS in engine.flags:
-        gpu = "compute capability 8.0 or later"
-    name = f", built on an {engine.gpu_name}" if engine.gpu_name else ""
-    return f"an NVIDIA GPU of {gpu}{name}, {NAMES[engine.flavour]} {engine.version}, {engine.system}"
-
-
-def check_here(sidecar: Sidecar, plan: Path, gpus: Gpus, index: int = 0) -> TensorRT:
-    """The TensorRT that opens `plan` on this machine with these `gpus`, of which number `index` is used.
-
-    Raises `UserError` naming everything in which the machine differs from what the plan needs, and the way out.
-    """
-    engine = sidecar.engine
-    differences = []
-    gpu = gpus.found[index] if index < len(gpus.found) else None
-    if gpu is None:
-        differences.append(f"no GPU ({gpus.problem})")
-    elif not _fits(engine, gpu.sm):
-        differences.append(f"an {gpu}")
-    if this_system() != engine.system:
-        differences.append(this_system())
-    trt: TensorRT | None = None
-    missing = ""
-    try:
-        trt = load_tensorrt(engine.flavour)
-    except UserError as error:
-        missing = str(error)
-        differences.append(f"no {NAMES[engine.flavour]}")
-    else:
-        if not _version_fits(engine, trt.version):
-            differences.append(str(trt))
-    if trt is not None and not differences:
-        return trt
-    message = f"{plan} needs {needs(engine)}; here: {', '.join(differences)}"
-    if gpu is None:
-        if engine.source.endswith(".onnx"):
-            raise UserError(f"{message}: run it on such a machine, or here the file it was built from, {engine.source}")
-        raise UserError(
-            f"{message}: run it on such a machine, or export for this one: {rebuild(sidecar, plan.with_suffix('.onnx'))}"
-        )
-    if missing and len(differences) == 1:
-        raise UserError(f"{message}: {missing}")
-    buildable = trt.targets if trt else None
-    if buildable is not None and gpu.sm not in buildable:
-        raise UserError(
-            f"{message}; {trt} builds for {', '.join(buildable)} alone: use TensorRT ({INSTALL[FULL]}) and build it here: "
-            + rebuild(sidecar, plan, gpu.sm)
-        )
-    raise UserError(f"{message}: build it for this machine: {rebuild(sidecar, plan, gpu.sm)}")
-
-
-def _fits(engine: BuildRecord, sm: str) -> bool:
-    if AMPERE_PLUS in engine.flags and engine.flavour == FULL:
-        return int(sm[2:]) >= 80
-    return sm in engine.gpus
-
-
-def _version_fits(engine: BuildRecord, version: str) -> bool:
-    if version == engine.version:
-        return True
-    built, found = version_tuple(engine.version), version_tuple(version)
-    return VERSION_COMPATIBLE in engine.flags and built[:1] == found[:1] and found >= built
 
 
 def rebuild(sidecar: Sidecar, path: Path, gpu: str | None = None) -> str:

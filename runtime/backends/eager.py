@@ -22,7 +22,7 @@ from vitrm.config import ViTRMConfig, to_dict
 from vitrm.errors import UserError
 from vitrm.exact_float32 import exact_float32
 from vitrm.model import ViTRM
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.session import Result, Session
 from vitrm.runtime.system import machine

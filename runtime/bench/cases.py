@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError, first_line
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Predictions
 from vitrm.runtime.bench.energy import Energy

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitrm.data import affordable
 from vitrm.data.images import to_floats
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES, Predictions
 from vitrm.runtime.bench.images import Sample

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitrm.errors import UserError
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)

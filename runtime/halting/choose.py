@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vitrm.data import affordable
 from vitrm.data.images import to_floats
 from vitrm.errors import UserError
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.halting.paired_test import LEVEL, drop_bound, images_needed, p_value

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.command_line import CommandParser
 from vitrm.errors import UserError, run_command
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 from vitrm.system.terminal import console, neutral_line, say
 
 if TYPE_CHECKING:

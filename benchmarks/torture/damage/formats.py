@@ -341,7 +341,8 @@ def _mix_parts(home: Path, rng: random.Random) -> Done:
 
 
 def _read_sidecar(home: Path) -> Answers:
-    from vitrm.runtime.artifact.plan_sidecar import check_here, read_sidecar, rebuild
+    from vitrm.runtime.artifact.plan_sidecar import read_sidecar, rebuild
+    from vitrm.runtime.backends.tensorrt.check_machine import check_here
     from vitrm.runtime.system.gpus import Gpus
 
     plan = home / "noise.plan"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.model_size import NEVER
+from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.graph_names import HALT_THRESHOLD, STEPS, STEPS_USED
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, CudaGraph, DeviceMemory, PinnedArray, Stream
 from vitrm.runtime.backends.tensorrt.plan import Context, Plan, PlanTensor

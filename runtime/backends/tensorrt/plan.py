@@ -18,15 +18,9 @@ from numpy.typing import DTypeLike
 
 from vitrm.errors import UserError, first_line
 from vitrm.runtime.artifact.interface import check_tensors
-from vitrm.runtime.artifact.plan_sidecar import (
-    STRIPPED,
-    VERSION_COMPATIBLE,
-    check_here,
-    read_sidecar,
-    read_weights,
-    rebuild,
-)
+from vitrm.runtime.artifact.plan_sidecar import STRIPPED, VERSION_COMPATIBLE, read_sidecar, read_weights, rebuild
 from vitrm.runtime.backends.tensorrt.api import RTX, TensorRT, make_log
+from vitrm.runtime.backends.tensorrt.check_machine import check_here
 from vitrm.runtime.backends.tensorrt.compiled_kernels import JitSettings
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, DeviceMemory, Stream
 from vitrm.runtime.system.gpus import find_gpus, gpu_index

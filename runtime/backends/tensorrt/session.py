@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitrm.errors import UserError
-from vitrm.model_size import MAX_STEPS
+from vitrm.model_limits import MAX_STEPS
 from vitrm.runtime.artifact.graph_names import HALT_PROB, HALT_THRESHOLD, LOGITS, PIXELS, STEPS, STEPS_USED
 from vitrm.runtime.artifact.plan_sidecar import Sidecar, weights_path
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool, PlanExecutor

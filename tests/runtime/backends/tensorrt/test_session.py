@@ -27,9 +27,10 @@ from vitrm.errors import UserError
 from vitrm.export import export
 from vitrm.export.tensorrt.build import build_engine
 from vitrm.export.tensorrt.options import PlanOptions
-from vitrm.runtime.artifact.plan_sidecar import check_here, read_sidecar, rebuild, sidecar_path, write_sidecar
+from vitrm.runtime.artifact.plan_sidecar import read_sidecar, rebuild, sidecar_path, write_sidecar
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.tensorrt.api import installed
+from vitrm.runtime.backends.tensorrt.check_machine import check_here
 from vitrm.runtime.backends.tensorrt.cuda import Cuda, CudaError, Stream, address_of
 from vitrm.runtime.backends.tensorrt.executor import ExecutorPool
 from vitrm.runtime.backends.tensorrt.plan import choose_profile
