@@ -9,8 +9,8 @@ weights are; their accuracy is quoted from its source, and marked so, unless --r
 
 Latency is of one image.  All files answer each image in turn before the next one comes, so that whatever else the machine does
 hits all of them.  A file that halts takes less time for some images: its median and its mean are both given.
-Writes benchmarks/records/alternatives-CPU.json and a picture beside it.  --draw makes the picture anew from a record, without
-measuring.
+Writes benchmarks/records/alternatives-CPU.json, a picture beside it, and the same picture for the docs.  --draw makes the
+pictures anew from a record, without measuring.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vitrm.export import export
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.session import Session
 from vitrm.system.files import read_json, write_json
-from vitrm.system.picture import BLUE, DIM, NEUTRAL, picture
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, TEAL, picture
 
 WARM_UP = 20  # images
 # Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
@@ -53,6 +53,8 @@ OURS = {
 }
 OF_LAYERS = {"cct-7-3x1"}  # its int8 is that of its layers, not of convolutions
 MARKERS = {"fp32": "o", "int8": "s", "int8 convolutions": "D"}
+APART = 0.024  # of the logarithm of the error: the height of a mark
+DOCS_PICTURE = RECORDS.parents[1] / "docs" / "train" / "alternatives.svg"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +96,10 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--images", type=int, default=300, help="test images whose latency is measured")
     p.add_argument("--run", action="append", default=[], metavar="PRESET=RUN", help="a trained run of an alternative")
-    p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the picture of this record anew")
+    p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
     if args.draw:
-        draw(read_json(args.draw, "record"), args.draw.with_suffix(".png"))
+        draw_all(read_json(args.draw, "record"), args.draw)
         return
     runs = dict(named.split("=", 1) for named in args.run)
     test = load("cifar10", "test", data_dir=args.data_dir)
@@ -130,7 +132,7 @@ def main() -> None:
     }
     path = RECORDS / f"alternatives-{processor(record)}.json"
     write_json(path, record)
-    draw(record, path.with_suffix(".png"))
+    draw_all(record, path)
     print(path.relative_to(RECORDS.parents[1]))
 
 
@@ -217,8 +219,14 @@ class Drawn:
 
     label: str
     ours: bool
+    halting: bool
     measured: bool  # its accuracy, too; else quoted
     points: list[tuple[float, float, str]]  # mean latency, accuracy in percent, precision
+
+    @property
+    def color(self) -> str:
+        """Ours that halt are not to be taken for ours at a fixed depth."""
+        return BLUE if self.halting else TEAL if self.ours else NEUTRAL
 
 
 def drawn_models(record: dict[str, Any]) -> list[Drawn]:
@@ -231,28 +239,73 @@ def drawn_models(record: dict[str, Any]) -> list[Drawn]:
         precision = "int8 convolutions" if others_int8 else row["precision"]
         accuracy = row["accuracy"] if measured else record["models"][row["model"]]["quoted"]["accuracy"]
         steps = f", {row['steps']}" if row["steps"] else ""
-        model = found.setdefault((row["model"], row["steps"]), Drawn(f"{row['model']}{steps}", own, measured, []))
-        if row["steps"] == "halting" and not model.points:
+        halting = row["steps"] == "halting"
+        model = found.setdefault(
+            (row["model"], row["steps"]), Drawn(f"{row['model']}{steps}", own, halting, measured, [])
+        )
+        if halting and not model.points:
             model.label += f": {row['mean_steps']:.1f} steps"
         model.points.append((row["latency_ms"]["mean"], 100 * accuracy, precision))
     return list(found.values())
 
 
+def moved_apart(models: list[Drawn]) -> tuple[list[Drawn], float]:
+    """Moves lines that would lie on each other up and down, by no more than shows them; and by how many percent at most.
+
+    Models of nearly the same accuracy whose times overlap push each other away until a mark's height is between them.
+    """
+    heights = np.array([np.mean([_height(y) for _, y, _ in model.points]) for model in models])
+    first = heights.copy()
+    ends = [(min(x for x, _, _ in m.points), max(x for x, _, _ in m.points)) for m in models]
+    for _ in range(200):
+        for i, j in itertools.combinations(range(len(models)), 2):
+            missing = APART - abs(heights[i] - heights[j])
+            # 1.08: a mark covers a few percent of its time on either side.
+            if missing > 1e-6 and ends[i][0] < 1.08 * ends[j][1] and ends[j][0] < 1.08 * ends[i][1]:
+                way = missing / 2 if heights[i] >= heights[j] else -missing / 2
+                heights[i] += way
+                heights[j] -= way
+    moved = [
+        dataclasses.replace(m, points=[(x, _percent(_height(y) + way), kind) for x, y, kind in m.points])
+        for m, way in zip(models, heights - first, strict=True)
+    ]
+    pairs = [(a[1], b[1]) for m, n in zip(models, moved, strict=True) for a, b in zip(m.points, n.points, strict=True)]
+    return moved, max(abs(a - b) for a, b in pairs)
+
+
+def _height(percent: Any) -> Any:
+    """Returns the place of an accuracy on its axis: minus the logarithm of the error."""
+    return -np.log(np.maximum(100 - percent, 0.1))
+
+
+def _percent(height: Any) -> Any:
+    return 100 - np.exp(-height)
+
+
+def draw_all(record: dict[str, Any], path: Path) -> None:
+    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
+    for place in (path.with_suffix(".png"), DOCS_PICTURE):
+        draw(record, place)
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Test accuracy over mean latency, as PNG; hollow where the accuracy is quoted."""
-    models = drawn_models(record)
-    with picture(path, 8.4, 5, "CIFAR-10: accuracy and time of one image, ViTRM beside well-known networks") as figure:
+    """Draws test accuracy over mean latency, as PNG or SVG; hollow where the accuracy is quoted."""
+    models, most = moved_apart(drawn_models(record))
+    with picture(
+        path, 8.4, 5.6, "CIFAR-10: accuracy and time of one image, ViTRM beside well-known networks"
+    ) as figure:
         axes = figure.subplots()
         for model in models:
-            color = BLUE if model.ours else NEUTRAL
-            axes.plot(*zip(*((x, y) for x, y, _ in model.points), strict=True), "-", color=color, lw=0.8, alpha=0.6)
+            line = list(zip(*((x, y) for x, y, _ in model.points), strict=True))
+            axes.plot(*line, "-", color=model.color, lw=0.6, alpha=0.6)
             for x, y, precision in model.points:
-                fill = color if model.measured else "none"
-                axes.plot(x, y, MARKERS[precision], color=color, markerfacecolor=fill, markersize=6, zorder=3)
+                fill = model.color if model.measured else "none"
+                axes.plot(x, y, MARKERS[precision], color=model.color, markerfacecolor=fill, markersize=5.5, zorder=3)
         _draw_axes(axes, models)
         threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+        moved = f"; moved by up to {most:.1f} points where lines would meet" if most >= 0.05 else ""
         axes.set_title(
-            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images",
+            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images{moved}",
             fontweight="normal",
         )
         _draw_legend(figure, models)
@@ -275,7 +328,7 @@ def _draw_axes(axes: Any, models: list[Drawn]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("milliseconds for one image, mean")
     errors = [100 - y for model in models for _, y, _ in model.points]
-    axes.set_yscale("function", functions=(lambda y: -np.log(np.maximum(100 - y, 0.1)), lambda v: 100 - np.exp(-v)))
+    axes.set_yscale("function", functions=(_height, _percent))
     axes.set_ylim(100 - max(errors) * 1.12, 100 - min(errors) / 1.12)
     axes.yaxis.set_major_locator(FixedLocator([50, 60, 70, 80, 84, 86, 88, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99]))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -291,28 +344,31 @@ def _draw_legend(figure: Any, models: list[Drawn]) -> None:
     names = {"fp32": "float32", "int8": "int8, convolutions float32", "int8 convolutions": "int8, convolutions too"}
     shapes = [Line2D([], [], ls="", marker=MARKERS[key], color=DIM, label=name) for key, name in names.items()]
     kinds = {
-        "ViTRM, without glimpses: measured": (True, True),
-        "others: accuracy measured": (False, True),
-        "others: accuracy quoted from their authors": (False, False),
+        "ViTRM that halts: measured": (BLUE, True),
+        "ViTRM at a fixed depth: measured": (TEAL, True),
+        "others: accuracy measured": (NEUTRAL, True),
+        "others: accuracy quoted": (NEUTRAL, False),
     }
-    met = {(model.ours, model.measured) for model in models}
+    met = {(model.color, model.measured) for model in models}
     signs = [
         Line2D(
             [],
             [],
             ls="",
             marker="o",
-            color=BLUE if ours else NEUTRAL,
+            color=color,
             markerfacecolor=None if measured else "none",
             label=name,
         )
-        for name, (ours, measured) in kinds.items()
-        if (ours, measured) in met
+        for name, (color, measured) in kinds.items()
+        if (color, measured) in met
     ]
-    signs += [Line2D([], [], ls="", label="")] * (len(shapes) - len(signs))
+    rows = max(len(shapes), len(signs))
+    for column in (shapes, signs):
+        column += [Line2D([], [], ls="", label="")] * (rows - len(column))
     # Columns are filled first.
     pairs = [sign for pair in zip(shapes, signs, strict=True) for sign in pair]
-    figure.legend(handles=pairs, loc="outside lower left", ncols=3, handletextpad=0.2, columnspacing=1.6)
+    figure.legend(handles=pairs, loc="outside lower left", ncols=rows, handletextpad=0.2, columnspacing=1.6)
 
 
 def _draw_labels(figure: Any, axes: Any, models: list[Drawn]) -> None:
@@ -361,7 +417,9 @@ def _placed(
         for (x, y, _), place in zip(model.points[::-1], line[::-1], strict=True):
             for dx, dy, side in _directions(distance):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
-                text = axes.annotate(model.label, (x, y), xytext=(dx, dy), color=BLUE if model.ours else DIM, **look)
+                text = axes.annotate(
+                    model.label, (x, y), xytext=(dx, dy), color=model.color if model.ours else DIM, **look
+                )
                 box = text.get_window_extent()
                 end = (dx, dy - math.copysign(6, dy) if dy else 0)
                 leader = _leader(place, np.array(end) * points) if distance > 13 else []

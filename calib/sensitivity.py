@@ -26,6 +26,7 @@ from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
 from vitrm.system.picture import DIM, NEUTRAL, heat_colors, picture
 
+_NAMES = "0, 1, 2 …: layer of the block; q, k, v, out: attention; ffn: feed-forward"
 SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
 
 
@@ -77,11 +78,13 @@ class Sensitivity:
             table[row, steps.index(site.step)] = max(value, 1e-12)
             work[row] += self.work[site]
         with picture(
-            path, 6.6 + 0.42 * len(steps), 2.2 + 0.21 * len(rows), "Harm of int8, one layer at a time"
+            path, 6.6 + 0.42 * len(steps), 2.5 + 0.21 * len(rows), "Harm of int8, one layer at a time"
         ) as figure:
             worst = max(self.noise, key=lambda site: self.noise[site])
-            top = figure.subfigures(2, 1, height_ratios=[0.45, 1.7 + 0.21 * len(rows)])
-            top[0].text(0.01, 0.5, _verdict(worst, self.noise[worst]), va="center", fontsize=9)
+            top = figure.subfigures(2, 1, height_ratios=[0.75, 1.7 + 0.21 * len(rows)])
+            verdict = _verdict(worst, self.noise[worst], self._cost(worst), self.shared)
+            top[0].text(0.01, 0.97, verdict, va="top", fontsize=9)
+            top[0].text(0.01, 0.03, _NAMES, va="bottom", fontsize=8, color=DIM)
             cells, bars = top[1].subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
             _draw_noise(top[1], cells, table, steps)
             _draw_work(bars, work)
@@ -91,12 +94,19 @@ class Sensitivity:
                     if rows[place][0] != rows[place - 1][0]:  # another role begins
                         axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
 
+    def _cost(self, site: Site) -> float:
+        """Returns the share of the work that is no longer in int8 once a site is not: where steps share a graph, its layer's at all steps."""
+        kept = next(sites for sites, _ in self.ranked() if site in sites)
+        return sum(self.work[s] for s in kept) / sum(self.work.values())
 
-def _verdict(site: Site, noise: float) -> str:
-    """Returns in words where int8 harms most, and how much that is."""
+
+def _verdict(site: Site, noise: float, cost: float, shared: bool) -> str:
+    """Returns in words where int8 harms most, how much that is, and what it costs to have none there."""
     at = f" at step {site.step}" if site.step else ""
     place = f"Most: {_row_name(site.role, site.layer)}{at}."
-    return f"{place}\nThere the squared error of the final logits is {_share(noise)} of their variance."
+    harm = f"There the squared error of the final logits is {_share(noise)} of their variance."
+    where = "it in floating point at all steps" if shared and site.step else "it in floating point"
+    return f"{place}\n{harm}\nKeeping {where} costs {_share(cost)} of the work in int8."
 
 
 def _share(noise: float) -> str:

@@ -24,6 +24,11 @@ from vitrm.checkpoint import Checkpoint
 from vitrm.model import ViTRM
 from vitrm.system.picture import BLUE, DIM, ORANGE, TEAL, legend_above, picture, whole_numbers
 
+_CAPTION = (
+    "20 dB: an error of a tenth of the state; 40 dB: of a hundredth.\n"
+    "Ranges by step: unrolled files; one range for all: loop and stepwise files."
+)
+
 
 @dataclass(frozen=True)
 class StateError:
@@ -61,8 +66,10 @@ def draw_state_error(
     steps = range(1, calibration.steps + 1)
     roles = [role for role in ROLES[1:] if any(site.role == role for site in calibration.ranges)]
     count = -(-len(roles) // 2)
-    with picture(path, 9.6, 4.4, "What int8 does to the state, and the ranges that it was given") as figure:
-        left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
+    with picture(path, 9.6, 4.6, "What int8 does to the state, and the ranges that it was given") as figure:
+        panels_above, caption = figure.subfigures(2, 1, height_ratios=[4.1, 0.5])
+        caption.text(0.01, 0.5, _CAPTION, va="center", fontsize=8.5, color=DIM)
+        left, right = panels_above.subfigures(1, 2, width_ratios=[1, 1.1])
         _draw_ratio(left.subplots(), shared, own, steps)
         right.suptitle("Width of the layers' input ranges (largest − smallest)", x=0.02, ha="left", fontsize=10)
         panels = np.atleast_2d(right.subplots(2, max(count, 1), sharex=True, sharey=True)).ravel()
@@ -84,9 +91,7 @@ def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) ->
         axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"answer y, {name}")
         axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"notes z, {name}")
     axes.set_title("Signal-to-noise ratio of the state, dB: higher is better", pad=36)
-    axes.set_xlabel(
-        "step\n20 dB: an error of a tenth of the state; 40 dB: of a hundredth\nby step: unrolled files; one for all: loop and stepwise files"
-    )
+    axes.set_xlabel("step")
     whole_numbers(axes, 8)
     legend_above(axes, 2)
 

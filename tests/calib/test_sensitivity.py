@@ -98,6 +98,15 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     assert written["noise"][str(bad)] == own.noise[bad]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert "revising the notes z, 1.ffn.up" in seen
+    cost = own.work[bad] / sum(own.work.values())
+    assert any(
+        text.endswith(f"\nKeeping it in floating point costs {100 * cost:.1f} % of the work in int8.") for text in seen
+    )
+    shared.save(tmp_path / "shared.json")
+    cost = sum(own.work[s] for s in sites) / sum(own.work.values())
+    assert any(
+        text.endswith(f"floating point at all steps costs {100 * cost:.1f} % of the work in int8.") for text in seen
+    )
     # What each costs: tokens × weights, which no scale changes.
     site, linear = Site(2, "latents", "block.1.ffn.up"), checkpoint.build().block.get_submodule("1.ffn.up")
     assert own.work.keys() == own.noise.keys()
