@@ -136,9 +136,10 @@ def _measure_batches(
     busy = after.others_since(before)
     disturbed = busy > max(0.25, (after.cpus - threads) / 2)
     if disturbed:
+        worst = " (threads that wait for each other suffer most)" if threads > 1 else ""
         notes.append(
             f"the machine was not quiet: other processes kept {busy:.1f} of {after.cpus} CPUs busy while latency was "
-            "measured, so times are too long and ratios uncertain (two threads that wait for each other suffer most)"
+            f"measured, so times are too long and ratios uncertain{worst}"
         )
     return busy, disturbed
 

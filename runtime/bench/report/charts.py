@@ -104,6 +104,8 @@ def line_chart(
     log: bool = False,
     y_limits: tuple[float, float] | None = None,
     x_mark: tuple[float, str] | None = None,
+    y_mark: tuple[float, str] | None = None,
+    y_holds: Sequence[float] = (),
 ) -> Markup:
     """Draws lines with marks over x.
 
@@ -117,8 +119,10 @@ def line_chart(
         log: makes both axes logarithmic.
         y_limits: values that the vertical axis does not go beyond.
         x_mark: a value of the horizontal axis that a vertical line marks, and what is written beside it.
+        y_mark: the same of the vertical axis.
+        y_holds: further values that the vertical axis reaches, as those of a chart beside this one.
     """
-    x, y = _scales(series, x_ticks, log, y_limits)
+    x, y = _scales(series, x_ticks, log, y_limits, [*y_holds, *([y_mark[0]] if y_mark else [])])
     y_ticks = [(tick, y_text(tick)) for tick in y.ticks(_Y_TICKS)]
     left = 42 + _LETTER * max((len(text) for _, text in y_ticks), default=0)
     x = replace(x, start=left)
@@ -133,15 +137,24 @@ def line_chart(
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     name = _node(svg, "text", "name", transform=f"translate(15 {middle}) rotate(-90)", text_anchor="middle")
     name.text = y_label
-    if x_mark:
-        place = x(x_mark[0])
-        _vertical(svg, "bound", place, _TOP, _HEIGHT - _BOTTOM)
-        # At the foot, where curves that rise leave room.
-        _text(svg, "tick", place + 5, _HEIGHT - _BOTTOM - 8, x_mark[1], anchor="start")
+    _draw_marks(svg, x, y, x_mark, y_mark)
     rings: list[tuple[float, float]] = []
     for one in series:
         _draw(svg, one, x, y, y_text, rings)
     return _markup(svg)
+
+
+def _draw_marks(
+    svg: Node, x: Scale, y: Scale, x_mark: tuple[float, str] | None, y_mark: tuple[float, str] | None
+) -> None:
+    """Draws the lines that mark a value of an axis, each with its name where curves that rise leave room."""
+    if x_mark:
+        place = x(x_mark[0])
+        _vertical(svg, "bound", place, _TOP, _HEIGHT - _BOTTOM)
+        _text(svg, "tick", place + 5, _HEIGHT - _BOTTOM - 8, x_mark[1], anchor="start")
+    if y_mark:
+        _horizontal(svg, "bound", y(y_mark[0]), x.start)
+        _text(svg, "tick", _WIDTH - _RIGHT, y(y_mark[0]) + 16, y_mark[1], anchor="end")
 
 
 def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
@@ -154,11 +167,15 @@ def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _scales(
-    series: Sequence[Series], x_ticks: Sequence[float] | None, log: bool, y_limits: tuple[float, float] | None
+    series: Sequence[Series],
+    x_ticks: Sequence[float] | None,
+    log: bool,
+    y_limits: tuple[float, float] | None,
+    y_holds: Sequence[float],
 ) -> tuple[Scale, Scale]:
-    """Returns the axes that hold every point, whisker and tick, with a margin."""
+    """Returns the axes that hold every point, whisker and tick, and what they shall hold besides, with a margin."""
     xs = [*(x_ticks or ()), *(x for s in series for x, _ in s.points)]
-    ys = [y for s in series for _, y in s.points] + [v for s in series for span in s.spans for v in span]
+    ys = [*y_holds, *(y for s in series for _, y in s.points), *(v for s in series for span in s.spans for v in span)]
     if log:
         x_low, x_high = min(xs) / 1.15, max(xs) * 1.15
         y_low, y_high = min(ys) / 1.25, max(ys) * 1.25
@@ -200,8 +217,13 @@ def _draw(
 # Distributions ---------------------------------------------------------------------------------
 
 
+def spans_decades(times: Sequence[NDArray[np.float64]]) -> bool:
+    """Returns whether times differ by so much that a linear axis would squeeze the fast ones into its first stroke."""
+    return max(float(np.percentile(t, 99)) for t in times) > 12 * min(float(t.min()) for t in times)
+
+
 def distribution_chart(
-    rows: Sequence[tuple[str, int, NDArray[np.float64]]], *, label: str, text: Callable[[float], str]
+    rows: Sequence[tuple[str, int, NDArray[np.float64]]], *, label: str, text: Callable[[float], str], log: bool
 ) -> Markup:
     """Draws one ridge a row, or a mark for each run where they are few: where its times lie, with p50, p90 and p99 marked.
 
@@ -209,12 +231,12 @@ def distribution_chart(
         rows: of each its name, its color and the milliseconds of every run.
         label: says in words what the chart shows.
         text: writes milliseconds.
+        log: makes the axis logarithmic.
     """
     marks = [np.percentile(samples, [50, 90, 99]) for _, _, samples in rows]
     # The slowest per cent of a busy machine would squeeze everything else: the axis ends soon after p99.
     fastest = min(float(samples.min()) for _, _, samples in rows)
     slowest = max(float(m[2]) for m in marks)
-    log = slowest / fastest > 12
     low, high = (fastest / 1.15, slowest * 1.15) if log else (0.0, slowest * 1.06)
     x = Scale(low, high, _RIGHT, _WIDTH - _RIGHT, log)
     top = _HEADING + 6

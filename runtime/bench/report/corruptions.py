@@ -19,6 +19,7 @@ from vitrm.runtime.bench.rows import CaseEvidence
 
 _NEAR = 0.01  # shares nearer to each other are one line to an eye
 _SIDE = 64  # pixels of an example: fourteen of them stay far below a megabyte
+_EXPECTED = 5  # color of what halt_prob expects, which no kind of corruption has
 _FIELDS = ("accuracy", "full_accuracy", "mean_halt_prob")  # that are drawn
 
 
@@ -97,38 +98,55 @@ def figure_rows(groups: Sequence[Sequence[Robustness]]) -> list[list[Figure]]:
     Artifacts without halt_prob, which have the first figure alone, share a row.
     """
     single: list[Figure] = []
+    reach = _reach(groups)
     pairs = []
     for group in groups:
         whose = f"{names(group)}: " if len(groups) > 1 else ""
-        first = _by_kind(group[0], f"{whose}{'which' if whose else 'Which'} corruptions hurt")
+        first = _by_kind(group[0], f"{whose}{'which' if whose else 'Which'} corruptions hurt", reach)
         if group[0].clean.mean_halt_prob is None:
             single.append(first)
         else:
-            pairs.append([first, _trust(most_told(group), f"{whose}{'does' if whose else 'Does'} halt_prob notice?")])
+            pairs.append(
+                [first, _trust(most_told(group), f"{whose}{'does' if whose else 'Does'} halt_prob notice?", reach)]
+            )
     return [single, *pairs] if single else pairs
 
 
-def _by_kind(found: Robustness, title: str) -> Figure:
+def _reach(groups: Sequence[Sequence[Robustness]]) -> list[float]:
+    """Returns the values that all vertical axes hold, so that the same height is the same share in every chart."""
+    values: list[float] = []
+    for group in groups:
+        for one, field in [(group[0], "accuracy"), *((most_told(group), field) for field in _FIELDS)]:
+            values += [y for _, y in _by_severity(one, field)]
+        for kind in dict.fromkeys(c.group for c in group[0].corruptions):
+            values += [y for _, y in _by_severity(group[0], "accuracy", kind)]
+    return values
+
+
+def _by_kind(found: Robustness, title: str, reach: Sequence[float]) -> Figure:
     groups = dict.fromkeys(c.group for c in found.corruptions)
     series = [Series(group, _by_severity(found, "accuracy", group), series_color(i)) for i, group in enumerate(groups)]
-    series.append(Series("all corruptions", _by_severity(found, "accuracy"), 0, dashed=True, dots=False))
-    return _figure(title, series, "Mean over the corruptions of each kind.")
+    series.append(Series("all corruptions", _by_severity(found, "accuracy"), 0))
+    return _figure(title, series, "Mean over the corruptions of each kind.", reach)
 
 
-def _trust(found: Robustness, title: str) -> Figure:
-    """Shows the share of right answers beside what halt_prob expects."""
+def _trust(found: Robustness, title: str, reach: Sequence[float]) -> Figure:
+    """Shows the share of right answers beside what halt_prob expects.
+
+    Its colors are none of the kinds' in the chart beside it, but for the line that both have.
+    """
     right, full = _by_severity(found, "accuracy"), _by_severity(found, "full_accuracy")
     coincide = bool(full) and all(abs(a - b) <= _NEAR for (_, a), (_, b) in zip(full, right, strict=True))
     series = [
-        Series("right", right, 1),
-        Series("expected by halt_prob (its mean)", _by_severity(found, "mean_halt_prob"), 2),
+        Series("right, all corruptions", right, 0),
+        Series("expected by halt_prob (its mean)", _by_severity(found, "mean_halt_prob"), _EXPECTED),
     ]
     if full and not coincide:
         series.append(Series("right at full depth", full, 0, dashed=True))
     caption = "Mean over the corruptions. Where the expected line lies above the other, halt_prob trusts the answers too much."
     if coincide:
         caption += " At full depth as many are right: halting costs at most 1 point at any severity."
-    return _figure(title, series, caption)
+    return _figure(title, series, caption, reach)
 
 
 def _by_severity(found: Robustness, field: str, group: str | None = None) -> tuple[tuple[float, float], ...]:
@@ -137,7 +155,7 @@ def _by_severity(found: Robustness, field: str, group: str | None = None) -> tup
     return () if None in values else tuple((float(i), v) for i, v in enumerate(values))
 
 
-def _figure(title: str, series: Sequence[Series], caption: str) -> Figure:
+def _figure(title: str, series: Sequence[Series], caption: str, reach: Sequence[float] = ()) -> Figure:
     chart = line_chart(
         series,
         label=told(f"{title}, by severity", series, lambda y: numbers.percent(y, 1)),
@@ -146,6 +164,7 @@ def _figure(title: str, series: Sequence[Series], caption: str) -> Figure:
         y_text=share,
         x_ticks=[0, *SEVERITIES],
         y_limits=SHARES,
+        y_holds=reach,
     )
     return Figure(chart, caption, title, series)
 

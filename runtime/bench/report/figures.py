@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitrm.runtime.bench.accuracy import wilson
 from vitrm.runtime.bench.report import numbers, table
-from vitrm.runtime.bench.report.charts import FEW_RUNS, Series, distribution_chart, line_chart
+from vitrm.runtime.bench.report.charts import FEW_RUNS, Series, distribution_chart, line_chart, spans_decades
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
 from vitrm.runtime.halting.choose import HaltingChoice, Reliability
 
@@ -56,16 +56,20 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
     """Shows the distribution of times at each batch size, and time per image by batch size."""
     batches = list(dict.fromkeys(r.batch for r in result.rows))
     figures = []
-    for batch in batches:
-        rows = [(c.name, color_of.get(c.name, 0), c.times_ms[batch]) for c in evidence if batch in c.times_ms]
-        if not 0 < len(rows) <= MOST:
-            continue
+    every = {
+        batch: [(c.name, color_of.get(c.name, 0), c.times_ms[batch]) for c in evidence if batch in c.times_ms]
+        for batch in batches
+    }
+    drawn = {batch: rows for batch, rows in every.items() if 0 < len(rows) <= MOST}
+    # One kind of axis for charts that are looked at together.
+    log = any(spans_decades([times for _, _, times in rows]) for rows in drawn.values())
+    for batch, rows in drawn.items():
         label = f"Distribution of latency at batch {batch}: " + "; ".join(
             f"{r.name} p50 {numbers.milliseconds(r.latency_ms.p50)} ms, p99 {numbers.milliseconds(r.latency_ms.p99)} ms"
             for r in result.rows
             if r.batch == batch and r.latency_ms
         )
-        chart = distribution_chart(rows, label=label, text=numbers.milliseconds)
+        chart = distribution_chart(rows, label=label, text=numbers.milliseconds, log=log)
         few = any(len(times) < FEW_RUNS for _, _, times in rows)
         caption = f"Where the timed runs lie{', each a stroke' if few else ''}. The long mark is p50, the short ones p90 and p99."
         figures.append(Figure(chart, caption, f"Batch {batch}"))
@@ -262,6 +266,7 @@ def _threshold(choice: HaltingChoice) -> Figure:
         y_text=share,
         x_ticks=list(range(1, choice.steps + 1)),
         y_limits=SHARES,
+        y_mark=(choice.full.accuracy - choice.budget, "the budget"),
     )
     return Figure(chart, _choice(choice), f"{choice.name}: the threshold", series)
 
@@ -274,9 +279,17 @@ def _choice(choice: HaltingChoice) -> str:
     if chosen.threshold >= 1:
         return f"Never halting: no threshold is sure to keep the budget ({aim}). {found}."
     return (
-        f"Chosen: {chosen.threshold:g}, the cheapest threshold that keeps the budget ({aim}). {found}: {chosen.lost:,} lost, "
-        f"{chosen.gained:,} gained, with 95 % confidence at most {choice.drop_bound * 100:.2f} points."
+        f"Chosen: {chosen.threshold:g}, the cheapest threshold that is sure (95 %) to keep the budget ({aim}). {found}: {chosen.lost:,} lost, "
+        f"{chosen.gained:,} gained, with 95 % confidence at most {choice.drop_bound * 100:.2f} points.{_cheaper(choice)}"
     )
+
+
+def _cheaper(choice: HaltingChoice) -> str:
+    """Says why a cheaper threshold was not chosen, where the curve shows one above the budget's line."""
+    least = choice.full.accuracy - choice.budget
+    if all(p.accuracy < least for p in choice.points if p.mean_steps < choice.chosen.mean_steps):
+        return ""
+    return " Cheaper ones above the dotted line keep it on these images, perhaps by luck."
 
 
 def _reliability(choice: HaltingChoice) -> Figure:

@@ -7,7 +7,7 @@ escaped too: a page with half a surrogate pair could not be written.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ _FOLDER = Path(__file__).parent
 _TEMPLATE, _STYLE = "page.html", "page.css"
 _NAME = 56  # letters of a name in a table
 _CLASSES = 24  # names of classes that are listed
+_BRIEF = ("p50 ms", "× eager")  # columns of the speed's brief table
 _UNIT = re.compile(r"(?<=\d) (?=(?:%|×|ms|kB|MB)(?!\w))")
 
 
@@ -99,10 +100,10 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "savings": [(saving, savings.cards(saving, result.quiet)) for saving in saved],
         "saving_curves": [
             (
-                f"{figures.model_name(curve)}: thresholds, at most {curve.steps} steps",
+                f"{figures.model_name(curve)}: thresholds, at most {curve.steps} steps, {figures.on_images(curve)}",
                 curve,
                 figures.savings_figure(curve, color_of),
-                savings.estimates(curve),
+                savings.estimates(curve, rows),
             )
             for curve in evidence.depth_curves
             if curve.halting
@@ -182,7 +183,7 @@ def _artifact_facts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> 
     case, m = cases[0], cases[0].metadata
     row = next(r for r in rows if r.name == case.name)
     return [
-        ("file", case.file),
+        ("folder" if m.graph == "stepwise" else "file", case.file),
         ("size", f"{numbers.size(row.bytes)} ({row.bytes:,} bytes)" if row.bytes else "–"),
         ("model", m.model.get("kind", "not said")),
         ("graph", m.graph),
@@ -194,11 +195,20 @@ def _artifact_facts(cases: Sequence[CaseEvidence], rows: Sequence[BenchRow]) -> 
         ("exported from", m.run or "not said"),
         ("weights", m.weights_sha256 or "not said"),
         ("calibration", m.calibration_id or "none"),
-        ("parity at export", "; ".join(f"{k} {v:.3g}" for k, v in m.parity.items()) or "not recorded"),
+        ("parity at export", _parity(m.parity)),
         ("exported with", ", ".join(f"{k} {v}" for k, v in m.versions.items()) or "not recorded"),
         ("backend here", f"{row.backend}, {row.device}"),
         *(("note", note) for note in row.notes),
     ]
+
+
+def _parity(parity: Mapping[str, float]) -> str:
+    """Says how far the export was from the model: the largest differences, and how many answers were the same."""
+    images = round(parity.get("images", 0))
+    parts = [f"{name} {value:.3g}" for name, value in parity.items() if name not in ("agreement", "images")]
+    if images and "agreement" in parity:
+        parts.append(f"{round(parity['agreement'] * images):,} of {images:,} answers the same")
+    return "; ".join(parts) or "not recorded"
 
 
 def _corruption_table(found: Robustness) -> dict[str, Any]:
@@ -212,10 +222,17 @@ def _corruption_table(found: Robustness) -> dict[str, Any]:
 
 
 def _table(title: str, columns: Sequence[table.Column], rows: Sequence[BenchRow]) -> dict[str, Any]:
-    """Returns a table as the template draws it: its heads, and of each row the cells beside the name."""
+    """Returns a table as the template draws it: its heads, and of each row the cells beside the name.
+
+    Of speed there is a brief one as well, for a phone, where eight columns would make a card of every row.
+    """
+    named = dict(columns)
+    brief = [name for name in _BRIEF if name in named] if _BRIEF[0] in named else []
     return {
         "title": title,
         "heads": [name for name, _ in columns],
+        "brief_heads": brief,
+        "brief": [(row, [named[name](row) for name in brief] if row.ok else []) for row in rows] if brief else [],
         "rows": [(row, [cell(row) for _, cell in columns[1:]] if row.ok else []) for row in rows],
     }
 

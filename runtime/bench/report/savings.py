@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vitrm.runtime.bench.report.numbers import between, percent
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, DepthCurve
+from vitrm.runtime.halting.choose import HaltingPoint
 
 _SHOWN = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99)  # thresholds of the table, of all that a curve has
 
@@ -99,17 +100,23 @@ def cards(saving: Saving, quiet: bool) -> list[tuple[str, str, str]]:
 HEAD = ("halts above", "mean steps", "stop after step 1", "accuracy", "lost", "gained")
 
 
-def estimates(curve: DepthCurve) -> list[tuple[str, ...]]:
-    """Returns lines for a table with `HEAD`: what some thresholds, and none, would have given on the curve's images."""
-    shown = [p for p in curve.halting if p.threshold in _SHOWN or p.threshold >= 1]
-    return [
-        (
-            "never" if p.threshold >= 1 else f"{p.threshold:g}",
-            f"{p.mean_steps:.2f}",
-            percent(p.halted_first, 1),
-            percent(p.accuracy),
-            f"{p.lost:,}",
-            f"{p.gained:,}",
-        )
-        for p in shown
-    ]
+def estimates(curve: DepthCurve, rows: Sequence[BenchRow]) -> list[tuple[tuple[str, ...], bool]]:
+    """Returns lines for a table with `HEAD`: what some thresholds, and none, would have given on the curve's images.
+
+    Each line comes with whether its threshold is that of an artifact among `rows`.
+    """
+    names = {name for name, _, _ in curve.points}
+    used = {r.halt_threshold for r in rows if r.name in names and r.halt_threshold is not None and r.halt_threshold < 1}
+    shown = [p for p in curve.halting if p.threshold in _SHOWN or p.threshold in used or p.threshold >= 1]
+    return [(_estimate(p, p.threshold in used), p.threshold in used) for p in shown]
+
+
+def _estimate(p: HaltingPoint, used: bool) -> tuple[str, ...]:
+    return (
+        "never" if p.threshold >= 1 else f"{p.threshold:g}, in use" if used else f"{p.threshold:g}",
+        f"{p.mean_steps:.2f}",
+        percent(p.halted_first, 1),
+        percent(p.accuracy),
+        f"{p.lost:,}",
+        f"{p.gained:,}",
+    )

@@ -122,15 +122,20 @@ def reading(found: Sequence[Robustness]) -> list[str]:
     """Says how the tables are read."""
     told = [f"columns: the mean over the severities, then severity {_WORST}"]
     if any(one.clean.lost is not None for one in found):
-        told.append(
-            "points lost: by halting, against full depth on the same images; behind a corruption's name ✗: more than the "
-            "budget, ?: more, but within chance"
-        )
+        told.append("points lost: by halting, against full depth on the same images" + _marks(found))
     if any(one.clean.halt_ece is not None for one in found):
         told.append(
             "mean of halt_prob: the share of answers that it expects to be right; ECE: its expected calibration error"
         )
     return told
+
+
+def _marks(found: Sequence[Robustness]) -> str:
+    """Explains the marks behind names, those that occur alone."""
+    there = {corruption.budget for one in found for corruption in one.corruptions}
+    said = {BROKEN: "✗: more than the budget", UNCLEAR: "?: more than the budget, but within chance"}
+    shown = [text for budget, text in said.items() if budget in there]
+    return f"; behind a corruption's name {', '.join(shown)}" if shown else ""
 
 
 def sentences(found: Sequence[Robustness]) -> list[tuple[str, bool]]:

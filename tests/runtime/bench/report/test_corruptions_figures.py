@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from vitrm.runtime.bench.report.corruptions import alike, figure_rows, most_told, names, overview, same_within
 from vitrm.runtime.bench.robustness.corruptions import SEVERITIES
-from vitrm.runtime.bench.robustness.measure import Figures, Robustness, UnderCorruption
-from vitrm.runtime.bench.robustness.table import sentences
+from vitrm.runtime.bench.robustness.measure import BROKEN, Figures, Robustness, UnderCorruption
+from vitrm.runtime.bench.robustness.table import reading, sentences
 
 HALTING = Figures(accuracy=0.8, full_accuracy=0.8, lost=0.0, mean_steps_used=2.0, mean_halt_prob=0.9)
 NEVER = replace(HALTING, full_accuracy=None, lost=None, mean_steps_used=6.0)
@@ -37,6 +38,24 @@ def test_lines_that_coincide_are_one() -> None:
         figure = figure_rows([[in_fog(replace(HALTING, full_accuracy=0.8 + lost, lost=lost))]])[-1][-1]
         assert ("right at full depth" in [s.name for s in figure.legend]) != coincide
         assert ("At full depth as many are right" in figure.caption) == coincide
+
+
+def test_charts_beside_each_other_have_one_axis_and_no_color_twice() -> None:
+    weak = replace(in_fog(HALTING), mean=replace(HALTING, accuracy=0.2))
+    weak = replace(weak, corruptions=(replace(weak.corruptions[0], severities=(replace(HALTING, accuracy=0.2),) * 5),))
+    hurt, noticed = figure_rows([[weak]])[0]
+    grids = [re.findall(r'class="grid"[^>]* y1="([^"]+)"', figure.chart) for figure in (hurt, noticed)]
+    assert grids[0] == grids[1]
+    kinds = {s.color for s in hurt.legend if s.name != "all corruptions"}
+    assert not kinds & {s.color for s in noticed.legend}
+
+
+def test_only_marks_that_occur_are_explained() -> None:
+    clean = in_fog(HALTING)
+    broken = replace(clean, corruptions=(replace(clean.corruptions[0], budget=BROKEN),))
+    assert "✗" not in " ".join(reading([clean]))
+    assert "✗: more than the budget" in " ".join(reading([broken]))
+    assert "?" not in " ".join(reading([broken]))
 
 
 def test_artifacts_that_are_alike_are_shown_once() -> None:

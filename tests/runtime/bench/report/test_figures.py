@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from vitrm.runtime.bench.accuracy import wilson
+from vitrm.runtime.bench.report.charts import distribution_chart, spans_decades
 from vitrm.runtime.bench.report.figures import depth_figure, halting_figures, savings_figure
 from vitrm.runtime.bench.rows import DepthCurve
 from vitrm.runtime.halting.choose import HaltingChoice, HaltingPoint, Reliability
@@ -48,9 +51,26 @@ def test_thresholds_are_a_line_up_to_full_depth() -> None:
 def test_a_choice_is_two_sentences() -> None:
     figure, _ = halting_figures([CHOICE])
     assert figure.caption == (
-        "Chosen: 0.9, the cheapest threshold that keeps the budget (of 100 validation images of digits, at most 0.3 points may be given "
-        "up). 89.00 % are right after 1.50 steps on average, 90.00 % after 6: 1 lost, 0 gained, with 95 % confidence at most 0.30 points."
+        "Chosen: 0.9, the cheapest threshold that is sure (95 %) to keep the budget (of 100 validation images of digits, at most 0.3 "
+        "points may be given up). 89.00 % are right after 1.50 steps on average, 90.00 % after 6: 1 lost, 0 gained, with 95 % confidence at most 0.30 points."
     )
+
+
+def test_the_budget_is_a_line_and_why_a_cheaper_threshold_is_not_chosen_is_said() -> None:
+    lucky = replace(CHOICE, points=(point(0.5, 0.899, 1.1), point(0.9, 0.89, 1.5)))
+    for choice, cheaper in ((CHOICE, False), (lucky, True)):
+        figure, _ = halting_figures([choice])
+        assert "the budget" in figure.chart
+        assert ("Cheaper ones above the dotted line" in figure.caption) == cheaper
+
+
+def test_latency_has_one_kind_of_axis() -> None:
+    near, far = np.array([1.0, 1.1, 1.2]), np.array([1.0, 20.0, 30.0])
+    assert not spans_decades([near, near])
+    assert spans_decades([near, far])
+    for log in (False, True):
+        chart = distribution_chart([("a", 1, near)], label="times", text=str, log=log)
+        assert ("logarithmic" in chart) == log
 
 
 CURVE = DepthCurve(

@@ -16,7 +16,7 @@ from small_models import with_props
 
 from vitrm import data
 from vitrm.runtime.bench.report.gallery import png_address
-from vitrm.runtime.bench.report.page import render
+from vitrm.runtime.bench.report.page import _parity, render
 from vitrm.runtime.bench.rows import BenchResult
 from vitrm.runtime.bench.run import bench
 
@@ -72,6 +72,18 @@ def test_has_its_parts(text: str, result: BenchResult) -> None:
     assert text.count('scope="row"') >= len(result.rows)
     assert result.rows[1].weights_sha256 is not None
     assert result.rows[1].weights_sha256 in text
+
+
+def test_a_phone_has_a_brief_table_of_speed(text: str, result: BenchResult) -> None:
+    brief = text[text.index('class="small brief"') :].partition("</table>")[0]
+    assert brief.count('scope="row"') == len(result.rows)
+    assert brief.count('scope="rowgroup"') == len({row.batch for row in result.rows})
+
+
+def test_parity_is_counted_in_answers() -> None:
+    parity = {"logits": 3.7e-6, "agreement": 0.984375, "images": 64}
+    assert _parity(parity) == "logits 3.7e-06; 63 of 64 answers the same"
+    assert _parity({}) == "not recorded"
 
 
 def test_shows_the_images_that_differ(text: str, result: BenchResult) -> None:
