@@ -113,7 +113,7 @@ def estimates(curve: DepthCurve, rows: Sequence[BenchRow]) -> list[tuple[tuple[s
 
 def _estimate(p: HaltingPoint, used: bool) -> tuple[str, ...]:
     return (
-        "never" if p.threshold >= 1 else f"{p.threshold:g}, in use" if used else f"{p.threshold:g}",
+        "never" if p.threshold >= 1 else f"{p.threshold:g}, in\u00a0use" if used else f"{p.threshold:g}",
         f"{p.mean_steps:.2f}",
         percent(p.halted_first, 1),
         percent(p.accuracy),

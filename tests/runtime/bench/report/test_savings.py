@@ -28,5 +28,9 @@ def row(name: str, threshold: float) -> BenchRow:
 
 def test_the_threshold_in_use_is_a_row() -> None:
     lines = estimates(CURVE, [row("a · halting at 0.96", 0.96), row("another", 0.94)])
-    assert [(cells[0], used) for cells, used in lines] == [("0.95", False), ("0.96, in use", True), ("never", False)]
+    assert [(cells[0], used) for cells, used in lines] == [
+        ("0.95", False),
+        ("0.96, in\u00a0use", True),
+        ("never", False),
+    ]
     assert [cells[0] for cells, _ in estimates(CURVE, [])] == ["0.95", "never"]
