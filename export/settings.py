@@ -65,7 +65,7 @@ class ExportSettings:
     halt_threshold: float = NEVER
     every_step: bool = False  # whether an unrolled graph outputs the heads of each step too
     target: str = "cpu"  # of int8, one of INT8_TARGETS: ONNX Runtime's CPU provider, or int8 with float16 around it
-    # Whether int8 is for a ViTRM's tokenizer, too, on a CPU: all convolutions but the one that reads the image.
+    # Whether int8 is for a ViTRM's tokenizer, too, on a CPU: all convolutions but the first ones.
     int8_convolutions: bool = False
     # A file that is not there yet is written.  Of two exports that write one at the same time the first one's is kept, and
     # the other goes on with it.

@@ -436,10 +436,13 @@ class WhitenedTokenizer(Tokenizer):
         return h.flatten(2).transpose(1, 2)
 
     def convolutions(self) -> Iterator[Convolution]:
-        """All but the whitening, which reads the image."""
+        """All but the whitening and the first after it: whitened values spread so widely that rounding those costs a hundred classes
+        a point of agreement, and saves a fifteenth of the time.
+        """
         for i, group in enumerate(self.groups):
             assert isinstance(group, ConvGroup)
-            yield Convolution(f"groups.{i}.conv1", group.conv1, group.norm1, floor=GELU_FLOOR)
+            if i:
+                yield Convolution(f"groups.{i}.conv1", group.conv1, group.norm1, floor=GELU_FLOOR)
             yield Convolution(f"groups.{i}.conv2", group.conv2, group.norm2, floor=GELU_FLOOR)
         yield Convolution("conv", self.conv, self.norm, floor=GELU_FLOOR)
 

@@ -29,7 +29,6 @@ TOKENIZERS = {
 INT8 = {  # what becomes int8, and what stands behind each up to the next one
     "conv": {"convs.1": ["QLinearConv", "DequantizeLinear"], "convs.2": ["QLinearConv", "DequantizeLinear"]},
     "whitened": {
-        "groups.0.conv1": ["QLinearConv", "MaxPool", "DequantizeLinear", "Gelu"],
         "groups.0.conv2": ["QLinearConv", "DequantizeLinear", "Gelu"],
         "groups.1.conv1": ["QLinearConv", "MaxPool", "DequantizeLinear", "Gelu"],
         "groups.1.conv2": ["QLinearConv", "DequantizeLinear", "Gelu"],
