@@ -66,7 +66,7 @@ def test_prints_table_and_writes_files(artifact: Path, tmp_path: Path, capsys: p
         "100.00 %",
     ):
         assert text in out
-    assert "20 of 359 test images of digits" in out
+    assert "20 of the 359 test images of digits" in out
     assert "1 thread" in out
     read = json.loads(figures.read_text())
     assert read["command"].startswith("vitrm-bench ")

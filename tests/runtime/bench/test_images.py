@@ -115,7 +115,7 @@ def test_the_bench_says_how_each_class_of_a_new_folder_fares(
     flags = ["--no-eager", "--batch", "1", "--seconds", "0.05", "--threads", "1", "--json", str(tmp_path / "b.json")]
     assert main([str(artifact), "--data", str(fresh), *flags]) == 0
     out = capsys.readouterr().out
-    assert f"accuracy: all 13 images of {fresh}" in out
+    assert f"accuracy: on all 13 images of {fresh}" in out
     read = json.loads((tmp_path / "b.json").read_text())
     (found,) = read["by_class"]
     assert [c["images"] for c in found["classes"]] == [0, 0, 0, 8, 0, 0, 0, 0, 5, 0]
