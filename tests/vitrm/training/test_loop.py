@@ -73,7 +73,11 @@ def test_a_killed_run_continues_bit_for_bit(few, model, short, whole, tmp_path, 
     with pytest.raises(Killed):
         train(model, short, few, folder, execution=execution, on_batch=first, seed=5)
     continued = train(model, short, few, folder, execution=execution, on_batch=second, seed=5, resume=True)
-    assert len(second.losses) == len(losses) - (len(first.losses) if every == 0 else 0)
+    kept = len(losses) - len(second.losses)
+    if every == 0:
+        assert kept == len(first.losses)
+    else:  # but for an epoch that a busy machine stretched so much that saving it cost a hundredth
+        assert kept in (0, sum(epoch < at[0] for epoch, _ in losses))
     assert first.losses | second.losses == losses
     for key in first.losses.keys() & second.losses.keys():  # batches redone since the last state
         assert first.losses[key] == second.losses[key]
