@@ -122,14 +122,18 @@ def report_pictures(args: argparse.Namespace) -> None:
 
 def photograph_report(site: Path, profile: Path) -> None:
     """Photographs the report in the folder `site`: its figures, and what halting saves."""
-    place = "(() => { const box = document.querySelectorAll('main section')[%d].getBoundingClientRect(); return [box.top, box.bottom + 16]; })()"
+    place = (
+        "(() => { const named = [...document.querySelectorAll('main section')].find("
+        "section => section.querySelector('h2').textContent.includes('%s'));"
+        "const box = named.getBoundingClientRect(); return [box.top, box.bottom + 16]; })()"
+    )
     with browser.chromium(profile) as tab, browser.served(site) as address:
         for dark in (False, True):
             tab.open(address, width=1180, height=900, dark=dark)
             tab.wait(_READY)
             look = "dark" if dark else "light"
-            save(tab, f"report-{look}", 1180, tab.evaluate(place % 0)[1])
-            top, bottom = tab.evaluate(place % 1)
+            save(tab, f"report-{look}", 1180, tab.evaluate(place % "Results")[1])
+            top, bottom = tab.evaluate(place % "halting saves")
             save(tab, f"report-halting-{look}", 1180, bottom - top, top)
 
 
