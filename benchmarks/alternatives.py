@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import RECORDS, made, processor
+from record import RECORDS, draw_all, made, processor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrm.runtime
@@ -99,7 +99,7 @@ def main() -> None:
     p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
     if args.draw:
-        draw_all(read_json(args.draw, "record"), args.draw)
+        draw_all(draw, read_json(args.draw, "record"), args.draw.with_suffix(".png"), DOCS_PICTURE)
         return
     runs = dict(named.split("=", 1) for named in args.run)
     test = load("cifar10", "test", data_dir=args.data_dir)
@@ -132,7 +132,7 @@ def main() -> None:
     }
     path = RECORDS / f"alternatives-{processor(record)}.json"
     write_json(path, record)
-    draw_all(record, path)
+    draw_all(draw, record, path.with_suffix(".png"), DOCS_PICTURE)
     print(path.relative_to(RECORDS.parents[1]))
 
 
@@ -280,12 +280,6 @@ def _height(percent: Any) -> Any:
 
 def _percent(height: Any) -> Any:
     return 100 - np.exp(-height)
-
-
-def draw_all(record: dict[str, Any], path: Path) -> None:
-    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
-    for place in (path.with_suffix(".png"), DOCS_PICTURE):
-        draw(record, place)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from record import RECORDS, made, processor
+from record import RECORDS, draw_all, made, processor
 
 from vitrm.checkpoint import load
 from vitrm.system.files import read_json, write_json
@@ -127,12 +127,6 @@ def accuracy_limits(percent: list[float]) -> tuple[float, float]:
     return max(0, low), min(100, high)
 
 
-def draw_all(record: dict[str, Any], path: Path) -> None:
-    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
-    for place in (path.with_suffix(".svg"), DOCS_PICTURE):
-        draw(record, place)
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--runs", type=Path, default=Path("runs/equal"))
@@ -142,7 +136,7 @@ def main() -> None:
     p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
     if args.draw:
-        draw_all(read_json(args.draw, "record"), args.draw)
+        draw_all(draw, read_json(args.draw, "record"), args.draw.with_suffix(".svg"), DOCS_PICTURE)
         return
     data = ["--data-dir", args.data_dir] if args.data_dir else []
 
@@ -186,7 +180,7 @@ def main() -> None:
     }
     path = RECORDS / f"equal_training_time-{processor(record)}.json"
     write_json(path, record)
-    draw_all(record, path)
+    draw_all(draw, record, path.with_suffix(".svg"), DOCS_PICTURE)
     print(path.relative_to(RECORDS.parents[1]))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from record import RECORDS, made, processor
+from record import RECORDS, draw_all, made, processor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrm import checkpoint as checkpoints
@@ -159,12 +159,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
-def draw_all(record: dict[str, Any], path: Path) -> None:
-    """Draws the picture of the record at `path` beside it, and for the docs, whose pages show files of their own folder."""
-    for place in (path.with_suffix(".svg"), DOCS_PICTURE):
-        draw(record, place)
-
-
 def main() -> None:
     """Measures, writes the record, draws."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,7 +170,7 @@ def main() -> None:
     p.add_argument("--draw", type=Path, metavar="RECORD", help="only draw the pictures of this record anew")
     args = p.parse_args()
     if args.draw:
-        draw_all(read_json(args.draw, "record"), args.draw)
+        draw_all(draw, read_json(args.draw, "record"), args.draw.with_suffix(".svg"), DOCS_PICTURE)
         return
     torch.set_num_threads(args.threads)
     for name in args.models:
@@ -198,7 +192,9 @@ def add_to_record(args: argparse.Namespace, name: str, found: dict[str, Any]) ->
     models = {key: models[key] for key in dict.fromkeys((*MODELS, *models)) if key in models}
     record |= {"glimpses": args.glimpses, "steps": STEPS, "models": models}
     write_json(path, record)
-    draw(record, path.with_suffix(".svg")) if args.limit else draw_all(record, path)
+    draw(record, path.with_suffix(".svg")) if args.limit else draw_all(
+        draw, record, path.with_suffix(".svg"), DOCS_PICTURE
+    )
     print(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ def made(what: str, packages: Sequence[str]) -> dict[str, Any]:
         "cpu_features": list(cpu_features()),
         "versions": versions(tuple(packages)),
     }
+
+
+def draw_all(draw: Callable[[dict[str, Any], Path], None], record: dict[str, Any], beside: Path, docs: Path) -> None:
+    """Draws the picture of a record `beside` it, and for the `docs`, whose pages show files of their own folder."""
+    for place in (beside, docs):
+        draw(record, place)
 
 
 def processor(record: dict[str, Any]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +23,19 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Figure, "savefig", checked)
     return seen
+
+
+def redraw(
+    benchmark: ModuleType, record: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path, list[str]]:
+    """Has a benchmark draw a copy of its record anew, by its flag; returns the copy, the picture for the docs, and all texts."""
+    copy, docs = folder / record.name, folder / "docs.svg"
+    copy.write_bytes(record.read_bytes())
+    monkeypatch.setattr(benchmark, "DOCS_PICTURE", docs)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--draw", str(copy)])
+    texts = watch(monkeypatch)
+    benchmark.main()
+    return copy, docs, texts
 
 
 def _check(figure: Any) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vitrm.calib.quant_params import QuantTable
+from vitrm.calib.quant_params import QuantParams, QuantTable
 from vitrm.calib.sites import NET, ROLES, Site
 from vitrm.export.graph.fragments import Fragment, Fragments
 from vitrm.export.precision.float16 import to_half
@@ -53,9 +54,7 @@ def int8_fragments(traced: Fragments, table: QuantTable, step: int = 1) -> Fragm
         sites = [of_role(layer) for layer in linear_layers(fragment)]
         for site in map(of_role, convolutions(fragment)):
             sites += [site, site.of_output]
-        fragments[role] = to_int8(
-            fragment, {site.layer: table.params[site] for site in sites if site in table.params}, table.target
-        )
+        fragments[role] = to_int8(fragment, _of_layers(sites, table), table.target)
     converted = replace(traced, **fragments)
     return half_fragments(converted) if table.target == "tensorrt" else converted
 
@@ -71,7 +70,10 @@ def int8_vit(traced: Fragment, table: QuantTable) -> Fragment:
     Around its matmuls int8 for TensorRT is float16.
     """
     sites = [Site(0, NET, layer) for layer in linear_layers(traced) if layer.startswith("net.layers.")]
-    converted = to_int8(
-        traced, {site.layer: table.params[site] for site in sites if site in table.params}, table.target
-    )
+    converted = to_int8(traced, _of_layers(sites, table), table.target)
     return to_half(converted) if table.target == "tensorrt" else converted
+
+
+def _of_layers(sites: Iterable[Site], table: QuantTable) -> dict[str, QuantParams]:
+    """The parameters of the sites that become int8, by their layers."""
+    return {site.layer: table.params[site] for site in sites if site in table.params}

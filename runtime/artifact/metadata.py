@@ -141,7 +141,7 @@ class Metadata:
 
     @property
     def glimpses(self) -> str:
-        """What each step looks at, as in the model's settings; "none" in an artifact of before there were any."""
+        """Name of what each step looks at, as in the model's settings; "none" in an artifact of before there were any."""
         return str(self.model.get("glimpses", "none"))
 
     @property

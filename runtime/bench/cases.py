@@ -21,6 +21,7 @@ from vitrm.errors import UserError, first_line
 from vitrm.model_limits import NEVER
 from vitrm.runtime.artifact.metadata import Metadata
 from vitrm.runtime.bench.accuracy import Predictions
+from vitrm.runtime.bench.case_names import case_name
 from vitrm.runtime.bench.energy import Energy
 from vitrm.runtime.bench.images import Sample, load_sample
 from vitrm.runtime.bench.latency import Timing
@@ -217,7 +218,7 @@ def at_settings(
         setting = [f"{depth} step{'s' * (depth > 1)}"] if depth is not None and len(steps) > 1 else []
         if threshold is not None and len(halt_thresholds) > 1:
             setting.append(_threshold_words(threshold))
-        label = " · ".join([name, *setting])
+        label = case_name(name, setting)
         cases.append(Case(f"{session.name} {depth} {threshold}", label, "artifact", view, group_key(view.metadata)))
     return cases
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import alternatives
@@ -16,13 +15,7 @@ RECORD = alternatives.RECORDS / "alternatives-amd-epyc-avx512-vnni.json"
 
 
 def test_a_record_is_drawn_without_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = tmp_path / RECORD.name
-    record.write_bytes(RECORD.read_bytes())
-    docs = tmp_path / "docs.svg"
-    monkeypatch.setattr(alternatives, "DOCS_PICTURE", docs)
-    monkeypatch.setattr(sys, "argv", ["alternatives.py", "--draw", str(record)])
-    texts = pictures.watch(monkeypatch)
-    alternatives.main()
+    record, docs, texts = pictures.redraw(alternatives, RECORD, tmp_path, monkeypatch)
     assert record.with_suffix(".png").exists()
     assert docs.exists()
     assert {"2", "5", "float32", "resnet20", "nano-cifar10, 6 steps"} <= set(texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import equal_training_time
@@ -14,13 +13,7 @@ RECORD = equal_training_time.RECORDS / "equal_training_time-amd-epyc.json"
 
 
 def test_a_record_is_drawn_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = tmp_path / RECORD.name
-    record.write_bytes(RECORD.read_bytes())
-    docs = tmp_path / "docs.svg"
-    monkeypatch.setattr(equal_training_time, "DOCS_PICTURE", docs)
-    monkeypatch.setattr(sys, "argv", ["equal_training_time.py", "--draw", str(record)])
-    texts = pictures.watch(monkeypatch)
-    equal_training_time.main()
+    record, docs, texts = pictures.redraw(equal_training_time, RECORD, tmp_path, monkeypatch)
     assert docs.read_bytes() == record.with_suffix(".svg").read_bytes()
     assert {"nano", "1.0 M parameters", "float32 file", "int8 file"} <= set(texts)
     difference = "int8 points: float32's accuracy plus the difference on 2,000 images"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitrm.classification.text import class_table, confusions
+from vitrm.runtime.bench.case_names import file_and_settings
 from vitrm.runtime.bench.rows import BenchResult, ClassResults
 from vitrm.system.terminal import neutral_line
 
@@ -65,11 +66,12 @@ def _same(name: str, others: Sequence[str], alone: bool) -> str:
 
     `alone`: whether there are no other results, so that the file need not be named.
     """
-    file, _, setting = name.partition(" · ")
+    file, setting = file_and_settings(name)
     of_file = "" if alone else f" ({file})"
     gives = "gives" if len(others) == 1 else "give"
-    if setting and all(other.startswith(f"{file} · ") for other in others):
-        settings = ", ".join(other.partition(" · ")[2] for other in others)
+    apart = [file_and_settings(other) for other in others]
+    if setting and all(of == file and theirs for of, theirs in apart):
+        settings = ", ".join(theirs for _, theirs in apart)
         return f"{settings} {gives} the same results by class as {setting}" + of_file
     return f"{', '.join(others)} {gives} the same results by class as {name}"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitrm.runtime.bench.case_names import case_name, file_and_settings
 from vitrm.runtime.bench.report import numbers
 from vitrm.runtime.bench.report.charts import Series, line_chart
 from vitrm.runtime.bench.report.figures import MOST, SHARES, Figure, series_color, share, told
@@ -66,10 +67,9 @@ def most_told(group: Sequence[Robustness]) -> Robustness:
 
 def names(group: Sequence[Robustness]) -> str:
     """Names a group: the file once, where that is all that they differ by."""
-    files = {one.name.partition(" · ")[0] for one in group}
-    settings = [one.name.partition(" · ")[2] for one in group]
-    if len(files) == 1 and all(settings):
-        return f"{files.pop()} · {', '.join(settings)}"
+    files, settings = zip(*(file_and_settings(one.name) for one in group), strict=True)
+    if len(set(files)) == 1 and all(settings):
+        return case_name(files[0], [", ".join(settings)])
     return ", ".join(one.name for one in group)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrm.runtime.bench.accuracy import wilson
+from vitrm.runtime.bench.case_names import file_and_settings
 from vitrm.runtime.bench.report import numbers, table
 from vitrm.runtime.bench.report.charts import FEW_RUNS, Series, distribution_chart, line_chart, spans_decades
 from vitrm.runtime.bench.rows import BenchResult, BenchRow, CaseEvidence, DepthCurve
@@ -191,7 +192,7 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
 
 def model_name(curve: DepthCurve) -> str:
     """Names a curve as the rest of the page names its artifact; by its checkpoint where it has several, or none."""
-    files = {name.partition(" · ")[0] for name, _, _ in curve.points}
+    files = {file_and_settings(name)[0] for name, _, _ in curve.points}
     return files.pop() if len(files) == 1 else Path(curve.run).name
 
 

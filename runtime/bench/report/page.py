@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrm.errors import UserError
+from vitrm.runtime.bench.case_names import file_and_settings
 from vitrm.runtime.bench.report import by_class, headline, numbers, savings, table
 from vitrm.runtime.bench.robustness import table as corruption_table
 from vitrm.runtime.bench.robustness.measure import BROKEN, SEVERITIES, Robustness
@@ -159,7 +160,7 @@ def _artifacts(
         files.setdefault(case.file, []).append(case)
     return [
         (
-            those[0].name.partition(" · ")[0] if len(those) > 1 else those[0].name,
+            file_and_settings(those[0].name)[0] if len(those) > 1 else those[0].name,
             _artifact_facts(those, rows),
             [(k, _value(v)) for k, v in those[0].metadata.model.items() if v is not None],
         )

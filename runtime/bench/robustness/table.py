@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vitrm.runtime.bench.case_names import file_and_settings
 from vitrm.runtime.bench.report.numbers import digits, percent
 from vitrm.runtime.bench.robustness.measure import (
     BROKEN,
@@ -33,10 +34,10 @@ def title(found: Robustness) -> str:
     if found.steps is None:
         return found.name
     steps = f"{found.steps} step{'s' * (found.steps > 1)}"
+    _, named = file_and_settings(found.name)  # the setting need not be said twice
     if found.halt_threshold is not None and found.halt_threshold < 1:
-        named = " · " in found.name  # its setting is in its name
         return f"{found.name}, at most {steps}" + ("" if named else f", halting above {found.halt_threshold:g}")
-    return f"{found.name}, {steps}" + ("" if " · " in found.name else ", never halting")
+    return f"{found.name}, {steps}" + ("" if named else ", never halting")
 
 
 def figures(found: Robustness) -> list[str]:

@@ -30,7 +30,8 @@ def draw_curves(
     ratios = [2.7, 2.9, 2.3]
     if depths == 1:
         panels, ratios = [row[:2] for row in panels], ratios[:2]
-    rows = 4 if _spread_is_seen(history) else 3
+    band = _spread_is_seen(history)
+    rows = 4 if band else 3
     with picture(path, 8 if depths > 1 else 6.4, 3.7, title) as figure:
         axes = figure.subplot_mosaic(panels, width_ratios=ratios, height_ratios=[3.4, 1])
         marker = "." if len(epochs) < 40 else ""
@@ -38,7 +39,7 @@ def draw_curves(
         axes["lr"].plot(epochs, [line["lr"] for line in history], color=NEUTRAL, marker=marker)
         axes["lr"].set_ylim(bottom=0)
         axes["lr"].set_ylabel("learning\nrate")
-        _draw_accuracy(axes["accuracy"], history, epochs, kept, marker)
+        _draw_accuracy(axes["accuracy"], history, epochs, kept, marker, band)
         if depths > 1:
             _draw_depth(axes["depth"], kept)
         for name in ("loss", "lr", "accuracy"):
@@ -65,9 +66,9 @@ def _draw_loss(axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[in
 
 
 def _draw_accuracy(
-    axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], kept: dict[str, Any], marker: str
+    axes: Any, history: Sequence[dict[str, Any]], epochs: Sequence[int], kept: dict[str, Any], marker: str, band: bool
 ) -> None:
-    """Draws the deepest step's accuracy, all steps as a band around it, and the epoch that was kept."""
+    """Draws the deepest step's accuracy, with `band` all steps around it, and the epoch that was kept."""
     training = [100 * line["train_accuracy"] for line in history]
     axes.plot(epochs, training, color=NEUTRAL, marker=marker, label="training")
     by_epoch = [[100 * share for share in line["validation_accuracy"]] for line in history]
@@ -75,7 +76,7 @@ def _draw_accuracy(
     name = f"validation, step {depths}" if depths > 1 else "validation"
     axes.plot(epochs, [steps[-1] for steps in by_epoch], color=BLUE, marker=marker, label=name)
     lowest, highest = list(map(min, by_epoch)), list(map(max, by_epoch))
-    if _spread_is_seen(history):
+    if band:
         axes.fill_between(epochs, lowest, highest, color=BLUE, alpha=0.25, label=f"steps 1 to {depths}", lw=0)
     value = 100 * kept["validation_accuracy"][-1]
     best = f"best: epoch {kept['epoch']}, {value:.1f} %"  # in the legend, where it covers no curve
@@ -83,7 +84,7 @@ def _draw_accuracy(
 
 
 def _spread_is_seen(history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the steps' accuracies lie apart in most epochs: the line hides a narrow band."""
+    """Returns whether the steps' accuracies lie apart in most epochs: the line hides a narrow band."""
     steps = [line["validation_accuracy"] for line in history]
     widths = sorted(max(shares) - min(shares) for shares in steps)
     all_shares = [share for line in history for share in (*line["validation_accuracy"], line["train_accuracy"])]
