@@ -42,7 +42,7 @@ from vitrm.export import export
 from vitrm.runtime.bench.accuracy import predict
 from vitrm.runtime.session import Session
 from vitrm.system.files import read_json, write_json
-from vitrm.system.picture import BLUE, DIM, NEUTRAL, TEAL, picture
+from vitrm.system.picture import BLUE, DIM, NEUTRAL, PANEL, TEAL, picture
 
 WARM_UP = 20  # images
 # Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
@@ -53,7 +53,6 @@ OURS = {
 }
 OF_LAYERS = {"cct-7-3x1"}  # its int8 is that of its layers, not of convolutions
 MARKERS = {"fp32": "o", "int8": "s", "int8 convolutions": "D"}
-APART = 0.024  # of the logarithm of the error: the height of a mark
 DOCS_PICTURE = RECORDS.parents[1] / "docs" / "train" / "alternatives.svg"
 
 
@@ -249,30 +248,6 @@ def drawn_models(record: dict[str, Any]) -> list[Drawn]:
     return list(found.values())
 
 
-def moved_apart(models: list[Drawn]) -> tuple[list[Drawn], float]:
-    """Moves lines that would lie on each other up and down, by no more than shows them; and by how many percent at most.
-
-    Models of nearly the same accuracy whose times overlap push each other away until a mark's height is between them.
-    """
-    heights = np.array([np.mean([_height(y) for _, y, _ in model.points]) for model in models])
-    first = heights.copy()
-    ends = [(min(x for x, _, _ in m.points), max(x for x, _, _ in m.points)) for m in models]
-    for _ in range(200):
-        for i, j in itertools.combinations(range(len(models)), 2):
-            missing = APART - abs(heights[i] - heights[j])
-            # 1.08: a mark covers a few percent of its time on either side.
-            if missing > 1e-6 and ends[i][0] < 1.08 * ends[j][1] and ends[j][0] < 1.08 * ends[i][1]:
-                way = missing / 2 if heights[i] >= heights[j] else -missing / 2
-                heights[i] += way
-                heights[j] -= way
-    moved = [
-        dataclasses.replace(m, points=[(x, _percent(_height(y) + way), kind) for x, y, kind in m.points])
-        for m, way in zip(models, heights - first, strict=True)
-    ]
-    pairs = [(a[1], b[1]) for m, n in zip(models, moved, strict=True) for a, b in zip(m.points, n.points, strict=True)]
-    return moved, max(abs(a - b) for a, b in pairs)
-
-
 def _height(percent: Any) -> Any:
     """Returns the place of an accuracy on its axis: minus the logarithm of the error."""
     return -np.log(np.maximum(100 - percent, 0.1))
@@ -284,7 +259,7 @@ def _percent(height: Any) -> Any:
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draws test accuracy over mean latency, as PNG or SVG; hollow where the accuracy is quoted."""
-    models, most = moved_apart(drawn_models(record))
+    models = drawn_models(record)
     with picture(
         path, 8.4, 5.6, "CIFAR-10: accuracy and time of one image, ViTRM beside well-known networks"
     ) as figure:
@@ -293,13 +268,16 @@ def draw(record: dict[str, Any], path: Path) -> None:
             line = list(zip(*((x, y) for x, y, _ in model.points), strict=True))
             axes.plot(*line, "-", color=model.color, lw=0.6, alpha=0.6)
             for x, y, precision in model.points:
-                fill = model.color if model.measured else "none"
-                axes.plot(x, y, MARKERS[precision], color=model.color, markerfacecolor=fill, markersize=5.5, zorder=3)
+                look: dict[str, Any] = {"color": model.color, "markersize": 5.5}
+                if model.measured:  # an edge tells marks apart that lie on each other
+                    look |= {"markeredgecolor": PANEL, "markeredgewidth": 0.6, "markersize": 6.5, "zorder": 3}
+                else:  # what is hollow hides nothing
+                    look |= {"markerfacecolor": "none", "zorder": 4}
+                axes.plot(x, y, MARKERS[precision], **look)
         _draw_axes(axes, models)
         threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
-        moved = f"; moved by up to {most:.1f} points where lines would meet" if most >= 0.05 else ""
         axes.set_title(
-            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images{moved}",
+            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images",
             fontweight="normal",
         )
         _draw_legend(figure, models)
@@ -372,15 +350,18 @@ def _draw_labels(figure: Any, axes: Any, models: list[Drawn]) -> None:
     lines = [axes.transData.transform([point[:2] for point in model.points]) for model in models]
     files = [box for line in lines for box in _boxes_along(line)]
     names: list[Any] = []
+    leaders: list[Any] = []
     # Those with least room first: beside files that are close to others'.
     order = sorted(range(len(models)), key=lambda i: -sum(_near(lines[i][-1], other) for other in lines))
     for i in order:
-        placed = _placed(axes, models[i], lines[i], files, names) or _placed(
-            axes, models[i], lines[i], files, names, True
-        )
+        # Where files lie on each other the line that leads to a name has to cross others.
+        ways = ((names + leaders, False), (names + leaders, True), (names, True))
+        found = (_placed(axes, models[i], lines[i], files, taken, across) for taken, across in ways)
+        placed = next(filter(None, found), None)
         if not placed:
             raise AssertionError(f"no room for {models[i].label}")
-        names += placed
+        names.append(placed[0])
+        leaders += placed[1:]
 
 
 def _near(place: NDArray[np.float64], line: NDArray[np.float64]) -> bool:
@@ -400,14 +381,14 @@ def _boxes_along(line: NDArray[np.float64], half: float = 5) -> list[Any]:
 
 
 def _placed(
-    axes: Any, model: Drawn, line: NDArray[np.float64], files: list[Any], names: list[Any], across: bool = False
+    axes: Any, model: Drawn, line: NDArray[np.float64], files: list[Any], names: list[Any], across: bool
 ) -> list[Any]:
     """Writes a label, and a line that leads to it where it is far; returns the boxes of both, none where there is no room.
 
     As near as that goes, beside the last file if it can be, else beside another one.  `across`: its line may cross `files`.
     """
     points = axes.figure.dpi / 72  # pixels of one
-    for distance in range(9, 200, 4):
+    for distance in range(9, 260, 4):
         for (x, y, _), place in zip(model.points[::-1], line[::-1], strict=True):
             for dx, dy, side in _directions(distance):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
@@ -444,7 +425,8 @@ def _leader(place: NDArray[np.float64], way: NDArray[np.float64]) -> list[Any]:
 
 def _directions(distance: float) -> list[tuple[float, float, str]]:
     """Offsets of a label, in points, and the side that it begins from."""
-    far = 0.7 * distance
+    far, long, short = 0.7 * distance, 0.92 * distance, 0.38 * distance
+    between = [(dx * s, dy * t) for dx, dy in ((long, short), (short, long)) for s in (1, -1) for t in (-1, 1)]
     return [
         (0, -distance, "center"),
         (0, distance, "center"),
@@ -454,6 +436,7 @@ def _directions(distance: float) -> list[tuple[float, float, str]]:
         (far, far, "left"),
         (-far, -far, "right"),
         (-far, far, "right"),
+        *((dx, dy, "left" if dx > 0 else "right") for dx, dy in between),
     ]
 
 

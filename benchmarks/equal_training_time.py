@@ -37,7 +37,7 @@ PASSES = {
 }
 PRECISIONS = {"fp32": [], "int8": ["--int8"]}
 MARKERS = {"float32": "o", "int8": "s"}  # in the order of PRECISIONS
-FAR = 25  # percent below the best: such a model would press all others together
+RECURSIVE = {"nano"}  # the others are there to compare with
 DOCS_PICTURE = RECORDS.parents[1] / "docs" / "train" / "equal_training_time.svg"
 
 
@@ -72,10 +72,7 @@ def accuracies(model: dict[str, Any]) -> list[float]:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draws test accuracy over latency, as PNG or SVG: a line from each model's float32 file to its int8 one, and its name beside it.
-
-    A model far below the others stands at the lower edge, with its accuracy.
-    """
+    """Draws test accuracy over latency, as PNG or SVG: a line from each model's float32 file to its int8 one, and its name beside it."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     files = [file for model in record["models"].values() for file in model["files"].values()]
@@ -88,15 +85,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for (name, model), color in zip(record["models"].items(), SERIES, strict=False):
             found = [model["files"][precision] for precision in PRECISIONS]
             x, right = [f["latency_ms"]["p50"] for f in found], accuracies(model)
-            below = max(right) < low
-            y = [low + 0.06 * (high - low)] * len(x) if below else right
-            axes.plot(x, y, ":" if below else "-", color=color)
-            for marker, *point in zip(MARKERS.values(), x, y, strict=True):
+            axes.plot(x, right, color=color)
+            for marker, *point in zip(MARKERS.values(), x, right, strict=True):
                 axes.plot(*point, marker, color=color, markersize=7)
-            slowest = max(zip(x, y, strict=True))
+            slowest = max(zip(x, right, strict=True))
             beside: dict[str, Any] = {"textcoords": "offset points", "color": color}
-            where = f", at {right[0]:.0f} % ↓" if below else ""
-            axes.annotate(name + where, slowest, (9, 1), va="bottom", weight="bold", **beside)
+            recursion = f": ViTRM, {model['depth']} steps" if name in RECURSIVE else ""
+            axes.annotate(name + recursion, slowest, (9, 1), va="bottom", weight="bold", **beside)
             axes.annotate(f"{model['parameters'] / 1e6:.1f} M parameters", slowest, (9, -1), va="top", **beside)
         axes.set_xscale("log")
         axes.set_xlim(*time_limits([file["latency_ms"]["p50"] for file in files]))
@@ -121,10 +116,8 @@ def time_limits(milliseconds: list[float]) -> tuple[float, float]:
 
 
 def accuracy_limits(percent: list[float]) -> tuple[float, float]:
-    """Returns the tens around the accuracies, with room at both ends where there is any; those `FAR` below the best left out."""
-    near = [one for one in percent if one > max(percent) - FAR]
-    low, high = 10 * math.floor(min(near) / 10 - 0.3), 10 * math.ceil(max(near) / 10 + 0.3)
-    return max(0, low), min(100, high)
+    """Returns the tens around the accuracies; above the best there is room for a name."""
+    return 10 * math.floor(min(percent) / 10), min(100, 10 * math.ceil(max(percent) / 10 + 0.3))
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ class Sensitivity:
     """The noise of each site."""
 
     noise: dict[Site, float]
+    changed: dict[Site, int]  # images whose answer, the most likely class, int8 at that site alone changes
     work: dict[Site, int]  # multiply-adds per image, which int8 makes faster
     target: str
     shared: bool  # whether scales, and so decisions, are shared by all steps
@@ -64,6 +65,7 @@ class Sensitivity:
                 "calibration": self.calibration_id,
                 "images": self.images,
                 "noise": {str(site): value for site, value in sorted(self.noise.items())},
+                "changed_answers": {str(site): self.changed[site] for site in sorted(self.noise)},
                 "multiply_adds": {str(site): self.work[site] for site in sorted(self.noise)},
             },
         )
@@ -78,12 +80,12 @@ class Sensitivity:
             table[row, steps.index(site.step)] = max(value, 1e-12)
             work[row] += self.work[site]
         with picture(
-            path, 6.6 + 0.42 * len(steps), 2.5 + 0.21 * len(rows), "Harm of int8, one layer at a time"
+            path, 6.6 + 0.42 * len(steps), 2.67 + 0.21 * len(rows), "Harm of int8, one layer at a time"
         ) as figure:
             worst = max(self.noise, key=lambda site: self.noise[site])
-            top = figure.subfigures(2, 1, height_ratios=[0.75, 1.7 + 0.21 * len(rows)])
+            top = figure.subfigures(2, 1, height_ratios=[0.92, 1.7 + 0.21 * len(rows)])
             verdict = _verdict(worst, self.noise[worst], self._cost(worst), self.shared)
-            top[0].text(0.01, 0.97, verdict, va="top", fontsize=9)
+            top[0].text(0.01, 0.97, f"{verdict}\n{self._answers()}", va="top", fontsize=9)
             top[0].text(0.01, 0.03, _NAMES, va="bottom", fontsize=8, color=DIM)
             cells, bars = top[1].subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
             _draw_noise(top[1], cells, table, steps)
@@ -98,6 +100,13 @@ class Sensitivity:
         """Returns the share of the work that is no longer in int8 once a site is not: where steps share a graph, its layer's at all steps."""
         kept = next(sites for sites, _ in self.ranked() if site in sites)
         return sum(self.work[s] for s in kept) / sum(self.work.values())
+
+    def _answers(self) -> str:
+        """Says in words how many images the site that changes most answers gives another answer."""
+        most = max(self.changed.values())
+        if not most:
+            return f"No layer alone changes the answer to any of the {self.images} images."
+        return f"No layer alone changes more than {most} of the {self.images} answers."
 
 
 def _verdict(site: Site, noise: float, cost: float, shared: bool) -> str:
@@ -173,10 +182,11 @@ def sensitivity(
 
     exact = logits(states)
     variance = float(np.square(exact - exact.mean(0)).sum())
-    noise = {}
+    noise, changed = {}, {}
     for done, site in enumerate(work, 1):
         start = Start(site.step - 1, embedded, states[site.step - 2]) if site.step > 1 else None
-        rounded = run_observed(model, tensor, steps, quantizer.only(site), start)
-        noise[site] = float(np.square(logits(rounded) - exact).sum()) / max(variance, 1e-30)
+        rounded = logits(run_observed(model, tensor, steps, quantizer.only(site), start))
+        noise[site] = float(np.square(rounded - exact).sum()) / max(variance, 1e-30)
+        changed[site] = int((rounded.argmax(1) != exact.argmax(1)).sum())
         progress(done / len(work))
-    return Sensitivity(noise, work, table.target, table.shared, calibration.id, len(images))
+    return Sensitivity(noise, changed, work, table.target, table.shared, calibration.id, len(images))

@@ -22,8 +22,8 @@ IN_WORDS = {  # as pictures name them
     "embed": "image, once",
     "look": "look at the image",
     "project_answer": "reading the answer y",
-    "project_latents": "reading the notes z",
-    "latents": "revising the notes z",
+    "project_latents": "reading the latents z",
+    "latents": "revising the latents z",
     "answer": "revising the answer y",
     NET: "network",
 }

@@ -89,7 +89,7 @@ def _draw_ratio(axes: Any, shared: StateError, own: StateError, steps: range) ->
     for name, style, error in (("ranges by step", "-", own), ("one range for all", "--", shared)):
         marker = "o" if style == "-" else ""  # marks would hide the dashes
         axes.plot(steps, error.y, style, color=BLUE, marker=marker, label=f"answer y, {name}")
-        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"notes z, {name}")
+        axes.plot(steps, error.z, style, color=ORANGE, marker=marker, label=f"latents z, {name}")
     axes.set_title("Signal-to-noise ratio of the state, dB: higher is better", pad=36)
     axes.set_xlabel("step")
     whole_numbers(axes, 8)

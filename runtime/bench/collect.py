@@ -37,7 +37,7 @@ def collect(
     busy_cpus: float | None,
     disturbed: bool,
     power: dict[str, Any],
-    depth_curves: tuple[DepthCurve, ...],
+    curves: Sequence[tuple[DepthCurve, DepthCurve | None]],
     corruptions: tuple[Robustness, ...],
     root: Path,
 ) -> BenchResult:
@@ -52,7 +52,7 @@ def collect(
         busy_cpus: CPUs that other processes kept busy meanwhile; None where nobody counts.
         disturbed: whether those were too many for good figures.
         power: what `Meters.describe` says; empty where energy was not asked for.
-        depth_curves: accuracy after every step, where asked for.
+        curves: accuracy after every step, and what halting gives at every threshold, where asked for.
         corruptions: what corrupted images do, where asked for.
         root: folder that holds the machine's sys and proc.
     """
@@ -83,7 +83,8 @@ def collect(
             cases=tuple(
                 _evidence(c, _reference(c, cases), samples[c.group]) for c in cases if c.predictions is not None
             ),
-            depth_curves=depth_curves,
+            depth_curves=tuple(deep for deep, _ in curves),
+            halting_curves=tuple(shallow for _, shallow in curves if shallow),
         ),
     )
 

@@ -17,12 +17,12 @@ from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.bench.accuracy import BATCH_MEBIBYTES, Predictions
 from vitrm.runtime.bench.images import Sample
 from vitrm.runtime.bench.rows import DepthCurve
-from vitrm.runtime.halting.choose import THRESHOLDS, Trajectory, at_threshold
+from vitrm.runtime.halting.choose import THRESHOLDS, HaltingPoint, Trajectory, at_threshold
 
 _BATCH = 100
 
 
-def depth_curve(
+def depth_curves(
     session: EagerSession,
     sample: Sample,
     depths: int,
@@ -31,12 +31,30 @@ def depth_curve(
     steps: int,
     seconds: float = 40.0,
     progress: Callable[[float], None] | None = None,
-) -> DepthCurve:
-    """The curve of a recursive model over depths 1 … `depths`, on as many labelled images as fit into `seconds`.
+) -> tuple[DepthCurve, DepthCurve | None]:
+    """Two curves of a recursive model: over depths 1 … `depths`, and what halting at each threshold gives in at most `steps` steps.
 
-    `artifacts` are answers to the whole sample; their points are taken on the same images as the curve.  What halting would have
-    given at each threshold is of at most `steps` steps, on those images, too.
+    Each is of as many labelled images as fit into `seconds`.  Where that is not all of them for the first, the second, which needs
+    fewer steps, is run anew on more; None where one step is all there is.  `artifacts` are answers to the whole sample; their points
+    are taken on the same images as each curve.
     """
+    assert sample.labels is not None
+    said = progress or (lambda fraction: None)
+    deep = _trajectory(session, sample, depths, seconds, lambda f: said(f / 2))
+    if steps < 2:
+        return _curve(session, sample, deep, artifacts, steps), None
+    shallow = Trajectory(deep.right[:steps], deep.halt_prob[:steps])
+    if shallow.right.shape[1] < len(sample):
+        again = _trajectory(session, sample, steps, seconds, lambda f: said(0.5 + f / 2))
+        shallow = max(shallow, again, key=lambda t: t.right.shape[1])
+    points = tuple(at_threshold(shallow, t) for t in (*sorted(THRESHOLDS), NEVER))
+    return _curve(session, sample, deep, artifacts, steps), _curve(session, sample, shallow, artifacts, steps, points)
+
+
+def _trajectory(
+    session: EagerSession, sample: Sample, depths: int, seconds: float, progress: Callable[[float], None]
+) -> Trajectory:
+    """Answers after every step to the images that come first in the sample's order, as many as fit into `seconds`."""
     assert sample.labels is not None
     batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     order, start = sample.order(), time.perf_counter()
@@ -47,26 +65,35 @@ def depth_curve(
         logits, halt_prob = session.trajectory(to_floats(sample.pixels[chosen]), depths)
         parts.append(Trajectory(logits.argmax(2) == sample.labels[chosen], halt_prob))
         seen += len(chosen)
-        if progress:
-            progress(min(1.0, max(seen / len(order), (time.perf_counter() - start) / seconds)))
-    subset = order[:seen]
-    right, halt_prob = np.concatenate([p.right for p in parts], 1), np.concatenate([p.halt_prob for p in parts], 1)
-    to_depth = Trajectory(right[:steps], halt_prob[:steps])
+        progress(min(1.0, max(seen / len(order), (time.perf_counter() - start) / seconds)))
+    return Trajectory(np.concatenate([p.right for p in parts], 1), np.concatenate([p.halt_prob for p in parts], 1))
+
+
+def _curve(
+    session: EagerSession,
+    sample: Sample,
+    found: Trajectory,
+    artifacts: Mapping[str, Predictions],
+    steps: int,
+    halting: tuple[HaltingPoint, ...] = (),
+) -> DepthCurve:
+    """Makes a curve of answers after every step, with the artifacts' points on its images."""
+    images, glimpses = found.right.shape[1], session.metadata.glimpses
+    subset = sample.order()[:images]
     points = []
     for name, predictions in artifacts.items():
         if predictions.steps_used is not None:
             share = float((predictions.top1 == sample.labels)[subset].mean())
             points.append((name, float(predictions.steps_used[subset].mean()), share))
-    glimpses = session.metadata.glimpses
     return DepthCurve(
         run=session.metadata.run if glimpses == "none" else f"{session.metadata.run}, glimpses {glimpses}",
         glimpses=glimpses,
-        accuracy=tuple(float(v) for v in right.mean(1)),
-        halt_prob=tuple(float(v) for v in halt_prob.mean(1)),
-        images=seen,
+        accuracy=tuple(float(v) for v in found.right.mean(1)),
+        halt_prob=tuple(float(v) for v in found.halt_prob.mean(1)),
+        images=images,
         total=len(sample),
         trained_depth=session.metadata.trained_depth,
         points=tuple(points),
         steps=steps,
-        halting=tuple(at_threshold(to_depth, t) for t in (*sorted(THRESHOLDS), NEVER)) if steps > 1 else (),
+        halting=halting,
     )

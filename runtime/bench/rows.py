@@ -112,7 +112,7 @@ class DepthCurve:
     steps: int  # full depth, at which halting is compared: that of the deepest artifact
     halting: tuple[
         HaltingPoint, ...
-    ]  # what halting would have given at that depth, by rising threshold; the last never halts
+    ]  # what it would have given in `steps`, by rising threshold, never last; else empty
     glimpses: str = "none"  # what each step looks at
     total: int | None = None  # images that the artifacts were measured on, of which `images` are a random part
     trained_depth: int | None = None  # the deepest step that training reached; None where it is not known
@@ -138,7 +138,8 @@ class Evidence:
     """Material that the report shows beside the figures."""
 
     cases: tuple[CaseEvidence, ...]
-    depth_curves: tuple[DepthCurve, ...]
+    depth_curves: tuple[DepthCurve, ...]  # to depths beyond the deepest artifact's
+    halting_curves: tuple[DepthCurve, ...]  # to its depth, on more images where time allows; with `halting`
 
 
 @dataclass(frozen=True, kw_only=True)

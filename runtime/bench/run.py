@@ -93,7 +93,7 @@ def bench(
         busy_cpus=busy_cpus,
         disturbed=disturbed,
         power=meters.describe() if meters else {},
-        depth_curves=tuple(curves),
+        curves=curves,
         corruptions=corruptions,
         root=root,
     )
@@ -232,19 +232,19 @@ def _of_one_depth(metadata: Metadata) -> tuple[str, str]:
 
 def _depth_curves(
     cases: Sequence[Case], samples: Mapping[str, Sample], notes: list[str], report: ReportProgress
-) -> list[DepthCurve]:
-    """Measures one curve for each recursive checkpoint with labelled images, whatever depths its artifacts have.
+) -> list[tuple[DepthCurve, DepthCurve | None]]:
+    """Measures the curves, by depth and by threshold, of each recursive checkpoint with labelled images, whatever depths its artifacts have.
 
     Appends to `notes` why a checkpoint has none.
     """
-    curves: dict[tuple[str, str], DepthCurve] = {}
+    curves: dict[tuple[str, str], tuple[DepthCurve, DepthCurve | None]] = {}
     for case in cases:
         own, sample = case.metadata, samples[case.group]
         model = _of_one_depth(own)
         if case.kind != "eager" or not own.recursive or sample.labels is None or model in curves:
             continue
         from vitrm.runtime.backends.eager import EagerSession
-        from vitrm.runtime.bench.depths import depth_curve
+        from vitrm.runtime.bench.depths import depth_curves
 
         assert isinstance(case.session, EagerSession)
         relatives = [
@@ -253,7 +253,7 @@ def _depth_curves(
             if c.kind == "artifact" and _of_one_depth(c.metadata) == model and samples[c.group] is sample
         ]
         try:
-            curves[model] = depth_curve(
+            curves[model] = depth_curves(
                 case.session,
                 sample,
                 max([_DEPTHS, *(c.metadata.steps + 2 for c in relatives)]),

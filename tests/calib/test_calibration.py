@@ -260,9 +260,9 @@ def test_the_states_error_and_its_picture(checkpoint, images, tmp_path, monkeypa
     draw_state_error(found["cpu", True], found["cpu", False], made, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert {
-        "revising the notes z",
+        "revising the latents z",
         "reading the answer y",
         "answer y, one range for all",
-        "notes z, ranges by step",
+        "latents z, ranges by step",
     } <= set(seen)
     assert torch.is_grad_enabled()

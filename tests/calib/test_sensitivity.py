@@ -65,6 +65,7 @@ def test_the_noise_of_one_site_is_that_of_its_rounding_alone(checkpoint, calibra
         rounded = model.heads(run_observed(model, tensor, STEPS, int8)[-1].y)[0].double()
     expected = float((rounded - exact).square().sum() / (exact - exact.mean(0)).square().sum())
     assert found.noise[site] == pytest.approx(expected, rel=1e-4)
+    assert found.changed[site] == int((rounded.argmax(1) != exact.argmax(1)).sum())
 
 
 def test_noises_nearly_add_up(checkpoint, calibration, images):
@@ -97,16 +98,20 @@ def test_the_site_that_hurts_ranks_first(checkpoint, calibration, images, tmp_pa
     written = json.loads((tmp_path / "s.json").read_text())
     assert written["noise"][str(bad)] == own.noise[bad]
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
-    assert "revising the notes z, 1.ffn.up" in seen
+    assert "revising the latents z, 1.ffn.up" in seen
     cost = own.work[bad] / sum(own.work.values())
+    answers = f"No layer alone changes more than {max(own.changed.values())} of the 32 answers."
+    assert written["changed_answers"][str(bad)] == own.changed[bad]
     assert any(
-        text.endswith(f"\nKeeping it in floating point costs {100 * cost:.1f} % of the work in int8.") for text in seen
+        text.endswith(f"\nKeeping it in floating point costs {100 * cost:.1f} % of the work in int8.\n{answers}")
+        for text in seen
     )
     shared.save(tmp_path / "shared.json")
     cost = sum(own.work[s] for s in sites) / sum(own.work.values())
-    assert any(
-        text.endswith(f"floating point at all steps costs {100 * cost:.1f} % of the work in int8.") for text in seen
-    )
+    assert any(f"floating point at all steps costs {100 * cost:.1f} % of the work in int8.\n" in text for text in seen)
+    exact = replace(own, changed=dict.fromkeys(own.changed, 0))
+    exact.save(tmp_path / "exact.json")
+    assert any(text.endswith("No layer alone changes the answer to any of the 32 images.") for text in seen)
     # What each costs: tokens × weights, which no scale changes.
     site, linear = Site(2, "latents", "block.1.ffn.up"), checkpoint.build().block.get_submodule("1.ffn.up")
     assert own.work.keys() == own.noise.keys()

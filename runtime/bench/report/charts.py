@@ -26,6 +26,14 @@ _RIGHT, _TOP, _BOTTOM = 18, 14, 46
 _LETTER = 7.6  # width of a digit where the style makes text largest: on a phone
 _BINS = 90
 _Y_TICKS = 8  # at most, on a vertical axis
+_LOG_TICKS = 9  # at most, on a horizontal logarithmic one
+_LOG_STEPS = (
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 2, 3, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)  # within a power of ten, the finest first
 _RING, _RING_STEP = 7.0, 4.5  # radius of a ring, and how much more the next around it has
 _FEW, _NAMED, _COUNTED = 12, 32, 16  # rows of a matrix up to which text is large, names fit, counts fit into the cells
 _LARGE = 600  # width of a matrix with more than a few rows
@@ -73,16 +81,19 @@ class Scale:
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Returns round values inside the scale: 1, 2 or 5 times a power of ten."""
+        """Returns round values inside the scale: linear, 1, 2 or 5 times a power of ten; logarithmic, more where it spans little."""
         if self.log:
-            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            # Over many decades, every 1-2-5 would crowd the axis.
-            steps = (1, 2, 5) if last - first <= 3 else (1,)
-            values = [m * 10.0**p for p in range(first, last + 1) for m in steps]
-            return [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+            choices = [self._powers(steps) for steps in _LOG_STEPS]
+            return next((values for values in choices if len(values) <= about), choices[-1])
         step = _round_step((self.high - self.low) / about)
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def _powers(self, steps: Sequence[float]) -> list[float]:
+        """Returns these multiples of powers of ten inside the scale."""
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        values = [m * 10.0**p for p in range(first, last + 1) for m in steps]
+        return [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
 
 
 def _round_step(raw: float) -> float:
@@ -243,7 +254,7 @@ def distribution_chart(
     height, bottom = len(rows) * _RIDGE + _BOTTOM + top, len(rows) * _RIDGE + top
     svg = _svg(height, label)
     _text(svg, "tick", _WIDTH, _HEADING - 2, f"{' · '.join(_PERCENTILES)}, ms", anchor="end")
-    for tick, written in _apart([(x(t), f"{t:g}") for t in x.ticks(6)]):
+    for tick, written in _apart([(x(t), f"{t:g}") for t in x.ticks(_LOG_TICKS if log else 6)]):
         for i in range(1, len(rows) + 1):  # beside the names, not through them
             _vertical(svg, "grid", tick, _HEADING + i * _RIDGE - _RIDGE + 32, _HEADING + i * _RIDGE)
         _text(svg, "tick", tick, bottom + 18, written)

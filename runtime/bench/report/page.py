@@ -106,8 +106,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
                 figures.savings_figure(curve, color_of),
                 savings.estimates(curve, rows),
             )
-            for curve in evidence.depth_curves
-            if curve.halting
+            for curve in evidence.halting_curves
         ],
         "saving_head": savings.HEAD,
         "latency": figures.latency_figures(result, evidence.cases, color_of),

@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from vitrm import data
 from vitrm.errors import UserError
 from vitrm.runtime.backends.eager import EagerSession
 from vitrm.runtime.backends.onnxruntime.session import OnnxRuntimeSession
+from vitrm.runtime.bench import depths
 from vitrm.runtime.bench.accuracy import in_top5
+from vitrm.runtime.bench.images import load_sample
 from vitrm.runtime.bench.reference import find_reference
 from vitrm.runtime.bench.rows import BenchResult, BenchRow
 from vitrm.runtime.bench.run import bench
@@ -153,6 +157,32 @@ def test_depth_curve(result: BenchResult) -> None:
     assert curve.accuracy[STEPS - 1] == pytest.approx(eager.accuracy)
     assert ("tiny.onnx", float(STEPS), pytest.approx(eager.accuracy)) in curve.points
     assert all(0 <= h <= 1 for h in curve.halt_prob)
+    (halting,) = result.evidence.halting_curves
+    assert halting.accuracy == curve.accuracy[:STEPS]
+    assert halting.halting[-1].accuracy == pytest.approx(eager.accuracy)
+    assert not curve.halting
+
+
+def test_thresholds_are_told_of_more_images_than_depths_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second here: in 20, two batches of 100 images can take 16 steps, and all can take 4."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    answer = EagerSession.trajectory
+
+    def timed(session: EagerSession, images: Any, steps: int) -> Any:
+        clock.now += steps
+        return answer(session, images, steps)
+
+    monkeypatch.setattr(EagerSession, "trajectory", timed)
+    monkeypatch.setattr(depths, "time", clock)
+    session = EagerSession(checkpoints.load(str(run)), steps=STEPS, threads=1)
+    sample, said = load_sample(session.metadata, "tiny"), list[float]()
+    deep, halting = depths.depth_curves(
+        session, sample, 16, artifacts={}, steps=STEPS, seconds=20, progress=said.append
+    )
+    assert halting is not None
+    assert (deep.images, halting.images) == (200, 359)
+    assert said == sorted(said)
+    assert said[-1] == 1
 
 
 def test_halting_artifact_has_an_eager_row_that_halts(halting: Path) -> None:
