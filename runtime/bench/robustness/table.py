@@ -120,7 +120,9 @@ def basis(found: Sequence[Robustness]) -> list[str]:
 
 
 def reading(found: Sequence[Robustness]) -> list[str]:
-    """Says how the tables are read."""
+    """Says how the tables are read; nothing where there are none."""
+    if not found:
+        return []
     told = [f"columns: the mean over the severities, then severity {_WORST}"]
     if any(one.clean.lost is not None for one in found):
         told.append("points lost: by halting, against full depth on the same images" + _marks(found))

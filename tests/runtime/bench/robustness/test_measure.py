@@ -214,6 +214,10 @@ def test_a_broken_budget_is_said(loop: Path, lost: int, verdict: str, says: str)
     assert (too_sure in trust) == warns == (lost == 20)
 
 
+def test_without_corruptions_nothing_is_said_of_them() -> None:
+    assert plain_corruptions([]) == ""
+
+
 def test_images_without_labels_and_artifacts_that_fail_are_said(loop: Path) -> None:
     session = vitrm.runtime.open(loop)
     sample = load_sample(session.metadata, "a", limit=10)
