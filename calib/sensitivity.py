@@ -24,7 +24,7 @@ from vitrm.calib.sites import IN_WORDS, ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
-from vitrm.system.picture import DIM, NEUTRAL, heat_colors, picture
+from vitrm.system.picture import DIM, NEUTRAL, ORANGE, heat_colors, picture
 
 _NAMES = "0, 1, 2 …: layer of the block; q, k, v, out: attention; ffn: feed-forward"
 SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
@@ -72,7 +72,8 @@ class Sensitivity:
         self._draw(Path(path).with_suffix(".png"))
 
     def _draw(self, path: Path) -> None:
-        rows = sorted({(ROLES.index(s.role), s.layer) for s in self.noise})
+        # By role, and within it as they are computed, which is the order in which they were measured.
+        rows = sorted(dict.fromkeys((ROLES.index(s.role), s.layer) for s in self.noise), key=lambda row: row[0])
         steps = sorted({s.step for s in self.noise})
         table, work = np.full((len(rows), len(steps)), np.nan), np.zeros(len(rows))
         for site, value in self.noise.items():
@@ -89,12 +90,14 @@ class Sensitivity:
             top[0].text(0.01, 0.03, _NAMES, va="bottom", fontsize=8, color=DIM)
             cells, bars = top[1].subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
             _draw_noise(top[1], cells, table, steps)
+            _frame(cells, steps.index(worst.step), rows.index((ROLES.index(worst.role), worst.layer)))
             _draw_work(bars, work)
-            cells.set_yticks(range(len(rows)), [_row_name(ROLES[role], layer) for role, layer in rows], fontsize=8)
+            begins = [i for i in range(len(rows)) if i == 0 or rows[i][0] != rows[i - 1][0]]
+            names = [_row_name(ROLES[role] if i in begins else "", layer) for i, (role, layer) in enumerate(rows)]
+            cells.set_yticks(range(len(rows)), names, fontsize=8)
             for axes in (cells, bars):
-                for place in range(1, len(rows)):
-                    if rows[place][0] != rows[place - 1][0]:  # another role begins
-                        axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
+                for place in begins[1:]:
+                    axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
 
     def _cost(self, site: Site) -> float:
         """Returns the share of the work that is no longer in int8 once a site is not: where steps share a graph, its layer's at all steps."""
@@ -112,9 +115,10 @@ class Sensitivity:
 def _verdict(site: Site, noise: float, cost: float, shared: bool) -> str:
     """Returns in words where int8 harms most, how much that is, and what it costs to have none there."""
     at = f" at step {site.step}" if site.step else ""
-    place = f"Most: {_row_name(site.role, site.layer)}{at}."
+    place = f"Most, framed: {_row_name(site.role, site.layer)}{at}."
     harm = f"There the squared error of the final logits is {_share(noise)} of their variance."
-    where = "it in floating point at all steps" if shared and site.step else "it in floating point"
+    steps = " at all steps" if shared else " at that step"
+    where = f"it in floating point{steps if site.step else ''}"
     return f"{place}\n{harm}\nKeeping {where} costs {_share(cost)} of the work in int8."
 
 
@@ -124,7 +128,15 @@ def _share(noise: float) -> str:
 
 
 def _row_name(role: str, layer: str) -> str:
-    return f"{IN_WORDS[role]}, {layer.removeprefix('block.')}"
+    """Returns a layer's name behind its role in words, if that is given."""
+    return ", ".join(filter(None, (IN_WORDS.get(role), layer.removeprefix("block."))))
+
+
+def _frame(axes: Any, column: int, row: int) -> None:
+    """Draws a frame around a cell."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2, zorder=3))
 
 
 def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Sequence[int]) -> None:

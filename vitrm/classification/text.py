@@ -68,5 +68,12 @@ def _percent(share: float) -> str:
 def _mistake(result: Classification, label: int) -> str:
     row = result.confusion[label].copy()
     row[label] = 0
-    answer = int(row.argmax())
-    return f"{result.classes[answer]} ({row[answer]})" if row[answer] else "–"
+    most = int(row.max())
+    if not most:
+        return "–"
+    first, *others = (result.classes[i] for i in np.flatnonzero(row == most))
+    if not others:
+        return f"{first} ({most})"
+    return (
+        f"{first}, {others[0]} ({most} each)" if len(others) == 1 else f"{first} and {len(others)} more ({most} each)"
+    )

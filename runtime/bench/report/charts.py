@@ -195,6 +195,9 @@ def _scales(
         x_low, x_high = min(xs) - margin, max(xs) + margin
         pad = max((max(ys) - min(ys)) * 0.12, 0.005)
         y_low, y_high = min(ys) - pad, max(ys) + pad
+        for _ in range(3):  # a wider axis may have wider steps; it ends at values that are written
+            step = _round_step((y_high - y_low) / _Y_TICKS)
+            y_low, y_high = math.floor(y_low / step) * step, math.ceil(y_high / step) * step
     if y_limits:
         y_low, y_high = max(y_low, y_limits[0]), min(y_high, y_limits[1])
     return (

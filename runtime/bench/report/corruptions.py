@@ -145,7 +145,7 @@ def _trust(found: Robustness, title: str, reach: Sequence[float]) -> Figure:
         series.append(Series("right at full depth", full, 0, dashed=True))
     caption = "Mean over the corruptions. Where the expected line lies above the other, halt_prob trusts the answers too much."
     if coincide:
-        caption += " At full depth as many are right: halting costs at most 1 point at any severity."
+        caption += " Halting costs at most 1 point at any severity: at full depth as many are right."
     return _figure(title, series, caption, reach)
 
 
@@ -180,11 +180,11 @@ def examples(found: Sequence[Robustness], cases: Sequence[CaseEvidence]) -> list
     one, sample, decimals = found[0], case.sample, numbers.digits(found[0].images)
     at = sample.order()[:1]
     pixels, kinds = sample.pixels[at], {c.name: c for c in CORRUPTIONS}
-    made = [Example(_picture(pixels[0]), "as it is", numbers.percent(one.clean.accuracy, decimals))]
+    made = [Example(_picture(pixels[0]), "as it is", f"{numbers.percent(one.clean.accuracy, decimals)} right")]
     for under in one.corruptions:
         worst = corrupt(pixels, kinds[under.name], SEVERITIES[-1], seed=one.seed, positions=sample.index[at])
         right = numbers.percent(under.severities[-1].accuracy, decimals)
-        made.append(Example(_picture(worst[0]), words(under), right))
+        made.append(Example(_picture(worst[0]), words(under), f"{right} right"))
     return made
 
 

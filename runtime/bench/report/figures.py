@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitrm.runtime.bench.accuracy import wilson
 from vitrm.runtime.bench.case_names import file_and_settings
 from vitrm.runtime.bench.report import numbers, table
@@ -71,10 +74,19 @@ def latency_figures(result: BenchResult, evidence: Sequence[CaseEvidence], color
             if r.batch == batch and r.latency_ms
         )
         chart = distribution_chart(rows, label=label, text=numbers.milliseconds, log=log)
-        few = any(len(times) < FEW_RUNS for _, _, times in rows)
-        caption = f"Where the timed runs lie{', each a stroke' if few else ''}. The long mark is p50, the short ones p90 and p99."
-        figures.append(Figure(chart, caption, f"Batch {batch}"))
+        figures.append(Figure(chart, _runs(rows, batch), f"Batch {batch}"))
     return [*figures, *_by_batch(result, color_of, batches)]
+
+
+def _runs(rows: Sequence[tuple[str, int, NDArray[np.float64]]], batch: int) -> str:
+    """Says what a distribution is of: its axis is that of its batch size alone."""
+    counts = [len(times) for _, _, times in rows]
+    runs = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    whole = "one image" if batch == 1 else f"all {batch} images together"
+    strokes = (
+        ", each a stroke" if max(counts) < FEW_RUNS else ", few of them as strokes" if min(counts) < FEW_RUNS else ""
+    )
+    return f"Times of {whole}: {runs} runs a row{strokes}. The long mark is p50, the short ones p90 and p99."
 
 
 def _by_batch(result: BenchResult, color_of: Mapping[str, int], batches: Sequence[int]) -> list[Figure]:
@@ -186,7 +198,7 @@ def depth_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         y_limits=SHARES,
         x_mark=(trained, f"trained to {trained}") if trained is not None and trained in depths else None,
     )
-    caption = f"{_ring(curve)} The halting head estimates the chance that the answer is right: where its line lies on the other, it knows."
+    caption = f"{_ring(curve)} The halting head estimates the chance that its answer is right. Its line is the mean: above the other it trusts the answers too much."
     return Figure(chart, caption, f"{name}, {on_images(curve)}", series)
 
 
@@ -200,6 +212,12 @@ def on_images(curve: DepthCurve) -> str:
     """Says what part of the images a curve is of: its accuracies differ from those of all."""
     total = curve.total or curve.images
     return f"on {curve.images:,}" + (" test images" if total == curve.images else f" of the {total:,} test images")
+
+
+def _known(curve: DepthCurve) -> str:
+    """Says how much of a difference between accuracies may be chance."""
+    low, high = wilson(curve.accuracy[-1] * curve.images, curve.images)
+    return f"On {curve.images:,} images an accuracy like these is known to ±{50 * (high - low):.1f} points (95 %)."
 
 
 def _part(curve: DepthCurve) -> str:
@@ -241,7 +259,7 @@ def savings_figure(curve: DepthCurve, color_of: Mapping[str, int]) -> Figure:
         x_ticks=list(range(1, steps + 1)),
         y_limits=SHARES,
     )
-    caption = f"{_ring(curve)} On the left, low thresholds; on the right, never halting.{_part(curve)}"
+    caption = f"{_ring(curve)} On the left, low thresholds; on the right, never halting. {_known(curve)}{_part(curve)}"
     return Figure(chart, caption, f"{name}: what a threshold buys, {on_images(curve)}", series)
 
 
@@ -269,7 +287,7 @@ def _threshold(choice: HaltingChoice) -> Figure:
         y_limits=SHARES,
         y_mark=(choice.full.accuracy - choice.budget, "the budget"),
     )
-    return Figure(chart, _choice(choice), f"{choice.name}: the threshold", series)
+    return Figure(chart, _choice(choice), f"{choice.name}: the threshold, on validation images", series)
 
 
 def _choice(choice: HaltingChoice) -> str:

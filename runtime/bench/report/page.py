@@ -122,6 +122,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "corruption_rows": corruptions.figure_rows(alike),
         "corruption_tables": [_corruption_table(corruptions.most_told(group)) for group in alike],
         "corruption_same": [said for group in alike if (said := corruptions.same_within(group))],
+        "corruption_images": f"{result.corruptions[0].images:,}" if result.corruptions else "",
         "corruption_first": result.corruptions[0].name if result.corruptions else "",
         "corruption_basis": corruption_table.basis(result.corruptions),
         "corruption_reading": corruption_table.reading(result.corruptions),
