@@ -34,9 +34,9 @@ def depth_curves(
 ) -> tuple[DepthCurve, DepthCurve | None]:
     """Two curves of a recursive model: over depths 1 … `depths`, and what halting at each threshold gives in at most `steps` steps.
 
-    Each is of as many labelled images as fit into `seconds`.  Where that is not all of them for the first, the second, which needs
-    fewer steps, is run anew on more; None where one step is all there is.  `artifacts` are answers to the whole sample; their points
-    are taken on the same images as each curve.
+    The first is of as many labelled images as fit into `seconds`.  Where that is not all of them, the second, which needs fewer steps
+    and stands beside figures of all images, is run anew on as many as fit into three times that.  It is None where one step is all
+    there is.  `artifacts` are answers to the whole sample; their points are taken on the same images as each curve.
     """
     assert sample.labels is not None
     said = progress or (lambda fraction: None)
@@ -45,7 +45,7 @@ def depth_curves(
         return _curve(session, sample, deep, artifacts, steps), None
     shallow = Trajectory(deep.right[:steps], deep.halt_prob[:steps])
     if shallow.right.shape[1] < len(sample):
-        again = _trajectory(session, sample, steps, seconds, lambda f: said(0.5 + f / 2))
+        again = _trajectory(session, sample, steps, 3 * seconds, lambda f: said(0.5 + f / 2))
         shallow = max(shallow, again, key=lambda t: t.right.shape[1])
     points = tuple(at_threshold(shallow, t) for t in (*sorted(THRESHOLDS), NEVER))
     return _curve(session, sample, deep, artifacts, steps), _curve(session, sample, shallow, artifacts, steps, points)
