@@ -45,6 +45,7 @@ from vitrm.system.files import read_json, write_json
 from vitrm.system.picture import BLUE, DIM, NEUTRAL, PANEL, picture
 
 WARM_UP = 20  # images
+TEST_IMAGES = 10_000  # of CIFAR-10
 # Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
 OURS = {
     "nano-v2-cifar10": "halting-nano-v2-cifar10-amd-epyc.json",
@@ -268,7 +269,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes = figure.subplots()
         for model in models:
             line = list(zip(*((x, y) for x, y, _ in model.points), strict=True))
-            axes.plot(*line, "-", color=model.color, lw=0.6, alpha=0.6)
+            axes.plot(*line, "-" if model.ours else ":", color=model.color, lw=0.8, alpha=0.7)
             for x, y, precision in model.points:
                 look: dict[str, Any] = {"color": model.color, "markersize": 5.5}
                 if model.measured:  # an edge tells marks apart that lie on each other
@@ -279,11 +280,17 @@ def draw(record: dict[str, Any], path: Path) -> None:
         _draw_axes(axes, models)
         threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
         axes.set_title(
-            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images",
+            f"{record['cpu']}{_features(record)}, {threads}; mean of {record['images_timed']} images; accuracies ±{_chance(models):.1f} points (95 %)",
             fontweight="normal",
         )
         _draw_legend(figure, models)
         _draw_labels(figure, axes, models)
+
+
+def _chance(models: list[Drawn]) -> float:
+    """Returns the points by which an accuracy on all test images may differ by chance, for the median one."""
+    share = float(np.median([y for model in models for _, y, _ in model.points])) / 100
+    return 196 * math.sqrt(share * (1 - share) / TEST_IMAGES)
 
 
 def _features(record: dict[str, Any]) -> str:
@@ -320,7 +327,7 @@ def _draw_legend(figure: Any, models: list[Drawn]) -> None:
     kinds = {
         "ViTRM that halts: measured": (BLUE, True),
         "others: accuracy measured": (NEUTRAL, True),
-        "others: accuracy quoted": (NEUTRAL, False),
+        "others: accuracy quoted, of float32": (NEUTRAL, False),
     }
     met = {(model.color, model.measured) for model in models}
     signs = [

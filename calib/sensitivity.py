@@ -24,7 +24,7 @@ from vitrm.calib.sites import IN_WORDS, ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
-from vitrm.system.picture import DIM, NEUTRAL, ORANGE, heat_colors, picture
+from vitrm.system.picture import DIM, LINE, NEUTRAL, ORANGE, heat_colors, picture
 
 _NAMES = "0, 1, 2 …: layer of the block; q, k, v, out: attention; ffn: feed-forward"
 SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
@@ -86,7 +86,7 @@ class Sensitivity:
             worst = max(self.noise, key=lambda site: self.noise[site])
             top = figure.subfigures(2, 1, height_ratios=[0.92, 1.7 + 0.21 * len(rows)])
             verdict = _verdict(worst, self.noise[worst], self._cost(worst), self.shared)
-            top[0].text(0.01, 0.97, f"{verdict}\n{self._answers()}", va="top", fontsize=9)
+            top[0].text(0.01, 0.97, f"{self._answers()}\n{verdict}", va="top", fontsize=9)
             top[0].text(0.01, 0.03, _NAMES, va="bottom", fontsize=8, color=DIM)
             cells, bars = top[1].subplots(1, 2, sharey=True, width_ratios=[0.42 * len(steps) + 0.6, 1.5])
             _draw_noise(top[1], cells, table, steps)
@@ -146,6 +146,7 @@ def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Seque
     norm = LogNorm(max(float(np.nanmin(table)), most / 1e6), most, clip=True)
     drawn = axes.imshow(table, aspect="auto", norm=norm, cmap=heat_colors(), interpolation="nearest")
     axes.grid(visible=False)
+    axes.patch.set(hatch="////", edgecolor=LINE)  # where a layer does not run: no color of the scale
     axes.tick_params(length=0)
     axes.set_xticks(range(len(steps)), [str(step) if step else "once" for step in steps])
     axes.set_xlabel("step (once: per image)" if 0 in steps else "step")

@@ -15,7 +15,7 @@ from vitrm.runtime.bench.report.figures import MOST, SHARES, Figure, series_colo
 from vitrm.runtime.bench.report.gallery import png_address
 from vitrm.runtime.bench.robustness.corruptions import CORRUPTIONS, corrupt
 from vitrm.runtime.bench.robustness.measure import SEVERITIES, Robustness
-from vitrm.runtime.bench.robustness.table import words
+from vitrm.runtime.bench.robustness.table import most_told, words
 from vitrm.runtime.bench.rows import CaseEvidence
 
 _NEAR = 0.01  # shares nearer to each other are one line to an eye
@@ -58,11 +58,6 @@ def _near(one: Robustness, other: Robustness) -> bool:
             if any(abs(a - b) > _NEAR for (_, a), (_, b) in pairs):
                 return False
     return (one.clean.mean_halt_prob is None) == (other.clean.mean_halt_prob is None)
-
-
-def most_told(group: Sequence[Robustness]) -> Robustness:
-    """Returns the one of a group whose table says most: that halts, where one does."""
-    return max(group, key=lambda one: one.clean.lost is not None)
 
 
 def names(group: Sequence[Robustness]) -> str:
@@ -145,7 +140,7 @@ def _trust(found: Robustness, title: str, reach: Sequence[float]) -> Figure:
         series.append(Series("right at full depth", full, 0, dashed=True))
     caption = "Mean over the corruptions. Where the expected line lies above the other, halt_prob trusts the answers too much."
     if coincide:
-        caption += " Halting costs at most 1 point at any severity: at full depth as many are right."
+        caption += " Halting costs at most 1 point at any severity."
     return _figure(title, series, caption, reach)
 
 
@@ -180,11 +175,11 @@ def examples(found: Sequence[Robustness], cases: Sequence[CaseEvidence]) -> list
     one, sample, decimals = found[0], case.sample, numbers.digits(found[0].images)
     at = sample.order()[:1]
     pixels, kinds = sample.pixels[at], {c.name: c for c in CORRUPTIONS}
-    made = [Example(_picture(pixels[0]), "as it is", f"{numbers.percent(one.clean.accuracy, decimals)} right")]
+    made = [Example(_picture(pixels[0]), "as it is", numbers.percent(one.clean.accuracy, decimals))]
     for under in one.corruptions:
         worst = corrupt(pixels, kinds[under.name], SEVERITIES[-1], seed=one.seed, positions=sample.index[at])
         right = numbers.percent(under.severities[-1].accuracy, decimals)
-        made.append(Example(_picture(worst[0]), words(under), f"{right} right"))
+        made.append(Example(_picture(worst[0]), words(under), right))
     return made
 
 

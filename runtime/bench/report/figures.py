@@ -227,9 +227,7 @@ def _part(curve: DepthCurve) -> str:
 
 
 def _ring(curve: DepthCurve) -> str:
-    return (
-        f"The eager model after each step; a ring is an artifact's own answer on the same images.{_grain(curve.images)}"
-    )
+    return f"The eager model after each step; a ring is an artifact at its mean steps, on the same images.{_grain(curve.images)}"
 
 
 # Halting ---------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def _contents(result: BenchResult) -> dict[str, Any]:
         "corruption_examples": corruptions.examples(result.corruptions, artifacts),
         "corruption_overview": corruptions.overview(alike, color_of),
         "corruption_rows": corruptions.figure_rows(alike),
-        "corruption_tables": [_corruption_table(corruptions.most_told(group)) for group in alike],
+        "corruption_tables": [_corruption_table(corruption_table.most_told(group)) for group in alike],
         "corruption_same": [said for group in alike if (said := corruptions.same_within(group))],
         "corruption_images": f"{result.corruptions[0].images:,}" if result.corruptions else "",
         "corruption_first": result.corruptions[0].name if result.corruptions else "",

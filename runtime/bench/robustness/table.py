@@ -141,16 +141,21 @@ def _marks(found: Sequence[Robustness]) -> str:
     return f"; behind a corruption's name {', '.join(shown)}" if shown else ""
 
 
+def most_told(group: Sequence[Robustness]) -> Robustness:
+    """Returns the one of artifacts that are alike whose table says most: that halts, where one does."""
+    return max(group, key=lambda one: one.clean.lost is not None)
+
+
 def sentences(found: Sequence[Robustness]) -> list[tuple[str, bool]]:
     """Says what follows for artifacts that are alike, warnings first; each sentence with True for a warning.
 
-    What is said of halt_prob is said of the first one, in the name of all.
+    What is said of halt_prob is said of the one whose table is shown, in the name of all.
     """
     told = [_budget(one) for one in found if _halts(one)]
-    first = found[0]
-    if first.clean.mean_halt_prob is not None and first.mean.mean_halt_prob is not None:
-        told.append(_trust(first, " and ".join(one.name for one in found)))
-    return sorted(told, key=lambda one: not one[1])
+    one = most_told(found)
+    if one.clean.mean_halt_prob is not None and one.mean.mean_halt_prob is not None:
+        told.append(_trust(one, " and ".join(each.name for each in found)))
+    return sorted(told, key=lambda sentence: not sentence[1])
 
 
 def _trust(found: Robustness, name: str) -> tuple[str, bool]:

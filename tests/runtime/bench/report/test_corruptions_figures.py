@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from vitrm.runtime.bench.report.corruptions import alike, figure_rows, most_told, names, overview, same_within
+from vitrm.runtime.bench.report.corruptions import alike, figure_rows, names, overview, same_within
 from vitrm.runtime.bench.robustness.corruptions import SEVERITIES
 from vitrm.runtime.bench.robustness.measure import BROKEN, Figures, Robustness, UnderCorruption
-from vitrm.runtime.bench.robustness.table import reading, sentences
+from vitrm.runtime.bench.robustness.table import most_told, reading, sentences
 
 HALTING = Figures(accuracy=0.8, full_accuracy=0.8, lost=0.0, mean_steps_used=2.0, mean_halt_prob=0.9)
 NEVER = replace(HALTING, full_accuracy=None, lost=None, mean_steps_used=6.0)
@@ -37,7 +37,7 @@ def test_lines_that_coincide_are_one() -> None:
     for lost, coincide in ((0.004, True), (0.016, False)):
         figure = figure_rows([[in_fog(replace(HALTING, full_accuracy=0.8 + lost, lost=lost))]])[-1][-1]
         assert ("right at full depth" in [s.name for s in figure.legend]) != coincide
-        assert ("at full depth as many are right" in figure.caption) == coincide
+        assert ("Halting costs at most 1 point" in figure.caption) == coincide
 
 
 def test_charts_beside_each_other_have_one_axis_and_no_color_twice() -> None:
