@@ -24,9 +24,9 @@ from vitrm.calib.sites import IN_WORDS, ROLES, Site, Start, run_observed
 from vitrm.checkpoint import Checkpoint
 from vitrm.model import State, ViTRM
 from vitrm.system.files import write_json
-from vitrm.system.picture import DIM, LINE, NEUTRAL, ORANGE, heat_colors, picture
+from vitrm.system.picture import DIM, INK, LINE, NEUTRAL, ORANGE, PANEL, heat_colors, picture
 
-_NAMES = "0, 1, 2 …: layer of the block; q, k, v, out: attention; ffn: feed-forward"
+_NAMES = "0, 1, 2 …: layer of the block; q, k, v, out: attention; ffn: feed-forward; hatched: does not run then"
 SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images rank sites
 
 
@@ -34,6 +34,7 @@ SENSITIVITY_IMAGES = 32  # noise is a mean over images × classes: a few images 
 class Sensitivity:
     """The noise of each site."""
 
+    model: str  # its name
     noise: dict[Site, float]
     changed: dict[Site, int]  # images whose answer, the most likely class, int8 at that site alone changes
     work: dict[Site, int]  # multiply-adds per image, which int8 makes faster
@@ -60,6 +61,7 @@ class Sensitivity:
             path,
             {
                 "what": "error of the final logits, relative to their variance, from int8 at one site alone",
+                "model": self.model,
                 "target": self.target,
                 "scales": "shared by all steps" if self.shared else "each step its own",
                 "calibration": self.calibration_id,
@@ -72,17 +74,19 @@ class Sensitivity:
         self._draw(Path(path).with_suffix(".png"))
 
     def _draw(self, path: Path) -> None:
-        # By role, and within it as they are computed, which is the order in which they were measured.
-        rows = sorted(dict.fromkeys((ROLES.index(s.role), s.layer) for s in self.noise), key=lambda row: row[0])
+        # By role, each under its heading, and within it as they are computed, which is the order in which they were measured.
+        layers = dict.fromkeys((ROLES.index(s.role), s.layer) for s in self.noise)
+        rows = sorted(
+            [*layers, *dict.fromkeys((role, "") for role, _ in layers)], key=lambda row: (row[0], row[1] != "")
+        )
         steps = sorted({s.step for s in self.noise})
         table, work = np.full((len(rows), len(steps)), np.nan), np.zeros(len(rows))
         for site, value in self.noise.items():
             row = rows.index((ROLES.index(site.role), site.layer))
             table[row, steps.index(site.step)] = max(value, 1e-12)
             work[row] += self.work[site]
-        with picture(
-            path, 6.6 + 0.42 * len(steps), 2.67 + 0.21 * len(rows), "Harm of int8, one layer at a time"
-        ) as figure:
+        title = f"{self.model}: harm of int8, one linear layer at a time"
+        with picture(path, 6.6 + 0.42 * len(steps), 2.67 + 0.21 * len(rows), title) as figure:
             worst = max(self.noise, key=lambda site: self.noise[site])
             top = figure.subfigures(2, 1, height_ratios=[0.92, 1.7 + 0.21 * len(rows)])
             verdict = _verdict(worst, self.noise[worst], self._cost(worst), self.shared)
@@ -92,12 +96,12 @@ class Sensitivity:
             _draw_noise(top[1], cells, table, steps)
             _frame(cells, steps.index(worst.step), rows.index((ROLES.index(worst.role), worst.layer)))
             _draw_work(bars, work)
-            begins = [i for i in range(len(rows)) if i == 0 or rows[i][0] != rows[i - 1][0]]
-            names = [_row_name(ROLES[role] if i in begins else "", layer) for i, (role, layer) in enumerate(rows)]
+            names = [_short(layer) or IN_WORDS[ROLES[role]] for role, layer in rows]
             cells.set_yticks(range(len(rows)), names, fontsize=8)
-            for axes in (cells, bars):
-                for place in begins[1:]:
-                    axes.axhline(place - 0.5, color=DIM, linewidth=0.8)
+            for place, (_, layer) in enumerate(rows):
+                if not layer:
+                    cells.get_yticklabels()[place].set(fontweight="bold", color=INK)
+                    cells.axhspan(place - 0.5, place + 0.5, facecolor=PANEL, edgecolor=PANEL, zorder=2)
 
     def _cost(self, site: Site) -> float:
         """Returns the share of the work that is no longer in int8 once a site is not: where steps share a graph, its layer's at all steps."""
@@ -108,14 +112,14 @@ class Sensitivity:
         """Says in words how many images the site that changes most answers gives another answer."""
         most = max(self.changed.values())
         if not most:
-            return f"No layer alone changes the answer to any of the {self.images} images."
-        return f"No layer alone changes more than {most} of the {self.images} answers."
+            return f"No linear layer alone changes the answer to any of the {self.images} images."
+        return f"No linear layer alone changes more than {most} of the {self.images} answers."
 
 
 def _verdict(site: Site, noise: float, cost: float, shared: bool) -> str:
     """Returns in words where int8 harms most, how much that is, and what it costs to have none there."""
     at = f" at step {site.step}" if site.step else ""
-    place = f"Most, framed: {_row_name(site.role, site.layer)}{at}."
+    place = f"Most, framed: {IN_WORDS[site.role]}, {_short(site.layer)}{at}."
     harm = f"There the squared error of the final logits is {_share(noise)} of their variance."
     steps = " at all steps" if shared else " at that step"
     where = f"it in floating point{steps if site.step else ''}"
@@ -127,9 +131,8 @@ def _share(noise: float) -> str:
     return f"{100 * noise:.1f} %" if noise >= 0.001 else f"1 part in {float(f'{1 / max(noise, 1e-12):.1g}'):,.0f}"
 
 
-def _row_name(role: str, layer: str) -> str:
-    """Returns a layer's name behind its role in words, if that is given."""
-    return ", ".join(filter(None, (IN_WORDS.get(role), layer.removeprefix("block."))))
+def _short(layer: str) -> str:
+    return layer.removeprefix("block.")
 
 
 def _frame(axes: Any, column: int, row: int) -> None:
@@ -143,7 +146,8 @@ def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Seque
     from matplotlib.colors import LogNorm
 
     most = float(np.nanmax(table))  # what is a millionth of it harms nobody, and would take half of the colors
-    norm = LogNorm(max(float(np.nanmin(table)), most / 1e6), most, clip=True)
+    least = float(np.nanmin(table))
+    norm = LogNorm(max(least, most / 1e6), most, clip=True)
     drawn = axes.imshow(table, aspect="auto", norm=norm, cmap=heat_colors(), interpolation="nearest")
     axes.grid(visible=False)
     axes.patch.set(hatch="////", edgecolor=LINE)  # where a layer does not run: no color of the scale
@@ -152,7 +156,8 @@ def _draw_noise(figure: Any, axes: Any, table: NDArray[np.float64], steps: Seque
     axes.set_xlabel("step (once: per image)" if 0 in steps else "step")
     axes.set_title("Harm, by step", pad=8)
     label = "squared error of the final logits / their variance"
-    figure.colorbar(drawn, ax=axes, location="bottom", label=label, aspect=30, pad=0.02)
+    below = "min" if least < most / 1e6 else "neither"
+    figure.colorbar(drawn, ax=axes, location="bottom", label=label, aspect=30, pad=0.02, extend=below)
 
 
 def _draw_work(axes: Any, work: NDArray[np.float64]) -> None:
@@ -202,4 +207,5 @@ def sensitivity(
         noise[site] = float(np.square(rounded - exact).sum()) / max(variance, 1e-30)
         changed[site] = int((rounded.argmax(1) != exact.argmax(1)).sum())
         progress(done / len(work))
-    return Sensitivity(noise, changed, work, table.target, table.shared, calibration.id, len(images))
+    name = Path(checkpoint.source or "model").name
+    return Sensitivity(name, noise, changed, work, table.target, table.shared, calibration.id, len(images))
