@@ -140,7 +140,7 @@ def _trust(found: Robustness, title: str, reach: Sequence[float]) -> Figure:
         series.append(Series("right at full depth", full, 0, dashed=True))
     caption = "Mean over the corruptions. Where the expected line lies above the other, halt_prob trusts the answers too much."
     if coincide:
-        caption += " Halting costs at most 1 point at any severity."
+        caption += " On average over them halting costs at most 1 point at any severity."
     return _figure(title, series, caption, reach)
 
 

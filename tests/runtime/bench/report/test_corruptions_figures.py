@@ -37,7 +37,7 @@ def test_lines_that_coincide_are_one() -> None:
     for lost, coincide in ((0.004, True), (0.016, False)):
         figure = figure_rows([[in_fog(replace(HALTING, full_accuracy=0.8 + lost, lost=lost))]])[-1][-1]
         assert ("right at full depth" in [s.name for s in figure.legend]) != coincide
-        assert ("Halting costs at most 1 point" in figure.caption) == coincide
+        assert ("halting costs at most 1 point" in figure.caption) == coincide
 
 
 def test_charts_beside_each_other_have_one_axis_and_no_color_twice() -> None:
