@@ -39,7 +39,7 @@ from vitrm.config import preset
 from vitrm.data import Images, load
 from vitrm.errors import UserError
 from vitrm.export import export
-from vitrm.runtime.bench.accuracy import predict
+from vitrm.runtime.bench.accuracy import predict, wilson
 from vitrm.runtime.session import Session
 from vitrm.system.files import read_json, write_json
 from vitrm.system.picture import BLUE, DIM, NEUTRAL, PANEL, picture
@@ -290,7 +290,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
 def _chance(models: list[Drawn]) -> float:
     """Returns the points by which an accuracy on all test images may differ by chance, for the median one."""
     share = float(np.median([y for model in models for _, y, _ in model.points])) / 100
-    return 196 * math.sqrt(share * (1 - share) / TEST_IMAGES)
+    low, high = wilson(share * TEST_IMAGES, TEST_IMAGES)
+    return 50 * (high - low)
 
 
 def _features(record: dict[str, Any]) -> str:
@@ -400,11 +401,8 @@ def _placed(
         for (x, y, _), place in zip(model.points[::-1], line[::-1], strict=True):
             for dx, dy, side in _directions(distance):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
-                look["bbox"] = {
-                    "facecolor": PANEL,
-                    "edgecolor": "none",
-                    "pad": 0.5,
-                }  # no line of the grid goes through it
+                # No line of the grid goes through it.
+                look["bbox"] = {"facecolor": PANEL, "edgecolor": "none", "pad": 0.5}
                 text = axes.annotate(
                     model.label, (x, y), xytext=(dx, dy), color=model.color if model.ours else DIM, **look
                 )

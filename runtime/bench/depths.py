@@ -35,7 +35,7 @@ def depth_curves(
     """Two curves of a recursive model: over depths 1 … `depths`, and what halting at each threshold gives in at most `steps` steps.
 
     The first is of as many labelled images as fit into `seconds`.  Where that is not all of them, the second, which needs fewer steps
-    and stands beside figures of all images, is run anew on as many as fit into three times that.  It is None where one step is all
+    and stands beside figures of all images, goes on with as many more as fit into three times that.  It is None where one step is all
     there is.  `artifacts` are answers to the whole sample; their points are taken on the same images as each curve.
     """
     assert sample.labels is not None
@@ -44,23 +44,30 @@ def depth_curves(
     if steps < 2:
         return _curve(session, sample, deep, artifacts, steps), None
     shallow = Trajectory(deep.right[:steps], deep.halt_prob[:steps])
-    if shallow.right.shape[1] < len(sample):
-        again = _trajectory(session, sample, steps, 3 * seconds, lambda f: said(0.5 + f / 2))
-        shallow = max(shallow, again, key=lambda t: t.right.shape[1])
+    if (seen := deep.right.shape[1]) < len(sample):
+        more = _trajectory(session, sample, steps, 3 * seconds, lambda f: said(0.5 + f / 2), seen)
+        shallow = Trajectory(
+            np.concatenate([shallow.right, more.right], 1), np.concatenate([shallow.halt_prob, more.halt_prob], 1)
+        )
     points = tuple(at_threshold(shallow, t) for t in (*sorted(THRESHOLDS), NEVER))
     return _curve(session, sample, deep, artifacts, steps), _curve(session, sample, shallow, artifacts, steps, points)
 
 
 def _trajectory(
-    session: EagerSession, sample: Sample, depths: int, seconds: float, progress: Callable[[float], None]
+    session: EagerSession,
+    sample: Sample,
+    depths: int,
+    seconds: float,
+    progress: Callable[[float], None],
+    begin: int = 0,
 ) -> Trajectory:
-    """Answers after every step to the images that come first in the sample's order, as many as fit into `seconds`."""
+    """Answers after every step to the images from place `begin` of the sample's order on, as many as fit into `seconds`."""
     assert sample.labels is not None
     batch = affordable(_BATCH, sample.pixels.shape[-1], BATCH_MEBIBYTES)
     order, start = sample.order(), time.perf_counter()
     parts: list[Trajectory] = []
-    seen = 0
-    while seen < len(order) and (seen == 0 or time.perf_counter() - start < seconds):
+    seen = begin
+    while seen < len(order) and (seen == begin or time.perf_counter() - start < seconds):
         chosen = order[seen : seen + batch]
         logits, halt_prob = session.trajectory(to_floats(sample.pixels[chosen]), depths)
         parts.append(Trajectory(logits.argmax(2) == sample.labels[chosen], halt_prob))
