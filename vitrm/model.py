@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrm.config import WHITENED, ViTRMConfig
+from vitrm.config import ViTRMConfig
 from vitrm.layers import glimpses
 from vitrm.layers.conv_group import ConvGroup, ShiftBatchNorm, dirac
 from vitrm.layers.whitening import Whitening
@@ -421,8 +421,8 @@ class WhitenedTokenizer(Tokenizer):
 
     def __init__(self, config: ViTRMConfig) -> None:
         super().__init__()
-        self.whitening = Whitening(2, padded=True)
-        widths = [WHITENED, *config.stage_widths]
+        self.whitening = Whitening(2, config.directions, padded=True)
+        widths = [2 * config.directions, *config.stage_widths]
         self.groups = nn.ModuleList(ConvGroup(a, b) for a, b in pairwise(widths))
         self.conv = dirac(nn.Conv2d(widths[-1], config.dim, 3, padding=1, bias=False))
         self.norm = ShiftBatchNorm(config.dim)

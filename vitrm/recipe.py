@@ -246,6 +246,7 @@ RECIPES["nano-v2"] = Recipe(
 )
 # A larger model learns an image sooner by heart: it sees it less often, and more changed.
 RECIPES["small-v2"] = dataclasses.replace(RECIPES["nano-v2"], epochs=14, crop_padding=3, cutout=8)
+RECIPES["nano-v3"] = dataclasses.replace(RECIPES["small-v2"], epochs=36)
 TEACHER_KEYS = (  # fields that say nothing without a teacher
     "distill_weight",
     "distill_temperature",

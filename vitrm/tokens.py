@@ -17,7 +17,6 @@ from vitrm.model_limits import MAX_IMAGE_SIZE
 
 MAX_TOKENS = 256  # 16 × 16: what the presets make of 64 × 64 pixels, and common for 224 and 256
 _MAX_MIXED = 1024  # of a ConvMixer, whose cost is linear in them
-_LEAST_WHITENED = 24  # channels of a stage: as many as the filters before the first
 _LEAST_CONV = 8
 FOLLOWING = ("patch_size", "conv_layers", "conv_width", "stage_widths")  # settings that may follow
 _SIZES = Whole(1, MAX_IMAGE_SIZE)
@@ -45,7 +44,7 @@ def following(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"patch_size": patch}
     if tokenizer == "whitened":
         widths = config.stage_widths
-        small = max(_LEAST_WHITENED, widths[0] // 2)
+        small = max(2 * config.directions, widths[0] // 2)  # not fewer than come in
         found["stage_widths"] = (small,) * extra + widths if extra > 0 else widths[-extra:]
     elif extra > 0:
         if config.conv_layers is not None:

@@ -7,6 +7,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
+from vitrm.layers.whitening import Whitening
 from vitrm.model import ViTRM
 
 CONFIGS = {
@@ -26,6 +27,7 @@ CONFIGS = {
         "mixing": "cross",
         "tokenizer": "whitened",
         "stage_widths": (8, 8, 8),
+        "directions": 5,
     },
     "conv tokenizer with batch norm": {"tokenizer": "conv", "conv_width": 4, "conv_layers": 4, "conv_norm": True},
 }
@@ -71,6 +73,18 @@ def test_whitened_patches_are_white():
     patches = F.conv2d(images, whitening.filters).transpose(0, 1).flatten(1)
     torch.testing.assert_close(patches[:12] @ patches[:12].T / patches.shape[1], torch.eye(12), atol=1e-2, rtol=0)
     torch.testing.assert_close(patches[12:], -patches[:12])
+
+
+def test_fewer_directions_are_those_of_the_largest_variance():
+    torch.manual_seed(0)
+    images = torch.randn(50, 3, 32, 32) * torch.tensor([[3.0, 2.0, 1.0]]).view(1, 3, 1, 1)  # red differs most, then green
+    every, few = (Whitening(2, count, padded=True) for count in (None, 5))
+    for whitening in (every, few):
+        whitening.whiten(images)
+    torch.testing.assert_close(few.filters, torch.cat([every.filters[:5], every.filters[12:17]]))
+    red, others = few.filters[:4, 0].abs().max(), few.filters[:4, 1:].abs().max()
+    assert others < red / 5, "the first four directions are those of red"
+    assert few(images).shape == (50, 10, 32, 32)
 
 
 def test_colors_that_gray_images_lack_have_no_filter():

@@ -21,7 +21,7 @@ def test_every_size_that_halves_well_makes_few_tokens(name: str) -> None:
     assert preset(name, image_size=32) == PRESETS[name]
 
 
-@pytest.mark.parametrize("name", ["nano", "nano-v2", "paper+", "vit-small", "cct-7-3x1", "convmixer-256-8"])
+@pytest.mark.parametrize("name", ["nano", "nano-v2", "nano-v3", "paper+", "vit-small", "cct-7-3x1", "convmixer-256-8"])
 def test_it_computes_at_224(name: str) -> None:
     config = preset(name, image_size=224)
     with torch.device("meta"):

@@ -10,9 +10,10 @@ NOISE = 5e-4  # variance that noise has in every direction
 
 
 @torch.no_grad()
-def whitening_filters(images: Tensor, size: int) -> Tensor:
+def whitening_filters(images: Tensor, size: int, count: int | None = None) -> Tensor:
     """The directions of `size` × `size` patches of normalized images [n, 3, H, W], each scaled to unit variance, and their
-    negatives: float32 [2 · 3 · size², 3, size, size], the direction of the largest variance first.
+    negatives: float32 [2 · 3 · size², 3, size, size], the direction of the largest variance first.  With `count` the
+    directions of the smallest variance are left out: [2 · count, 3, size, size].
 
     A direction in which the images do not differ at all, as gray ones do not in color, gets zeros: what it let through
     would be rounding errors, which batch norms then make as large as everything else.
@@ -23,6 +24,7 @@ def whitening_filters(images: Tensor, size: int) -> Tensor:
     rows = (vectors * scales).T.flip(0)
     # An eigenvector's sign is anybody's: here its largest entry is positive, on every machine.
     rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+    rows = rows[:count]
     return torch.cat([rows, -rows]).float().view(-1, 3, size, size)
 
 
@@ -32,31 +34,33 @@ class Whitening(nn.Module):
     As built it passes every pixel of a patch on, and its negative.  `whiten` replaces that by what makes the patches of
     the training images white: before the model's weights are averaged (`vitrm.training.ema`) or copied.
 
+    `directions` is how many of a patch's 3 P² directions pass, those of the largest variance; None: all.
+
     `padded` keeps the image's size, for patches of 2 × 2: their filters fill a corner of 3 × 3 ones, which a common
     convolution with a padding of 1 takes.
     """
 
     weight: Tensor
 
-    def __init__(self, size: int, *, padded: bool = False) -> None:
+    def __init__(self, size: int, directions: int | None = None, *, padded: bool = False) -> None:
         super().__init__()
         assert size == 2 or not padded, "only 2 × 2 patches can keep the image's size"
         self.size = size
         self.padding = 1 if padded else 0
-        directions = torch.eye(3 * size**2).view(-1, 3, size, size)
-        self.register_buffer("weight", torch.zeros(2 * len(directions), 3, size + self.padding, size + self.padding))
-        self.filters.copy_(torch.cat([directions, -directions]))
+        pixels = torch.eye(3 * size**2).view(-1, 3, size, size)[:directions]
+        self.register_buffer("weight", torch.zeros(2 * len(pixels), 3, size + self.padding, size + self.padding))
+        self.filters.copy_(torch.cat([pixels, -pixels]))
         self.bias = nn.Parameter(torch.zeros(len(self.weight)))
 
     @property
     def filters(self) -> Tensor:
-        """[2 · 3 · size², 3, size, size]: the weight without its zeros, a view."""
+        """[2 · directions, 3, size, size]: the weight without its zeros, a view."""
         return self.weight[:, :, : self.size, : self.size]
 
     def whiten(self, images: Tensor) -> None:
         """Sets the weight for normalized images [n, 3, H, W]."""
-        self.filters.copy_(whitening_filters(images, self.size))
+        self.filters.copy_(whitening_filters(images, self.size, len(self.weight) // 2))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] → [B, 2 · 3 · P², H, W] if padded, else [B, 2 · 3 · P², H − P + 1, W − P + 1]."""
+        """Normalized images [B, 3, H, W] → [B, 2 · directions, H, W] if padded, else [B, 2 · directions, H − P + 1, W − P + 1]."""
         return F.conv2d(images, self.weight, self.bias, padding=self.padding)
