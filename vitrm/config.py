@@ -216,7 +216,10 @@ class ViTRMConfig:
         widths, halvings = self.conv_widths[1:], self.patch_size.bit_length() - 1
         if self.tokenizer == "conv":
             return [(self.image_size >> min(i, halvings), width) for i, width in enumerate(widths)]
-        return [(self.image_size, 2 * self.directions), *((self.image_size >> (i + 1) // 2, w) for i, w in enumerate(widths))]
+        return [
+            (self.image_size, 2 * self.directions),
+            *((self.image_size >> (i + 1) // 2, w) for i, w in enumerate(widths)),
+        ]
 
 
 ModelConfig = ViTRMConfig | BaselineConfig
