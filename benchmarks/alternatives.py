@@ -48,6 +48,7 @@ WARM_UP = 20  # images
 TEST_IMAGES = 10_000  # of CIFAR-10
 # Where a model's threshold was chosen, on validation images; None: it is not measured with halting.
 OURS = {
+    "nano-v3-cifar10": "halting-nano-v3-cifar10-amd-epyc.json",
     "nano-v2-cifar10": "halting-nano-v2-cifar10-amd-epyc.json",
     "small-v2-cifar10": "halting-small-v2-cifar10-amd-epyc.json",
     "nano-cifar10": None,

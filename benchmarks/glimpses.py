@@ -32,7 +32,7 @@ from vitrm.runtime.halting.choose import DEFAULT_BUDGET, Trajectory, at_threshol
 from vitrm.system.files import read_json, write_json
 from vitrm.system.picture import BLUE, NEUTRAL, ORANGE, picture
 
-MODELS = ("nano-v2-cifar10", "small-v2-cifar10", "nano-v2-cifar100", "small-v2-cifar100")
+MODELS = ("nano-v3-cifar10", "nano-v2-cifar10", "small-v2-cifar10", "nano-v2-cifar100", "small-v2-cifar100")
 STEPS = 6
 DOCS_PICTURE = RECORDS.parents[1] / "docs" / "ideas" / "glimpses.svg"
 _BATCH = 250
@@ -154,8 +154,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axes.set_ylabel("test images right, %")
         for axes in panels[len(models) :]:
             axes.set_visible(False)
-        for axes in panels[-columns:]:
+        for axes in panels[max(0, len(models) - columns) : len(models)]:  # the lowest of each column
             axes.set_xlabel("steps, mean per image")
+            axes.tick_params(labelbottom=True)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
