@@ -5,7 +5,8 @@ depth, a longer average, no early end.  `fast` is meant for a CPU and for minute
 learning rate, and the losses of two steps in one update instead of one update per step.  `anytime` is `fast`
 for every depth: the two supervised steps begin at a random depth of up to four, which rises during training, so
 that accuracy does not fall with more steps than two.  `deepen` is a short second stage for a trained model (`--init`):
-four steps at a random depth, the later ones weighing more (docs/train/anytime.md).
+four steps at a random depth, the later ones weighing more (docs/train/anytime.md).  `looks` is another: a model that was
+trained on one view learns to use the views of `--glimpses`, its tokenizer as it is (docs/train/nano-v2.md).
 
 Weight decay acts on weight matrices and convolutions only, unless `decay_all`: biases, LayerNorms
 (batch norms), position embeddings and the initial state y₀, z₀ set a level rather than a slope, and
@@ -247,6 +248,23 @@ RECIPES["nano-v2"] = Recipe(
 # A larger model learns an image sooner by heart: it sees it less often, and more changed.
 RECIPES["small-v2"] = dataclasses.replace(RECIPES["nano-v2"], epochs=14, crop_padding=3, cutout=8)
 RECIPES["nano-v3"] = dataclasses.replace(RECIPES["small-v2"], epochs=36)
+# Glimpses after one reading: the tokenizer, which has learned the training images nearly by heart, stays; the block learns
+# what to make of the next view, mostly from a teacher, as labels of images known by heart say little.
+RECIPES["looks"] = dataclasses.replace(
+    RECIPES["nano-v3"],
+    freeze="tokenizer",
+    epochs=8,
+    lr=5e-4,
+    muon_lr=0.008,
+    cutout=12,
+    n_sup=3,
+    free_steps=3,
+    free_ramp=0.0,
+    step_weight_power=0.0,
+    agreement_weight=0.0,
+    token_weight=0.0,
+    distill_weight=0.8,
+)
 TEACHER_KEYS = (  # fields that say nothing without a teacher
     "distill_weight",
     "distill_temperature",

@@ -240,10 +240,12 @@ def test_muon_is_for_hidden_matrices_and_for_no_classifier(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_frozen_tokenizer_keeps_weights_and_statistics_in_workers_too(parts):
+@pytest.mark.parametrize(("parts", "glimpses"), [(1, "none"), (1, "shift"), (2, "mirror")])
+def test_a_frozen_tokenizer_keeps_weights_and_statistics_in_workers_too(parts, glimpses):
     workers = Workers(parts) if parts > 1 else None
-    config = preset("tiny", tokenizer="conv", conv_norm=True, conv_layers=3, conv_width=8, dropout=0.0)
+    config = preset(
+        "tiny", tokenizer="conv", conv_norm=True, conv_layers=3, conv_width=8, dropout=0.0, glimpses=glimpses
+    )
     learner = make_learner(config, workers=workers, freeze="tokenizer", clip_norm=1.0, weight_decay=0.1)
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     for _ in range(2):
