@@ -253,9 +253,9 @@ RECIPES["nano-v3"] = dataclasses.replace(RECIPES["small-v2"], epochs=36)
 RECIPES["looks"] = dataclasses.replace(
     RECIPES["nano-v3"],
     freeze="tokenizer",
-    epochs=8,
-    lr=5e-4,
-    muon_lr=0.008,
+    epochs=3,
+    lr=3e-4,
+    muon_lr=0.005,
     cutout=12,
     n_sup=3,
     free_steps=3,
