@@ -41,6 +41,7 @@ def test_files_are_drawn_where_they_were_measured() -> None:
     assert {(row["latency_ms"]["mean"], 100 * row["accuracy"]) for row in halting} <= set(drawn)
     assert len(drawn) == len(halting) + sum(row["model"] not in alternatives.OURS for row in record["rows"])
     assert [model.label for model in models if model.ours] == [
+        "nano-v3-cifar10, halting: 1.0 steps",
         "nano-v2-cifar10, halting: 1.1 steps",
         "small-v2-cifar10, halting: 1.0 steps",
     ]

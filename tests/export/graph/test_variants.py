@@ -42,7 +42,6 @@ VARIANTS = {
         "mixing": "cross",
         "tokenizer": "whitened",
         "stage_widths": (8, 8, 8),
-        "directions": 8,
         "n": 1,
     },
 }
