@@ -77,9 +77,8 @@ def test_whitened_patches_are_white():
 
 def test_fewer_directions_are_those_of_the_largest_variance():
     torch.manual_seed(0)
-    images = torch.randn(50, 3, 32, 32) * torch.tensor([[3.0, 2.0, 1.0]]).view(
-        1, 3, 1, 1
-    )  # red differs most, then green
+    contrast = torch.tensor([3.0, 2.0, 1.0]).view(3, 1, 1)  # red differs most, then green
+    images = contrast * torch.randn(50, 3, 32, 32)
     every, few = (Whitening(2, count, padded=True) for count in (None, 5))
     for whitening in (every, few):
         whitening.whiten(images)
