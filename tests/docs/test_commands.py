@@ -128,7 +128,7 @@ def run(words: list[str]) -> None:
     paths = [path for word in arguments for path in (sorted(glob.glob(word)) if "*" in word else [word])]
     if not ("--resume" in paths or "--help" in paths):
         cheaper = CHEAPER.get(command, [])
-        if "nano-v2-cifar10" in paths and command == "vitrm-train":
+        if "nano-v3-cifar10" in paths and command == "vitrm-train":
             # A tiny model from random weights stands for it: three updates leave its own too noisy for int8, whose export is refused.
             at = paths.index("--init")
             paths = [*paths[:at], *paths[at + 2 :]]
